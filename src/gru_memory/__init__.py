@@ -1,0 +1,21 @@
+"""A persistent memory for any causal language model: it learns, recalls and fades."""
+
+from .backbones import Backbone, register_backbone, supported_model_types
+from .config import MemoryConfig
+from .memory import GRUMemoryWithDecay
+from .models import AutoModelWithGRUMemory, GPT2WithGRUMemory, add_memory
+from .state import MemoryState
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AutoModelWithGRUMemory",
+    "Backbone",
+    "GPT2WithGRUMemory",
+    "GRUMemoryWithDecay",
+    "MemoryConfig",
+    "MemoryState",
+    "add_memory",
+    "register_backbone",
+    "supported_model_types",
+]

@@ -1,0 +1,113 @@
+"""`MemoryConfig`: everything that defines a memory, in one place; the defaults live here and nowhere else."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+CONFIG_NAME = "memory_config.json"
+FORMAT_VERSION = 1
+
+CELLS = ("gru", "mingru")
+CLOCKS = ("token", "turn")
+MODES = ("persistent", "ephemeral")
+_LAYER_SITE = re.compile(r"layer:(\d+)")
+
+
+@dataclass
+class MemoryConfig:
+    """Shape and meaning of a memory.
+
+    A conversation's state takes `len(sites) * num_heads * num_slots * (slot_size + 1)` floats and a little more.
+    """
+
+    sites: tuple[str, ...] = field(
+        default=("top",), metadata={"help": "where memory hooks in: 'input', 'middle', 'top' or 'layer:K'"}
+    )
+    num_heads: int = field(default=4, metadata={"help": "heads that address their own slots"})
+    num_slots: int = field(default=16, metadata={"help": "slots a head"})
+    slot_size: int = field(default=128, metadata={"help": "floats in a slot"})
+    decay: float | list = field(
+        default=0.97, metadata={"help": "kept per tick, in (0, 1]: one number, or one a head, or one a slot"}
+    )
+    decay_every: str = field(default="token", metadata={"help": "what a tick is: 'token' or 'turn'"})
+    cell: str = field(default="gru", metadata={"help": "'gru', or 'mingru' whose gates do not look at the state"})
+    gate_init: float = field(default=0.0, metadata={"help": "how loudly an untrained memory speaks; 0 is the base model"})
+    key_layers: tuple[int, ...] = field(
+        default=(), metadata={"help": "blocks whose output joins the site's own hidden state in keys and queries"}
+    )
+    mode: str = field(
+        default="persistent", metadata={"help": "'persistent' carries memory from call to call, 'ephemeral' does not"}
+    )
+
+    def __post_init__(self) -> None:
+        self.sites = tuple(self.sites)
+        self.key_layers = tuple(self.key_layers)
+        if not self.sites:
+            raise ValueError("sites is empty: name at least one of 'input', 'middle', 'top', 'layer:K'")
+        if len(set(self.sites)) != len(self.sites):
+            raise ValueError(f"sites {self.sites} names a site twice: give each one once")
+        for site in self.sites:
+            if site not in ("input", "middle", "top") and not _LAYER_SITE.fullmatch(site):
+                raise ValueError(f"unknown site {site!r}: use 'input', 'middle', 'top' or 'layer:K' (K counts from 0)")
+        for name in ("num_heads", "num_slots", "slot_size"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} is {value!r}: it must be a whole number of at least 1")
+        if self.cell not in CELLS:
+            raise ValueError(f"cell is {self.cell!r}: choose one of {CELLS}")
+        if self.decay_every not in CLOCKS:
+            raise ValueError(f"decay_every is {self.decay_every!r}: choose one of {CLOCKS}")
+        if self.mode not in MODES:
+            raise ValueError(f"mode is {self.mode!r}: choose one of {MODES}")
+        check_decay(self.decay, self.num_heads, self.num_slots)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, with the version of the format."""
+        values = asdict(self)
+        values["sites"], values["key_layers"] = list(self.sites), list(self.key_layers)
+        return {"format_version": FORMAT_VERSION, **values}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> MemoryConfig:
+        """Inverse of `to_dict`. Unknown fields and newer formats are refused."""
+        values = dict(values)
+        version = values.pop("format_version", FORMAT_VERSION)
+        if version > FORMAT_VERSION:
+            raise ValueError(f"memory format {version} is newer than this library reads ({FORMAT_VERSION}): upgrade gru-memory")
+        unknown = set(values) - {f.name for f in fields(cls)}
+        if unknown:
+            raise ValueError(f"unknown fields {sorted(unknown)} in the memory config; known: {[f.name for f in fields(cls)]}")
+        return cls(**values)
+
+    def save(self, folder: str | Path) -> None:
+        """Write `memory_config.json` into `folder`."""
+        Path(folder, CONFIG_NAME).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+
+def check_decay(decay: float | list, num_heads: int, num_slots: int) -> list[list[float]]:
+    """`decay` as nested lists that broadcast over (heads, slots): (1, 1), (heads, 1), (1, slots) or (heads, slots).
+
+    A flat list of `num_heads` numbers is one a head, of `num_slots` numbers one a slot; where both are equal it is one
+    a slot. Raises ValueError for numbers outside (0, 1] and for lists of another length.
+    """
+    rows = decay if isinstance(decay, (list, tuple)) else [decay]
+    if rows and isinstance(rows[0], (list, tuple)):
+        if len(rows) != num_heads or any(len(row) != num_slots for row in rows):
+            raise ValueError(f"decay as a table must be {num_heads} rows (heads) of {num_slots} numbers (slots)")
+        table = [list(row) for row in rows]
+    elif len(rows) in (1, num_slots):
+        table = [list(rows)]
+    elif len(rows) == num_heads:
+        table = [[value] for value in rows]
+    else:
+        raise ValueError(
+            f"decay has {len(rows)} numbers: give one, or one a head ({num_heads}), or one a slot ({num_slots})"
+        )
+    for value in (value for row in table for value in row):
+        if not isinstance(value, (int, float)) or not 0 < value <= 1:
+            raise ValueError(f"decay {value!r} is not in (0, 1]: use 1 to keep traces for ever, 0.99 slow, 0.9 fast fading")
+    return table

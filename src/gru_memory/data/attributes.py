@@ -1,0 +1,214 @@
+"""Attributes a user can tell of: what is said, what is asked, and the reply that mirrors the question.
+
+In every sentence the value `{v}` comes after the words that name the attribute, because a memory that writes
+while it reads can only file a value under words it has already seen. Cores carry neither a capital nor a stop;
+those come from the frame around them (`phrasings.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cache
+
+from . import attribute_lists as lists
+from .vocabulary import split_of
+
+PAST = "did"  # auxiliaries of a verb row; "do" is its present form
+BE = {"be": ("am", "is", "are"), "was": ("was", "was", "were")}  # I, my sister, you
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One way to ask: a direct question, its indirect form, and the answer in the same words."""
+
+    direct: str
+    indirect: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """Something of somebody, with its wordings by split: "test" ones are never used in training."""
+
+    id: str
+    family: str  # "noun", "called" or "verb"
+    kinds: tuple[str, ...]  # kinds of value, see vocabulary.py
+    tells: dict[str, tuple[str, ...]] = field(hash=False)
+    asks: dict[str, tuple[Ask, ...]] = field(hash=False)
+    corrections: dict[str, tuple[str, ...]] = field(hash=False)
+
+
+@dataclass(frozen=True)
+class Base:
+    """An attribute without its owner; all owners' versions share one side of the train/test split."""
+
+    id: str
+    family: str
+    kinds: tuple[str, ...]
+    owners: tuple[str, ...]  # "" is the user
+    row: tuple[str, ...]
+
+    @property
+    def split(self) -> str:
+        return split_of(self.id)
+
+
+@cache
+def bases(split: str = "all") -> tuple[Base, ...]:
+    """Every base attribute on one side of the split, or on both."""
+    found = [*_noun_bases(), *_called_bases(), *_verb_bases()]
+    if split not in ("train", "test", "all"):
+        raise ValueError(f'attributes are split into "train", "test" or "all", not {split!r}')
+    return tuple(base for base in found if split in ("all", base.split))
+
+
+@cache
+def attribute(base: Base, owner: str = "") -> Attribute:
+    """The attribute of one owner ("" for the user, else such as "sister")."""
+    tells, asks, corrections = _WORDINGS[base.family](base, f"{owner}'s " if owner else "")
+    return Attribute(f"{base.id}/{owner or 'me'}", base.family, base.kinds, tells, asks, corrections)
+
+
+def _owners(thing: str) -> tuple[str, ...]:
+    return ("", *(owner for owner in lists.OWNERS if owner.split()[-1] not in thing.split()))
+
+
+def _noun_bases():
+    for kinds, things in lists.THINGS.items():
+        for thing in things:
+            alone = thing.startswith("!")  # makes sense for the user only
+            thing = thing.removeprefix("!")
+            yield Base(f"noun:{thing}", "noun", kinds, ("",) if alone else _owners(thing), (thing,))
+
+
+def _called_bases():
+    for manner, groups in lists.CALLED.items():
+        for kinds, nouns in groups.items():
+            for noun in nouns:
+                yield Base(f"called:{noun}", "called", kinds, _owners(noun), (noun, manner))
+
+
+def _verb_bases():
+    for line in lists.VERBS:
+        kinds, *row = (cell.strip() for cell in line.split("|"))
+        subject, _, _, base, _, _, tail, _ = row
+        name = " ".join(part for part in (subject, base, tail) if part).replace("{a}", "a")
+        yield Base(f"verb:{name}", "verb", tuple(kinds.split()), ("", *lists.OWNERS), tuple(row))
+
+
+def _noun_wordings(base: Base, owner: str):
+    (thing,) = base.row
+    x = owner + thing
+    tells = [f"my {x} is {{v}}", f"my {x} happens to be {{v}}", f"I looked up my {x} and it is {{v}}"]
+    tells += [f"if anyone asks about my {x}, it is {{v}}", f"what I have as my {x} is {{v}}"]
+    asks = [
+        Ask(f"what is my {x}", f"what my {x} is", f"your {x} is {{v}}"),
+        Ask(f"what's my {x}", f"what my {x} is", f"your {x} is {{v}}"),
+        Ask(f"do you know my {x}", f"my {x}", f"your {x} is {{v}}"),
+    ]
+    unseen_tells = [f"when it comes to my {x}, it is {{v}}", f"here is my {x}, it is {{v}}"]
+    unseen_asks = [
+        Ask(f"what did I say my {x} is", f"what I said my {x} is", f"you said your {x} is {{v}}"),
+        Ask(f"what was my {x} again", f"what my {x} was", f"your {x} is {{v}}"),
+    ]
+    if owner:
+        possessor = owner.removesuffix("'s ")
+        tells.append(f"the {thing} of my {possessor} is {{v}}")
+        asks.append(
+            Ask(
+                f"what is the {thing} of my {possessor}",
+                f"what the {thing} of my {possessor} is",
+                f"the {thing} of your {possessor} is {{v}}",
+            )
+        )
+    corrections = [f"my {x} is {{v}}", f"my {x} is now {{v}}", f"my {x} is really {{v}}"]
+    unseen_corrections = [f"my {x} has changed to {{v}}", f"my {x} should be {{v}}"]
+    return (
+        _by_split(tells, unseen_tells),
+        _by_split(asks, unseen_asks),
+        _by_split(corrections, unseen_corrections),
+    )
+
+
+def _called_wordings(base: Base, owner: str):
+    noun, manner = base.row
+    x, possessor = owner + noun, owner.removesuffix("'s ")
+    have = f"my {possessor} has" if owner else "I have"
+    tells = [f"my {x} is called {{v}}", f"the name of my {x} is {{v}}", f"my {x}'s name is {{v}}"]
+    corrections = [f"my {x} is called {{v}}", f"the name of my {x} is {{v}}", f"my {x} is now called {{v}}"]
+    unseen_tells = [f"my {x} goes by the name {{v}}", f"everyone calls my {x} {{v}}"]
+    unseen_corrections = [f"my {x} got a new name, {{v}}"]
+    asks = [
+        Ask(f"what is my {x} called", f"what my {x} is called", f"your {x} is called {{v}}"),
+        Ask(f"what is the name of my {x}", f"the name of my {x}", f"the name of your {x} is {{v}}"),
+        Ask(f"what's my {x}'s name", f"what my {x}'s name is", f"your {x}'s name is {{v}}"),
+    ]
+    unseen_asks = [
+        Ask(f"what name does my {x} have", f"what name my {x} has", f"your {x} has the name {{v}}"),
+        Ask(f"what did I say my {x} is called", f"what I said my {x} is called", f"your {x} is called {{v}}"),
+    ]
+    if manner != "place":
+        tells.append(f"{have} {_a(noun)} {noun} called {{v}}")
+        unseen_tells.append(f"{have} {_a(noun)} {noun} by the name of {{v}}")
+    if manner == "owned":
+        named = f"my {possessor} named the {noun}" if owner else f"I named my {noun}"
+        tells.append(f"{named} {{v}}")
+        corrections.append(f"we renamed my {x}; it is called {{v}} now")
+    return (
+        _by_split(tells, unseen_tells),
+        _by_split(asks, unseen_asks),
+        _by_split(corrections, unseen_corrections),
+    )
+
+
+def _verb_wordings(base: Base, owner: str):
+    subject, aux, wh, verb, inflected, asked_tail, tail, moved = base.row
+    possessor = owner.removesuffix("'s ")
+    third = bool(subject or owner)  # "my flight", "my sister" rather than "I"
+    said = f"my {owner}{subject}".strip() if subject else f"my {possessor}" if owner else "I"
+    you = f"your {owner}{subject}" if subject else f"your {possessor}" if owner else "you"
+    if aux in BE:
+        be, be_third, be_you = BE[aux]
+        mine = be_third if third else be
+        main, main_you, question = (
+            f"{mine} {verb}",
+            f"{be_third if third else be_you} {verb}",
+            f"{mine} {said} {verb}",
+        )
+    else:
+        main = inflected if third or aux == PAST else verb
+        main_you, question = main, f"{aux if aux == PAST else 'does' if third else 'do'} {said} {verb}"
+    sentence, asked = _join(said, main, tail, "{v}"), _join(said, main, asked_tail)
+    answer = _join(you, main_you, tail, "{v}")
+    tells = [sentence, f"it is a fact that {sentence}", f"it might matter later that {sentence}"]
+    if main.startswith("am "):
+        tells.append(sentence.replace("I am ", "I'm ", 1))
+    asks = [Ask(_join(wh, question, asked_tail), f"{wh} {asked}", answer)]
+    unseen_asks = [Ask(f"{wh} did I say {asked}", f"{wh} I said {asked}", answer)]
+    corrections = [sentence]
+    if moved and not owner:
+        corrections.append(moved)
+    unseen_tells, unseen_corrections = (
+        [f"it so happens that {sentence}"],
+        [f"what is true now is that {sentence}"],
+    )
+    return (
+        _by_split(tells, unseen_tells),
+        _by_split(asks, unseen_asks),
+        _by_split(corrections, unseen_corrections),
+    )
+
+
+_WORDINGS = {"noun": _noun_wordings, "called": _called_wordings, "verb": _verb_wordings}
+
+
+def _a(noun: str) -> str:
+    return "an" if noun[0] in "aeiou" and not noun.startswith("uni") else "a"
+
+
+def _join(*parts: str) -> str:
+    return " ".join(part.strip() for part in parts if part.strip())
+
+
+def _by_split(train: list, test: list) -> dict[str, tuple]:
+    return {"train": tuple(train), "test": tuple(test)}

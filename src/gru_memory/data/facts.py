@@ -1,0 +1,245 @@
+"""Facts, and the sessions made of them: told, perhaps corrected, talked past, and asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+
+from . import attributes as attrs
+from . import phrasings as p
+from .sessions import Session, Turn
+from .small_talk import sample_talk
+from .vocabulary import CLOSED_KINDS, article, sample_value
+
+OWN_SHARE = 0.5  # of the facts are about the user rather than somebody the user knows
+AMERICAN_SHARE = 0.3  # of the turns are spelt the American way
+ASKED_TWICE = 0.2  # of the facts of a shuffled session
+ASKED_EARLY = 0.5  # of the corrected facts of a shuffled session are also asked before their correction
+MAX_TRIES = 1000
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One value of one attribute; if it was corrected, `tell` told `old_value` and `value` is the new one."""
+
+    id: str
+    attribute: str
+    kind: str
+    value: str
+    tell: Turn
+    correction: Turn | None
+    ask: Turn
+    old_value: str | None = None
+
+
+@dataclass(frozen=True)
+class FactTurns:
+    """A fact with all wordings it may appear in."""
+
+    fact: Fact
+    tells: tuple[Turn, ...]
+    corrections: tuple[Turn, ...]
+    asks: tuple[Turn, ...]
+    early_asks: tuple[Turn, ...]  # the old value is the right answer until the correction
+
+    def turns(self) -> tuple[Turn, ...]:
+        return self.tells + self.corrections + self.asks + self.early_asks
+
+
+class FactGenerator:
+    """Facts, small talk and sessions; the same arguments give the same ones in every process.
+
+    `values`, `phrasings` and `attributes` choose the side of each split; small talk goes with `phrasings`.
+    `corrected` is the share of facts told with one value and corrected to another. `accept` narrows the values
+    down.
+    """
+
+    def __init__(
+        self,
+        seed: int = 0,
+        values: str = "train",
+        phrasings: str = "train",
+        attributes: str = "train",
+        corrected: float = 0.0,
+        accept: Callable[[str], bool] | None = None,
+    ):
+        for name, split in (("values", values), ("phrasings", phrasings)):
+            if split not in ("train", "test"):
+                raise ValueError(f'{name} is {split!r}; use "train" or "test"')
+        if not 0 <= corrected <= 1:
+            raise ValueError(f"corrected is a share between 0 and 1, not {corrected}")
+        self.rng = Random(f"facts {seed} {values} {phrasings} {attributes}")
+        self.values, self.phrasings, self.corrected, self.accept = values, phrasings, corrected, accept
+        closed = CLOSED_KINDS if values == "test" else frozenset()
+        self.bases = [base for base in attrs.bases(attributes) if not closed.intersection(base.kinds)]
+        self._attributes: dict[str, attrs.Attribute] = {}
+        self._refused: set[str] = set()  # kinds of value none of which `accept` lets through
+        self._count = 0
+
+    def fact(self) -> Fact:
+        """A new fact; its id is unique among the facts of this generator."""
+        for _ in range(MAX_TRIES):
+            base = self.rng.choice(self.bases)
+            owner = "" if self.rng.random() < OWN_SHARE else self.rng.choice(base.owners)
+            kind = self.rng.choice(base.kinds)
+            if kind in self._refused:
+                continue
+            try:
+                value = self._value(kind)
+                old = self._value(kind, value) if self.rng.random() < self.corrected else None
+            except ValueError:  # `accept` turned down every value of this kind; another kind may suit it
+                self._refused.add(kind)
+                continue
+            if any(said.lower() in base.id for said in (value, old or value)):  # "my boat is called Boat"
+                continue
+            attribute = attrs.attribute(base, owner)
+            self._attributes[attribute.id] = attribute
+            self._count += 1
+            return self._worded(f"f{self._count}", attribute, kind, value, old)
+        raise ValueError("no attribute has a value that `accept` lets through; relax it")
+
+    def reworded(self, fact: Fact) -> Fact:
+        """The same fact in other words, drawn anew (they may come out the same)."""
+        return self._worded(fact.id, self._attributes[fact.attribute], fact.kind, fact.value, fact.old_value)
+
+    def fact_turns(self, tells: int = 1, asks: int = 1) -> FactTurns:
+        """A new fact with up to so many distinct ways to tell and to ask it."""
+        fact = self.fact()
+        worded = [fact, *(self.reworded(fact) for _ in range(max(tells, asks) - 1))]
+        corrections = tuple(dict.fromkeys(f.correction for f in worded[:tells] if f.correction))
+        early = (
+            (self._ask(self._attributes[fact.attribute], fact.id, fact.old_value),) if fact.correction else ()
+        )
+        return FactTurns(
+            fact,
+            tuple(dict.fromkeys(f.tell for f in worded[:tells])),
+            corrections,
+            tuple(dict.fromkeys(f.ask for f in worded[:asks])),
+            early,
+        )
+
+    def talk(self) -> Turn:
+        """A turn that tells nothing and asks for nothing told."""
+        return sample_talk(self.rng, self.phrasings)
+
+    def session(self, num_facts: int, between: int, shuffle: bool = False) -> Session:
+        """Facts of distinct attributes and values with `between` turns of small talk.
+
+        All facts are told (and corrected), then comes the talk, then the asks in random order. With `shuffle`
+        all of it is interleaved at random, each ask after what it asks for, some asked twice, some before a
+        correction.
+        """
+        chosen = _without_clashes(self.fact_turns, num_facts)
+        return arrange(self.rng, chosen, [self.talk() for _ in range(between)], shuffle)
+
+    def _value(self, kind: str, other: str = "") -> str:
+        def accept(value: str) -> bool:
+            return value.lower() != other.lower() and (self.accept is None or self.accept(value))
+
+        return sample_value(kind, self.rng, self.values, accept)
+
+    def _worded(self, id: str, attribute: attrs.Attribute, kind: str, value: str, old: str | None) -> Fact:
+        tell = self._tell("tell", p.TELL, attribute.tells, id, old or value)
+        correction = self._tell("correct", p.CORRECT, attribute.corrections, id, value) if old else None
+        return Fact(id, attribute.id, kind, value, tell, correction, self._ask(attribute, id, value), old)
+
+    def _choose(self, texts: dict[str, tuple[str, ...]], value: str) -> str:
+        """One of the frames or replies that do not happen to contain the value ("note" is a noun, too)."""
+        return self.rng.choice([text for text in texts[self.phrasings] if value.lower() not in text.lower()])
+
+    def _tell(self, kind: str, frames: dict, cores: dict, id: str, value: str) -> Turn:
+        text = p.told(self._choose(frames, value), self.rng.choice(cores[self.phrasings]))
+        if self.rng.random() < AMERICAN_SHARE:
+            text = p.american(text)
+        reply = None if self.rng.random() < p.SILENT else self._choose(p.ACKNOWLEDGE, value)
+        return Turn(_fill(text, value), reply, kind=kind, value=value, fact=id)
+
+    def _ask(self, attribute: attrs.Attribute, id: str, value: str) -> Turn:
+        ask = self.rng.choice(attribute.asks[self.phrasings])
+        user = p.asked(self._choose(p.ASK, value), ask.direct, ask.indirect)
+        answer = p.capital(ask.answer) + "."
+        if self.rng.random() < AMERICAN_SHARE:
+            user, answer = p.american(user), p.american(answer)
+        return Turn(user, _fill(answer, value), learn="answer", kind="ask", value=value, fact=id)
+
+
+class FactPool:
+    """A finite pool of turns, recombined into any number of sessions: work on a turn can be done once."""
+
+    def __init__(
+        self, generator: FactGenerator, num_facts: int, num_talk: int, tells: int = 2, asks: int = 2
+    ):
+        if num_facts < 1:
+            raise ValueError(f"a pool needs at least one fact, not {num_facts}")
+        self.facts = [generator.fact_turns(tells, asks) for _ in range(num_facts)]
+        self.talk = [generator.talk() for _ in range(num_talk)]
+
+    def turns(self) -> Iterator[Turn]:
+        """All distinct turns that sessions of this pool are made of."""
+        every = (turn for fact in self.facts for turn in fact.turns())
+        return iter(dict.fromkeys([*every, *self.talk]))
+
+    def session(self, rng: Random, num_facts: int, between: int, shuffle: bool = True) -> Session:
+        """A session of pool members; see `FactGenerator.session`. The pool itself never changes."""
+        if between and not self.talk:
+            raise ValueError("this pool has no small talk; make it with num_talk > 0 or ask for between=0")
+        chosen = _without_clashes(lambda: rng.choice(self.facts), num_facts)
+        return arrange(rng, chosen, [rng.choice(self.talk) for _ in range(between)], shuffle)
+
+
+def arrange(rng: Random, facts: Sequence[FactTurns], talk: Sequence[Turn], shuffle: bool) -> Session:
+    """Put facts and small talk in order; each fact is told in one of its wordings."""
+    told, asked = [], []
+    for turns in facts:
+        steps = [rng.choice(turns.tells)]
+        if shuffle and turns.early_asks and rng.random() < ASKED_EARLY:
+            steps.append(rng.choice(turns.early_asks))
+        if turns.corrections:
+            steps.append(rng.choice(turns.corrections))
+        told.append(steps)
+        asked.append([rng.choice(turns.asks) for _ in range(1 + (shuffle and rng.random() < ASKED_TWICE))])
+    if shuffle:
+        turns = _merge(
+            rng, [steps + asks for steps, asks in zip(told, asked, strict=True)] + [[turn] for turn in talk]
+        )
+    else:
+        turns = _merge(rng, told) + list(talk) + _merge(rng, asked)
+    meta = {"facts": len(facts), "between": len(talk), "shuffle": shuffle}
+    meta["corrected"] = sum(bool(fact.corrections) for fact in facts)
+    return Session(tuple(turns), meta)
+
+
+def _merge(rng: Random, sequences: Sequence[Sequence[Turn]]) -> list[Turn]:
+    """A random interleaving that keeps the order within each sequence."""
+    order = [i for i, sequence in enumerate(sequences) for _ in sequence]
+    rng.shuffle(order)
+    rests = [iter(sequence) for sequence in sequences]
+    return [next(rests[i]) for i in order]
+
+
+def _without_clashes(draw: Callable[[], FactTurns], number: int) -> list[FactTurns]:
+    """`number` facts no two of which share an attribute or a value, so that every question has one answer."""
+    chosen: list[FactTurns] = []
+    taken: set[str] = set()
+    for _ in range(MAX_TRIES + 10 * number):
+        if len(chosen) == number:
+            return chosen
+        turns = draw()
+        marks = {
+            turns.fact.attribute,
+            turns.fact.value.lower(),
+            (turns.fact.old_value or turns.fact.value).lower(),
+        }
+        if taken.isdisjoint(marks):
+            taken |= marks
+            chosen.append(turns)
+    if len(chosen) == number:
+        return chosen
+    raise ValueError(
+        f"could not draw {number} facts with different attributes and values; ask for fewer per session"
+    )
+
+
+def _fill(text: str, value: str) -> str:
+    return text.replace("{a}", article(value)).replace("{v}", value)

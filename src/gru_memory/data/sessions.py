@@ -1,0 +1,116 @@
+"""Turns and sessions, and their JSONL form: chat messages, each tagged with the turn it belongs to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+LEARN = (None, "answer", "base")
+KINDS = ("tell", "correct", "ask", "talk")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One attention window: nothing of it is visible to a later turn except through the memory."""
+
+    user: str
+    assistant: str | None = None
+    learn: str | None = None  # "answer": loss on the reply; "base": stay close to the base model
+    kind: str = "talk"
+    value: str | None = None
+    fact: str | None = None  # ties a tell or a correction to its ask
+
+    def __post_init__(self):
+        if self.learn not in LEARN:
+            raise ValueError(f"learn is {self.learn!r}; use one of {LEARN}")
+        if self.kind not in KINDS:
+            raise ValueError(f"kind is {self.kind!r}; use one of {KINDS}")
+        if self.learn == "answer" and self.assistant is None:
+            raise ValueError('a turn with learn="answer" needs an assistant reply to learn from')
+
+
+@dataclass(frozen=True)
+class Session:
+    """Turns in the order in which one memory reads them."""
+
+    turns: tuple[Turn, ...]
+    meta: dict = field(default_factory=dict)
+
+    def to_json(self) -> dict:
+        """A JSON-ready dict of chat messages; marks that are None are left out."""
+        return {
+            "messages": [message for i, turn in enumerate(self.turns) for message in _messages(i, turn)],
+            "meta": self.meta,
+        }
+
+    @classmethod
+    def from_json(cls, data: dict) -> Session:
+        if not isinstance(data, dict) or not isinstance(data.get("messages"), list):
+            raise ValueError('a session needs a list under "messages"')
+        by_turn: dict[int, dict[str, dict]] = {}
+        for message in data["messages"]:
+            _add_message(by_turn, message)
+        return cls(tuple(_turn(i, by_turn[i]) for i in by_turn), data.get("meta", {}))
+
+
+def write_jsonl(path: str | Path, sessions: Iterable[Session]) -> None:
+    """One session a line."""
+    with open(path, "w", encoding="utf-8") as file:
+        for session in sessions:
+            file.write(json.dumps(session.to_json(), ensure_ascii=False) + "\n")
+
+
+def read_jsonl(path: str | Path) -> Iterator[Session]:
+    """Sessions of a file, blank lines skipped; a line that is not one raises ValueError with its number."""
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                yield Session.from_json(json.loads(line))
+            except ValueError as error:  # json.JSONDecodeError is one
+                raise ValueError(f"{path}, line {number}: {error}") from error
+
+
+def _messages(index: int, turn: Turn) -> list[dict]:
+    marks = {"kind": turn.kind, "value": turn.value, "fact": turn.fact}
+    messages = [{"role": "user", "content": turn.user, "turn": index} | marks]
+    if turn.assistant is not None:
+        messages.append({"role": "assistant", "content": turn.assistant, "turn": index})
+    messages[-1]["learn"] = turn.learn
+    return [{key: value for key, value in message.items() if value is not None} for message in messages]
+
+
+def _add_message(by_turn: dict[int, dict[str, dict]], message: dict) -> None:
+    if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+        raise ValueError('every message needs a text under "content"')
+    index, role = message.get("turn"), message.get("role")
+    if not isinstance(index, int):
+        raise ValueError('every message needs its turn number under "turn"')
+    if by_turn and index < max(by_turn):
+        raise ValueError(f"turn {index} comes after turn {max(by_turn)}; messages must be in order of turns")
+    turn = by_turn.setdefault(index, {})
+    expected = "assistant" if "user" in turn else "user"
+    if role != expected or role in turn:
+        raise ValueError(
+            f"turn {index} has a {role!r} message; a turn is one user message, then at most one reply"
+        )
+    turn[role] = message
+
+
+def _turn(index: int, messages: dict[str, dict]) -> Turn:
+    user = messages["user"]
+    reply = messages.get("assistant")
+    try:
+        return Turn(
+            user=user["content"],
+            assistant=reply["content"] if reply else None,
+            learn=(reply or user).get("learn"),
+            kind=user.get("kind", "talk"),
+            value=user.get("value"),
+            fact=user.get("fact"),
+        )
+    except ValueError as error:
+        raise ValueError(f"turn {index}: {error}") from error

@@ -1,0 +1,294 @@
+"""`GRUMemoryWithDecay`: one memory site. It addresses, writes, fades and reads; the recurrence itself is in `scan`."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from . import scan as recurrence
+from .config import CELLS, CLOCKS, MemoryConfig, check_decay
+
+SiteState = dict[str, Tensor]
+
+_DEFAULTS = {name: f.default for name, f in MemoryConfig.__dataclass_fields__.items()}
+
+
+class GRUMemoryWithDecay(nn.Module):
+    """A recurrent memory beside a stream of hidden states.
+
+    With x_t the hidden state, e_t the output embedding of token t, and for each of N heads on its own (index left out):
+
+        address   a_t = softmax(W_k k_{t-1})            k_t = norm(x_t), joined by norm(key_states_t) where given
+        strength  b_t = sigmoid(w_b [k_{t-1}, norm(e_t)])
+        value     v_t = W_e norm(e_t) + W_x norm(x_t)
+        decay     H~  = lambda * H_{t-1}                at each tick of the clock
+        content   c_t = sum_s a_{t,s} H~_s
+        update    C_t = GRUCell(v_t, c_t);  H_s = H~_s + b_t a_{t,s} (C_t - H~_s)
+        query     r_t = softmax(W_q k_t)
+        read      y_t = x_t + W_o concat_heads(g_t sum_s r_{t,s} H_{t,s}),  g_t = gate * sigmoid(w_g norm(x_t))
+
+    The address comes from the position *before* the token that is stored, so that a later position which expects the
+    same kind of token finds it (the induction pattern). With `cell="mingru"` the update is C_t = tanh(v_t).
+
+    Args:
+        hidden_size: D, width of the hidden states.
+        num_heads: N, heads that address their own slots.
+        num_slots: S, slots a head.
+        slot_size: d, floats in a slot.
+        decay: lambda in (0, 1], kept of every slot per tick: a number, one a head or one a slot.
+        decay_every: "token" (every position ticks) or "turn" (the first position of a turn ticks).
+        cell: "gru" or "mingru".
+        gate_init: initial gate; at 0 the output is the input, bit for bit, until training opens it.
+        embed_size: width of the token embeddings, `hidden_size` if None.
+        key_size: width of `key_states`, 0 if the site addresses by its own hidden state alone.
+
+    Raises:
+        ValueError: an argument out of range; the message says which values are allowed.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int = _DEFAULTS["num_heads"],
+        num_slots: int = _DEFAULTS["num_slots"],
+        slot_size: int = _DEFAULTS["slot_size"],
+        decay: float | list = _DEFAULTS["decay"],
+        decay_every: str = _DEFAULTS["decay_every"],
+        cell: str = _DEFAULTS["cell"],
+        gate_init: float = _DEFAULTS["gate_init"],
+        embed_size: int | None = None,
+        key_size: int = 0,
+    ) -> None:
+        super().__init__()
+        if cell not in CELLS:
+            raise ValueError(f"cell is {cell!r}: choose one of {CELLS}")
+        if decay_every not in CLOCKS:
+            raise ValueError(f"decay_every is {decay_every!r}: choose one of {CLOCKS}")
+        for name, size in (("hidden_size", hidden_size), ("num_heads", num_heads), ("num_slots", num_slots), ("slot_size", slot_size)):
+            if size < 1:
+                raise ValueError(f"{name} is {size}: it must be at least 1")
+        self.hidden_size, self.embed_size, self.key_size = hidden_size, embed_size or hidden_size, key_size
+        self.num_heads, self.num_slots, self.slot_size = num_heads, num_slots, slot_size
+        self.decay_every, self.cell, self.gate_init = decay_every, cell, gate_init
+        self.register_buffer("decay", torch.tensor(check_decay(decay, num_heads, num_slots)))
+
+        width = num_heads * slot_size
+        self.key = nn.Linear(hidden_size + key_size, num_heads * num_slots)
+        self.query = nn.Linear(hidden_size + key_size, num_heads * num_slots)
+        self.strength_key = nn.Linear(hidden_size + key_size, num_heads)
+        self.strength_embed = nn.Linear(self.embed_size, num_heads, bias=False)
+        self.value_embed = nn.Linear(self.embed_size, width, bias=False)
+        self.value_hidden = nn.Linear(hidden_size, width, bias=False)
+        self.read_gate = nn.Linear(hidden_size, num_heads)
+        self.output = nn.Linear(width, hidden_size, bias=False)
+        self.gate = nn.Parameter(torch.empty(()))
+        if cell == "gru":
+            self.weight_ih = nn.Parameter(torch.empty(num_heads, 3 * slot_size, slot_size))
+            self.weight_hh = nn.Parameter(torch.empty(num_heads, 3 * slot_size, slot_size))
+            self.bias_ih = nn.Parameter(torch.empty(num_heads, 3 * slot_size))
+            self.bias_hh = nn.Parameter(torch.empty(num_heads, 3 * slot_size))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Initial weights: queries equal keys, and reading is the transpose of writing.
+
+        So from the first step a token stored under a key comes back, as itself, where the same key is asked for;
+        training sharpens what is already there. (Values through an untrained random projection did not learn.)
+        """
+        nn.init.normal_(self.key.weight, std=2 / math.sqrt(self.key.in_features))
+        nn.init.zeros_(self.key.bias)
+        self.query.load_state_dict(self.key.state_dict())
+        for linear in (self.strength_key, self.read_gate):
+            nn.init.normal_(linear.weight, std=0.02 / math.sqrt(linear.in_features))
+            nn.init.zeros_(linear.bias)
+        nn.init.normal_(self.strength_embed.weight, std=0.02 / math.sqrt(self.embed_size))
+        nn.init.orthogonal_(self.value_embed.weight)
+        nn.init.zeros_(self.value_hidden.weight)
+        if self.embed_size == self.hidden_size:
+            self.output.weight.copy_(self.value_embed.weight.t())
+        else:
+            nn.init.orthogonal_(self.output.weight)
+        self.gate.fill_(self.gate_init)
+        if self.cell == "gru":
+            d = self.slot_size
+            for weight in (self.weight_ih, self.weight_hh):
+                nn.init.uniform_(weight, -0.1 / math.sqrt(d), 0.1 / math.sqrt(d))
+            self.weight_ih[:, 2 * d :] += torch.eye(d)  # the new content starts as the value, as in mingru
+            nn.init.zeros_(self.bias_ih)
+            nn.init.zeros_(self.bias_hh)
+            self.bias_ih[:, d : 2 * d] = -2.0  # the update gate starts open for the new content
+
+    @property
+    def state_dtype(self) -> torch.dtype:
+        """Slots accumulate in at least float32, whatever the weights are in."""
+        return torch.promote_types(self.gate.dtype, torch.float32)
+
+    def initial_state(self, batch_size: int) -> SiteState:
+        """The state of a memory that has seen nothing: empty slots and, as previous key, that of a zero hidden state."""
+        dtype = self.state_dtype
+        shape = (batch_size, self.num_heads, self.num_slots)
+        return {
+            "slots": torch.zeros(*shape, self.slot_size, dtype=dtype, device=self.gate.device),
+            "address": self.key.bias.to(dtype).view(1, *shape[1:]).expand(shape),
+            "strength": self.strength_key.bias.to(dtype).expand(batch_size, -1),
+        }
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        token_embeds: Tensor | None = None,
+        state: SiteState | None = None,
+        mask: Tensor | None = None,
+        turn_starts: Tensor | None = None,
+        key_states: Tensor | None = None,
+    ) -> tuple[Tensor, SiteState]:
+        """Read and write along a stretch of hidden states.
+
+        Args:
+            hidden_states: (B, T, D) stream at this site.
+            token_embeds: (B, T, E) output embeddings of the same tokens; None stores by the hidden states alone.
+            state: what this returned for the stretch before; None for an empty memory.
+            mask: (B, T) bool, False where the memory must hold (padding); None for all True.
+            turn_starts: (B, T) bool, True where a turn begins; only `decay_every="turn"` looks at it.
+            key_states: (B, T, `key_size`) further hidden states to address by.
+
+        Returns:
+            (B, T, D) hidden states with what was recalled added, and the new state.
+
+        Raises:
+            ValueError: a shape that does not fit, or a state with NaN in it.
+        """
+        self._check(hidden_states, token_embeds, state, mask, key_states)
+        if state is None:
+            state = self.initial_state(hidden_states.shape[0])
+        inputs, last_key, read_gate = self.prepare(hidden_states, token_embeds, state, mask, turn_starts, key_states)
+        cell = recurrence.CellWeights(self.weight_hh, self.bias_hh) if self.cell == "gru" else None
+        if cell is not None and self.weight_hh.dtype != self.state_dtype:
+            cell = recurrence.CellWeights(*(w.to(self.state_dtype) for w in cell))
+        reads, slots = recurrence.scan(inputs, state["slots"].to(self.state_dtype), cell)
+        recalled = self.output((read_gate * reads).flatten(2).to(self.output.weight.dtype))
+        return hidden_states + recalled.to(hidden_states.dtype), {"slots": slots, **last_key}
+
+    def prepare(
+        self,
+        hidden_states: Tensor,
+        token_embeds: Tensor | None,
+        state: SiteState,
+        mask: Tensor | None,
+        turn_starts: Tensor | None,
+        key_states: Tensor | None,
+    ) -> tuple[recurrence.ScanInputs, SiteState, Tensor]:
+        """Everything that does not depend on the slots: scan inputs, the last key, and the read gate (B, T, N, 1)."""
+        batch, length = hidden_states.shape[:2]
+        N, S, d, dtype = self.num_heads, self.num_slots, self.slot_size, self.state_dtype
+        if mask is None:
+            mask = torch.ones(batch, length, dtype=torch.bool, device=hidden_states.device)
+        mask = mask.bool()
+        visible = mask[..., None]
+
+        normed = _rms_norm(torch.where(visible, hidden_states, 0).to(self.gate.dtype))  # (B, T, D)
+        keys = normed
+        if key_states is not None:
+            keys = torch.cat([normed, _rms_norm(torch.where(visible, key_states, 0).to(self.gate.dtype))], dim=-1)
+        embeds = None if token_embeds is None else _rms_norm(token_embeds.to(self.gate.dtype))  # (B, T, E)
+
+        # What each position decides for the next one, shifted by one visible position (the state holds the first).
+        decided = torch.cat([self.key(keys), self.strength_key(keys)], dim=-1).to(dtype)  # (B, T, N*S + N)
+        before = torch.cat([state["address"].flatten(1), state["strength"]], dim=-1).to(dtype)
+        shifted, last = _shift(decided, before, mask)
+        address = shifted[..., : N * S].unflatten(-1, (N, S)).softmax(dim=-1)  # (B, T, N, S)
+        strength = shifted[..., N * S :]  # (B, T, N)
+        values = self.value_hidden(normed)
+        if embeds is not None:
+            strength = strength + self.strength_embed(embeds).to(dtype)
+            values = values + self.value_embed(embeds)
+        values = values.unflatten(-1, (N, d))  # (B, T, N, d)
+        if self.cell == "gru":
+            values = torch.einsum("btnd,nkd->btnk", values, self.weight_ih) + self.bias_ih  # (B, T, N, 3d)
+        else:
+            values = values.tanh()
+
+        write = torch.sigmoid(strength) * visible  # (B, T, N), 0 holds
+        ticks = mask if self.decay_every == "token" else mask & _or_false(turn_starts, mask)
+        keep = torch.where(ticks[..., None, None], self.decay.to(dtype), 1.0).expand(batch, length, N, S)
+        query = self.query(keys).to(dtype).unflatten(-1, (N, S)).softmax(dim=-1)
+        read_gate = (self.gate * torch.sigmoid(self.read_gate(normed))).to(dtype).unsqueeze(-1)
+        inputs = recurrence.ScanInputs(values.to(dtype), address, write.unsqueeze(-1) * address, keep, query)
+        last_key = {"address": last[:, : N * S].unflatten(-1, (N, S)), "strength": last[:, N * S :]}
+        return inputs, last_key, read_gate
+
+    def load_gru_cell(self, cell: nn.GRUCell, head: int = 0) -> None:
+        """Copy the weights of a `torch.nn.GRUCell` of width `slot_size` into one head.
+
+        With one slot, strength 1 and no decay this head then runs as that cell does.
+        """
+        if self.cell != "gru":
+            raise ValueError("load_gru_cell needs a memory with cell='gru'")
+        if (cell.input_size, cell.hidden_size) != (self.slot_size, self.slot_size):
+            raise ValueError(
+                f"the GRUCell is {cell.input_size} -> {cell.hidden_size}: it must be {self.slot_size} -> {self.slot_size}, "
+                "the slot size of this memory"
+            )
+        with torch.no_grad():
+            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
+                source = getattr(cell, name)
+                getattr(self, name)[head] = 0.0 if source is None else source
+
+    def _check(self, hidden_states, token_embeds, state, mask, key_states) -> None:
+        batch, length = hidden_states.shape[:2]
+        if hidden_states.dim() != 3 or hidden_states.shape[2] != self.hidden_size or length == 0:
+            raise ValueError(
+                f"hidden_states are {tuple(hidden_states.shape)}: expected (batch, tokens >= 1, {self.hidden_size})"
+            )
+        expected = {"token_embeds": (token_embeds, self.embed_size), "key_states": (key_states, self.key_size)}
+        for name, (tensor, width) in expected.items():
+            if tensor is not None and tensor.shape != (batch, length, width):
+                raise ValueError(f"{name} are {tuple(tensor.shape)}: expected {(batch, length, width)}")
+        if self.key_size and key_states is None:
+            raise ValueError(f"this memory addresses by {self.key_size} further features: pass key_states")
+        if mask is not None and mask.shape != (batch, length):
+            raise ValueError(f"mask is {tuple(mask.shape)}: expected {(batch, length)}")
+        if state is not None:
+            self.check_state(state, batch)
+
+    def check_state(self, state: SiteState, batch_size: int) -> None:
+        """Raise ValueError unless `state` is one of this memory for `batch_size` rows."""
+        shapes = {
+            "slots": (batch_size, self.num_heads, self.num_slots, self.slot_size),
+            "address": (batch_size, self.num_heads, self.num_slots),
+            "strength": (batch_size, self.num_heads),
+        }
+        if set(state) != set(shapes):
+            raise ValueError(f"the state holds {sorted(state)}: expected {sorted(shapes)}; start from None or initial_state()")
+        for name, shape in shapes.items():
+            if state[name].shape != shape:
+                raise ValueError(
+                    f"state {name!r} is {tuple(state[name].shape)}, expected {shape}: it belongs to another memory or batch "
+                    "size; use state.select / MemoryState.cat to change the rows, or start from None"
+                )
+
+
+def _rms_norm(x: Tensor) -> Tensor:
+    return F.rms_norm(x, x.shape[-1:], eps=1e-6)
+
+
+def _or_false(flags: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if flags is None else flags.bool()
+
+
+def _shift(decided: Tensor, before: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """For every position the row of `decided` at the last visible position before it, and the last row of all.
+
+    decided (B, T, K), before (B, K) for the first position, mask (B, T). Returns ((B, T, K), (B, K)).
+    """
+    rows = torch.cat([before.unsqueeze(1), decided], dim=1)  # (B, T+1, K), row t+1 is position t
+    positions = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+    latest = torch.where(mask, positions, 0).cummax(dim=1).values  # (B, T) last visible row up to and with t
+    previous = F.pad(latest[:, :-1], (1, 0))  # up to and without t
+    gather = torch.cat([previous, latest[:, -1:]], dim=1)[..., None].expand(-1, -1, rows.shape[2])
+    picked = rows.gather(1, gather)
+    return picked[:, :-1], picked[:, -1]

@@ -1,0 +1,393 @@
+"""Memory on a Hugging Face causal LM: the hooks, the pure forward pass, and the thin stateful shell around it.
+
+A memory model is the base model's own class with `MemoryMixin` in front, so everything that works on the base model
+works on it. `forward` is pure: it starts from `memory_state` and returns the new one in its output. Only the shell
+(`memory_state`, `reset`, `generate`) remembers anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import inspect
+import json
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from . import backbones
+from .cache import attach, find_layer
+from .config import MemoryConfig
+from .generation import MemoryGenerationMixin
+from .memory import GRUMemoryWithDecay
+from .saving import MemorySavingMixin
+from .state import MemoryState
+
+_MODULES = "gru_memory"  # attribute of the model that holds the sites
+
+
+@dataclass
+class MemoryCall:
+    """What the hooks of one forward pass share. Lives for that pass only; each thread has its own."""
+
+    owner: nn.Module
+    state: MemoryState
+    token_embeds: Tensor | None
+    visible: Tensor  # (B, T) bool
+    ticks: Tensor  # (B, T) bool
+    key_states: dict[int, Tensor] = field(default_factory=dict)
+    new_sites: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+
+
+_call: ContextVar[MemoryCall | None] = ContextVar("gru_memory_call", default=None)
+_disabled: ContextVar[tuple[int, ...]] = ContextVar("gru_memory_disabled", default=())
+
+
+class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin):
+    """What a causal LM gains with a memory. Comes before the model's class in the bases."""
+
+    memory_config: MemoryConfig
+
+    def __init_subclass__(cls, **kwargs) -> None:
+        super().__init_subclass__(**kwargs)
+        if "forward" not in cls.__dict__ and issubclass(cls, PreTrainedModel):
+            cls.forward = _memory_forward(cls)
+
+    def attach_memory(self, config: MemoryConfig, sites: dict[str, nn.Module] | None = None) -> None:
+        """Build the sites of `config` and hook them in. `sites` replaces the built-in module at the named sites."""
+        # All that can fail comes first, so that a refused memory leaves the model as it was.
+        blocks, final_norm = backbones.blocks_of(self), backbones.final_norm_of(self)
+        places = {site: _site_index(site, len(blocks)) for site in config.sites}
+        for layer in config.key_layers:
+            if not 0 <= layer < len(blocks):
+                raise ValueError(f"key layer {layer} does not exist: this model has blocks 0 to {len(blocks) - 1}")
+            if any(place is not None and place <= layer for place in places.values()):
+                raise ValueError(f"key layer {layer} must come before every site: {places}")
+        given = sites or {}
+        if unknown := set(given) - set(config.sites):
+            raise ValueError(f"modules were given for sites {sorted(unknown)} that are not in config.sites {config.sites}")
+        modules = {site: given[site] if site in given else self.build_site(config) for site in config.sites}
+        reference = self.get_output_embeddings().weight
+        container = nn.ModuleDict({_module_name(site): module for site, module in modules.items()})
+        if reference.device.type != "meta":
+            container.to(device=reference.device, dtype=reference.dtype)
+        self._remove_memory_hooks()
+        self.memory_config = config
+        self.add_module(_MODULES, container)
+        self._memory_state: MemoryState | None = None
+        self._memory_hooks = []
+        for layer in config.key_layers:
+            self._memory_hooks.append(blocks[layer].register_forward_hook(functools.partial(_keep_key_states, layer=layer)))
+        for site, place in places.items():
+            if site == "input":
+                self._memory_hooks.append(blocks[0].register_forward_pre_hook(_run_before, with_kwargs=True))
+            else:
+                target = final_norm if place is None else blocks[place]
+                self._memory_hooks.append(target.register_forward_hook(functools.partial(_run_after, site=site)))
+        ignored = list(getattr(self.config, "keys_to_ignore_at_inference", None) or [])
+        if "memory_state" not in ignored:
+            self.config.keys_to_ignore_at_inference = [*ignored, "memory_state"]
+
+    def build_site(self, config: MemoryConfig) -> GRUMemoryWithDecay:
+        """A fresh site of this config for this model."""
+        embeddings = self.get_output_embeddings().weight
+        hidden_size = self.config.get_text_config().hidden_size
+        with torch.device("cpu" if embeddings.device.type == "meta" else embeddings.device):
+            return GRUMemoryWithDecay(
+                hidden_size,
+                num_heads=config.num_heads,
+                num_slots=config.num_slots,
+                slot_size=config.slot_size,
+                decay=config.decay,
+                decay_every=config.decay_every,
+                cell=config.cell,
+                gate_init=config.gate_init,
+                embed_size=embeddings.shape[1],
+                key_size=hidden_size * len(config.key_layers),
+            )
+
+    def _remove_memory_hooks(self) -> None:
+        for hook in getattr(self, "_memory_hooks", []):
+            hook.remove()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """The memory's own initialisation stands; the base model's rule would overwrite it."""
+        if not any(module is part for site in self._sites.values() for part in site.modules()):
+            super()._init_weights(module)
+
+    @property
+    def _sites(self) -> dict[str, nn.Module]:
+        container = self._modules.get(_MODULES)
+        return {} if container is None else {site: container[_module_name(site)] for site in self.memory_config.sites}
+
+    def memory_sites(self) -> dict[str, nn.Module]:
+        """The memory modules by the name of their site."""
+        return dict(self._sites)
+
+    def memory_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters to train: those of the memory alone."""
+        for site in self._sites.values():
+            yield from site.parameters()
+
+    def freeze_base(self) -> None:
+        """Only the memory learns from here on: gradients off everywhere else."""
+        own = {id(p) for p in self.memory_parameters()}
+        for parameter in self.parameters():
+            parameter.requires_grad_(id(parameter) in own)
+
+    def num_memory_parameters(self) -> int:
+        return sum(p.numel() for p in self.memory_parameters())
+
+    def print_trainable_parameters(self) -> None:
+        """Print how many parameters learn, as peft does."""
+        trainable = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        total = sum(p.numel() for p in self.parameters())
+        print(
+            f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {100 * trainable / total:.4f} "
+            f"|| memory params: {self.num_memory_parameters():,}"
+        )
+
+    @property
+    def memory_state(self) -> MemoryState | None:
+        """What `generate` starts from in persistent mode; None before the first `reset` or `generate`."""
+        return self._memory_state
+
+    @memory_state.setter
+    def memory_state(self, state: MemoryState | None) -> None:
+        if state is not None:
+            self.check_memory_state(state, state.batch_size)
+        self._memory_state = state
+
+    def reset(self, batch_size: int = 1) -> None:
+        """Forget everything: an empty memory for `batch_size` conversations."""
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size!r}: it must be a whole number of at least 1")
+        self._memory_state = self.initial_memory_state(batch_size)
+
+    @torch.no_grad()
+    def initial_memory_state(self, batch_size: int = 1) -> MemoryState:
+        """The state of `batch_size` conversations in which nothing was said yet."""
+        return self._empty_state(batch_size, self.memory_fingerprint())
+
+    def _empty_state(self, batch_size: int, fingerprint: str | None) -> MemoryState:
+        device = self.get_output_embeddings().weight.device
+        sites = self._sites
+        return MemoryState(
+            sites={name: site.initial_state(batch_size) for name, site in sites.items()},
+            tokens=torch.zeros(batch_size, dtype=torch.long, device=device),
+            turns=torch.zeros(batch_size, dtype=torch.long, device=device),
+            pending=torch.zeros(batch_size, dtype=torch.bool, device=device),
+            decay_rates={name: site.decay for name, site in sites.items() if isinstance(site, GRUMemoryWithDecay)},
+            fingerprint=fingerprint,
+        )
+
+    def memory_fingerprint(self) -> str:
+        """Names this model and this memory, weights included: a state with another fingerprint means nothing here."""
+        versions = tuple((id(p), p._version) for p in self.memory_parameters())
+        cached = self.__dict__.get("_fingerprint")
+        if cached is None or cached[0] != versions:
+            config = self.config.get_text_config()
+            base = [config.model_type, config.hidden_size, config.num_hidden_layers, config.vocab_size]
+            # The mode is how a memory is used, not what a state of it means.
+            memory = {k: v for k, v in self.memory_config.to_dict().items() if k not in ("mode", "gate_init")}
+            digest = hashlib.sha256(json.dumps([base, memory]).encode())
+            for parameter in self.memory_parameters():
+                digest.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
+            cached = (versions, digest.hexdigest()[:32])
+            self.__dict__["_fingerprint"] = cached
+        return cached[1]
+
+    def check_memory_state(self, state: MemoryState, batch_size: int) -> None:
+        """Raise ValueError unless `state` is one of this memory for `batch_size` rows."""
+        if not isinstance(state, MemoryState):
+            raise ValueError(f"memory_state is a {type(state).__name__}: pass a MemoryState (model.initial_memory_state())")
+        if set(state.sites) != set(self._sites):
+            raise ValueError(
+                f"this state has sites {sorted(state.sites)}, the model's memory has {sorted(self._sites)}: it belongs to "
+                "another memory"
+            )
+        if state.batch_size != batch_size:
+            raise ValueError(
+                f"the memory state is for {state.batch_size} conversation(s), the input has {batch_size}: call "
+                f"model.reset(batch_size={batch_size}), or pass state.select(...) / MemoryState.cat(...) with that many rows"
+            )
+        for name, site in self._sites.items():
+            if isinstance(site, GRUMemoryWithDecay):
+                site.check_state(state.sites[name], batch_size)
+
+    @contextlib.contextmanager
+    def disable_memory(self) -> Iterator[None]:
+        """Inside, the model is the base model, bit for bit; memory neither reads nor writes."""
+        token = _disabled.set((*_disabled.get(), id(self)))
+        try:
+            yield
+        finally:
+            _disabled.reset(token)
+
+    @property
+    def memory_disabled(self) -> bool:
+        return id(self) in _disabled.get() or not self._sites
+
+    def _begin_call(self, arguments: dict[str, Any], memory_state: MemoryState | None, memory_mask: Tensor | None) -> MemoryCall:
+        input_ids, embeds = arguments.get("input_ids"), arguments.get("inputs_embeds")
+        source = embeds if input_ids is None else input_ids
+        if source is None:
+            raise ValueError("pass input_ids or inputs_embeds")
+        batch, length = source.shape[:2]
+        cache = arguments.get("past_key_values")
+        layer = find_layer(cache)
+        if memory_state is None:
+            memory_state = layer.state if layer is not None else None
+        if memory_state is None:
+            memory_state = self._empty_state(batch, None if self.training else self.memory_fingerprint())
+        else:
+            self.check_memory_state(memory_state, batch)
+        valid = _last_columns(arguments.get("attention_mask"), batch, length, source.device)
+        visible = valid & _last_columns(memory_mask, batch, length, source.device)
+        starts = _turn_starts(arguments.get("position_ids"), valid, 0 if cache is None else cache.get_seq_length())
+        ticks, pending = _ticks(starts, visible, memory_state.pending)
+        state = MemoryState(
+            sites=memory_state.sites,
+            tokens=memory_state.tokens + visible.sum(dim=1),
+            turns=memory_state.turns + ticks.sum(dim=1),
+            pending=pending,
+            decay_rates=memory_state.decay_rates,
+            fingerprint=memory_state.fingerprint,
+        )
+        return MemoryCall(self, state, self._token_embeds(input_ids, embeds), visible, ticks)
+
+    def _token_embeds(self, input_ids: Tensor | None, embeds: Tensor | None) -> Tensor | None:
+        weight = self.get_output_embeddings().weight
+        if input_ids is not None:
+            return F.embedding(input_ids, weight)
+        return embeds if embeds.shape[-1] == weight.shape[1] else None
+
+    def run_site(self, site: str, hidden_states: Tensor, call: MemoryCall) -> Tensor:
+        """Let one site read and write; its new state is kept in `call`."""
+        module = self._sites[site]
+        extra = {}
+        if self.memory_config.key_layers and isinstance(module, GRUMemoryWithDecay):
+            extra["key_states"] = torch.cat([call.key_states[k] for k in self.memory_config.key_layers], dim=-1)
+        hidden_states, call.new_sites[site] = module(
+            hidden_states,
+            token_embeds=call.token_embeds,
+            state=call.state.sites[site],
+            mask=call.visible,
+            turn_starts=call.ticks,
+            **extra,
+        )
+        return hidden_states
+
+
+def _memory_forward(cls: type):
+    """`forward` of `cls`: that of the base model, with memory. Carries the base's signature plus two arguments."""
+    base = next(c for c in cls.__mro__[1:] if "forward" in c.__dict__ and not issubclass(c, MemoryMixin)).forward
+    signature = inspect.signature(base)
+
+    @functools.wraps(base)
+    def forward(self, *args, memory_state: MemoryState | None = None, memory_mask: Tensor | None = None, **kwargs):
+        if self.memory_disabled:
+            return base(self, *args, **kwargs)
+        arguments = {**signature.bind_partial(self, *args).arguments, **kwargs}
+        call = self._begin_call(arguments, memory_state, memory_mask)
+        token = _call.set(call)
+        try:
+            outputs = base(self, *args, **kwargs)
+        finally:
+            _call.reset(token)
+        state = MemoryState(**{**call.state.__dict__, "sites": {**call.state.sites, **call.new_sites}})
+        if isinstance(outputs, tuple):
+            return (*outputs, state)
+        cache = outputs.get("past_key_values")
+        if cache is not None:
+            attach(cache, state, self.config.get_text_config().num_hidden_layers)
+        outputs["memory_state"] = state
+        return outputs
+
+    extra = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in ("memory_state", "memory_mask")
+    ]
+    parameters = list(signature.parameters.values())
+    at = len(parameters) - (parameters[-1].kind is inspect.Parameter.VAR_KEYWORD)
+    forward.__signature__ = signature.replace(parameters=[*parameters[:at], *extra, *parameters[at:]])
+    return forward
+
+
+def _keep_key_states(module: nn.Module, args: tuple, output: Any, layer: int) -> None:
+    call = _call.get()
+    if call is not None:
+        call.key_states[layer] = output[0] if isinstance(output, tuple) else output
+
+
+def _run_before(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+    call = _call.get()
+    if call is None:
+        return None
+    if args:
+        return (call.owner.run_site("input", args[0], call), *args[1:]), kwargs
+    return args, {**kwargs, "hidden_states": call.owner.run_site("input", kwargs["hidden_states"], call)}
+
+
+def _run_after(module: nn.Module, args: tuple, output: Any, site: str) -> Any:
+    call = _call.get()
+    if call is None:
+        return None
+    if isinstance(output, tuple):
+        return (call.owner.run_site(site, output[0], call), *output[1:])
+    return call.owner.run_site(site, output, call)
+
+
+def _site_index(site: str, num_blocks: int) -> int | None:
+    """Block whose output the site takes; -1 for the input of block 0, None for the final norm."""
+    if site == "input":
+        return -1
+    if site == "top":
+        return None
+    index = num_blocks // 2 if site == "middle" else int(site.removeprefix("layer:"))
+    if index >= num_blocks:
+        raise ValueError(f"site {site!r} does not exist: this model has blocks 0 to {num_blocks - 1}")
+    return index
+
+
+def _module_name(site: str) -> str:
+    return site.replace(":", "_")
+
+
+def _last_columns(mask: Tensor | None, batch: int, length: int, device: torch.device) -> Tensor:
+    """The part of a (B, past + T) mask that is about these T tokens, as (B, T) bool; all True without a mask."""
+    if mask is None:
+        return torch.ones(batch, length, dtype=torch.bool, device=device)
+    if mask.dim() != 2:
+        raise ValueError(
+            f"a mask of {mask.dim()} dimensions does not say which tokens are padding: pass a (batch, tokens) attention_mask"
+        )
+    if mask.shape[0] != batch or mask.shape[1] < length:
+        raise ValueError(f"the mask is {tuple(mask.shape)}, the input {(batch, length)}: one column a token is needed")
+    return mask[:, -length:].to(device).bool()
+
+
+def _turn_starts(position_ids: Tensor | None, valid: Tensor, past_length: int) -> Tensor:
+    """(B, T) bool, True at position 0 of each turn: where positions restart, or at the first token without a past."""
+    if position_ids is not None:
+        return (position_ids.expand(valid.shape).to(valid.device) == 0) & valid
+    if past_length:
+        return torch.zeros_like(valid)
+    return valid & (valid.long().cumsum(dim=1) == 1)
+
+
+def _ticks(starts: Tensor, visible: Tensor, pending: Tensor) -> tuple[Tensor, Tensor]:
+    """The first visible token at or after each start ticks the clock; `pending` carries a start that found none yet.
+
+    starts, visible (B, T), pending (B,) -> ticks (B, T), pending (B,).
+    """
+    begun = starts.long().cumsum(dim=1) + pending.long().unsqueeze(1)  # turns begun up to here
+    seen = torch.where(visible, begun, 0).cummax(dim=1).values  # turns of which a token was seen
+    before = F.pad(seen[:, :-1], (1, 0))
+    return visible & (begun > before), begun[:, -1] > seen[:, -1]

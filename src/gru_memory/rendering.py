@@ -1,0 +1,88 @@
+"""Turns as tokens: one way for training, evaluation and conversations, so that memory always sees the same stream.
+
+A turn is a user message and, maybe, a reply. Attention sees the *prefix* (a system prompt, where there is one) and the
+turn. Memory sees the prefix once, at the start of a conversation, and then the turns one after the other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+Message = dict[str, str]
+
+# For tokenizers without a chat template, such as plain GPT-2's: a script of two speakers.
+PLAIN_TEMPLATE = (
+    "{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] + '\n' }}"
+    "{% elif m['role'] == 'user' %}{{ 'User: ' + m['content'] + '\n' }}"
+    "{% else %}{{ 'Assistant: ' + m['content'] + eos_token + '\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class RenderedTurn:
+    """Token ids of one turn; `reply_start` is where the reply's own text begins (the length if there is none)."""
+
+    ids: list[int]
+    reply_start: int
+
+
+class TurnRenderer:
+    """Renders turns with the tokenizer's chat template (or a plain one where it has none).
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        system: system prompt; None leaves the template's own default.
+    """
+
+    def __init__(self, tokenizer: Any, system: str | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.template = None if getattr(tokenizer, "chat_template", None) else PLAIN_TEMPLATE
+        head = [] if system is None else [{"role": "system", "content": system}]
+        # What a second turn adds is a turn without the prefix; what precedes it in a first turn is the prefix.
+        first, reply, probe = _user("Hello."), _assistant("Hi."), _user("Well?")
+        before = self._text([*head, first, reply])
+        turn = self._text([*head, first, reply, probe])[len(before) :]
+        whole = self._text([*head, probe])
+        self._head = head
+        self.prefix_text = whole[: -len(turn)] if turn and whole.endswith(turn) else ""
+        self.prefix_ids: list[int] = self._ids(self.prefix_text)
+
+    def turn(self, user: str, assistant: str | None = None) -> RenderedTurn:
+        """A finished turn as memory takes it in. White space after the last message is dropped."""
+        question = self._turn_text([_user(user)])
+        if assistant is None:
+            ids = self._ids(question.rstrip("\n"))
+            return RenderedTurn(ids, len(ids))
+        asked = self._turn_text([_user(user)], reply=True)
+        answered = self._turn_text([_user(user), _assistant(assistant)])
+        start = len(self._ids(asked))
+        if not answered.startswith(asked):  # a template that trims differently: fall back to the whole text
+            ids = self._ids(answered.rstrip("\n"))
+            return RenderedTurn(ids, min(start, len(ids)))
+        # Tokenised as it is generated: prompt first, reply after it.
+        return RenderedTurn(self._ids(asked) + self._ids(answered[len(asked) :].rstrip("\n")), start)
+
+    def prompt(self, user: str) -> list[int]:
+        """A user message with everything that makes the model reply, without the prefix."""
+        return self._ids(self._turn_text([_user(user)], reply=True))
+
+    def _turn_text(self, messages: list[Message], reply: bool = False) -> str:
+        return self._text([*self._head, *messages], reply)[len(self.prefix_text) :]
+
+    def _text(self, messages: list[Message], reply: bool = False) -> str:
+        return self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=reply, chat_template=self.template
+        )
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+
+
+def _user(text: str) -> Message:
+    return {"role": "user", "content": text}
+
+
+def _assistant(text: str) -> Message:
+    return {"role": "assistant", "content": text}

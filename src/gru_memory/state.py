@@ -1,0 +1,195 @@
+"""`MemoryState`: everything a memory knows of a batch of conversations, as a value that goes in and comes out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+FORMAT_VERSION = 1
+_KIND = "gru-memory state"
+MAX_FILE_BYTES = 1 << 30  # read no further: a state is kilobytes a conversation
+
+
+@dataclass(frozen=True)
+class MemoryState:
+    """The state of a memory, B conversations (rows) at once. Never changed in place: every method returns a new one.
+
+    Attributes:
+        sites: site name -> what that site keeps; every tensor has the batch first. `GRUMemoryWithDecay` keeps "slots"
+            (B, N, S, d), and where the last position decided that the next token goes: "address" (B, N, S) and
+            "strength" (B, N).
+        tokens: (B,) int64, tokens taken in so far.
+        turns: (B,) int64, turns begun so far.
+        pending: (B,) bool, a turn has begun of which memory has not seen a token yet.
+        decay_rates: site name -> what one tick keeps of the slots, broadcasting over (N, S).
+        fingerprint: of the model and the memory this belongs to; None if unknown.
+    """
+
+    sites: dict[str, dict[str, Tensor]]
+    tokens: Tensor
+    turns: Tensor
+    pending: Tensor
+    decay_rates: dict[str, Tensor] = field(default_factory=dict)
+    fingerprint: str | None = None
+
+    @property
+    def batch_size(self) -> int:
+        return self.tokens.shape[0]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all tensors: what one conversation keeps, if B is 1."""
+        return sum(t.numel() * t.element_size() for t in (*self._site_tensors(), self.tokens, self.turns, self.pending))
+
+    def is_finite(self) -> bool:
+        """False if any number in it is NaN or infinite."""
+        return all(bool(torch.isfinite(t).all()) for t in self._site_tensors())
+
+    def select(self, rows: int | Sequence[int] | Tensor) -> MemoryState:
+        """The given rows, in the given order, repeated as often as given."""
+        index = torch.as_tensor([rows] if isinstance(rows, int) else rows, device=self.tokens.device)
+        if index.dtype == torch.bool:
+            index = index.nonzero().squeeze(1)
+        if index.numel() and not (-self.batch_size <= int(index.min()) and int(index.max()) < self.batch_size):
+            raise IndexError(f"rows {index.tolist()} are not all among the {self.batch_size} rows of this state")
+        index = index.long() % max(1, self.batch_size)
+        return self._map(lambda t: t.index_select(0, index.to(t.device)))
+
+    def repeat_interleave(self, repeats: int) -> MemoryState:
+        """Every row `repeats` times in a row: what `generate` does to a batch for beams or several returned sequences."""
+        return self if repeats == 1 else self._map(lambda t: t.repeat_interleave(repeats, dim=0))
+
+    @staticmethod
+    def cat(states: Sequence[MemoryState]) -> MemoryState:
+        """One state with the rows of all. They must belong to one memory."""
+        if not states:
+            raise ValueError("nothing to concatenate: give at least one state")
+        first = states[0]
+        for other in states[1:]:
+            if other.fingerprint != first.fingerprint:
+                raise ValueError("these states belong to different models or memories, so their rows cannot share a batch")
+            if other._layout() != first._layout():
+                raise ValueError(f"these states differ in layout: {first._layout()} and {other._layout()}")
+        parts = iter(torch.cat(group) for group in zip(*(s._tensors() for s in states), strict=True))
+        return first._map(lambda _: next(parts))
+
+    def detach(self) -> MemoryState:
+        """The same numbers, no gradient through them: where back-propagation through time is cut."""
+        return self._map(Tensor.detach)
+
+    def clone(self) -> MemoryState:
+        return self._map(Tensor.clone)
+
+    def to(self, *args, **kwargs) -> MemoryState:
+        """Move or cast the sites' tensors as `torch.Tensor.to` does; counters only move."""
+        probe = torch.empty(0).to(*args, **kwargs)
+        device = probe.device if args and not isinstance(args[0], torch.dtype) or "device" in kwargs else None
+        sites = {site: {k: t.to(*args, **kwargs) for k, t in kept.items()} for site, kept in self.sites.items()}
+        if device is None:
+            return replace(self, sites=sites)
+        rates = {site: rate.to(device) for site, rate in self.decay_rates.items()}
+        counters = {name: getattr(self, name).to(device) for name in ("tokens", "turns", "pending")}
+        return replace(self, sites=sites, decay_rates=rates, **counters)
+
+    def decay(self, ticks: float) -> MemoryState:
+        """Let `ticks` ticks of the clock pass without a word: slots times lambda^ticks."""
+        if ticks < 0:
+            raise ValueError(f"ticks is {ticks}: time passes forwards, use a number of at least 0")
+        sites = {site: dict(kept) for site, kept in self.sites.items()}
+        for site, rate in self.decay_rates.items():
+            slots = sites[site]["slots"]
+            sites[site]["slots"] = slots * (rate.to(slots) ** ticks).unsqueeze(-1)
+        return replace(self, sites=sites)
+
+    def save(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write a safetensors file, whole or not at all.
+
+        Args:
+            path: the file.
+            dtype: floating type on disk; None keeps every bit, `torch.float16` halves the file and costs about 5e-4
+                of a slot's range.
+        """
+        tensors = {name: t.detach().cpu().contiguous() for name, t in self._named()}
+        if dtype is not None:
+            tensors = {k: t.to(dtype) if t.is_floating_point() else t for k, t in tensors.items()}
+        tensors |= {f"decay/{site}": rate.detach().cpu().contiguous() for site, rate in self.decay_rates.items()}
+        dtypes = {name: str(t.dtype).removeprefix("torch.") for name, t in self._named()}
+        header = {"kind": _KIND, "version": str(FORMAT_VERSION), "fingerprint": self.fingerprint or "", "dtypes": json.dumps(dtypes)}
+        part = Path(path).with_name(Path(path).name + ".part")
+        save_file(tensors, part, header)
+        part.replace(path)
+
+    @classmethod
+    def load(cls, path: str | Path, fingerprint: str | None = None) -> MemoryState:
+        """Read what `save` wrote, on the CPU.
+
+        Args:
+            path: the file.
+            fingerprint: that of the memory it is for (`model.memory_fingerprint()`); None accepts any.
+
+        Raises:
+            ValueError: not a state file, damaged, from a newer version, of another model or memory, or not finite.
+        """
+        path = Path(path)
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ValueError(f"{path} is {path.stat().st_size} bytes: no memory state is that large, nothing was read")
+        try:
+            with safe_open(path, "pt") as file:
+                header = file.metadata() or {}
+                if header.get("kind") != _KIND:
+                    raise ValueError(f"{path} is not a memory state: write one with MemoryState.save or Conversation.save")
+                if int(header.get("version", "0")) > FORMAT_VERSION:
+                    raise ValueError(f"{path} was written by a newer version of gru-memory: upgrade to read it")
+                if fingerprint is not None and header.get("fingerprint") != fingerprint:
+                    raise ValueError(f"{path} belongs to another model or memory: load it with the pair that wrote it, or start anew")
+                dtypes = json.loads(header["dtypes"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+                state = cls._from_named({k: t.to(getattr(torch, dtypes.get(k, "float32"))) for k, t in tensors.items()}, header)
+        except (SafetensorError, KeyError, AttributeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} is damaged or not a memory state ({error}): restore it from a copy or start anew") from error
+        if not state.is_finite():
+            raise ValueError(f"{path} holds NaN or infinite numbers: restore it from a copy or start anew")
+        return state
+
+    @classmethod
+    def _from_named(cls, tensors: dict[str, Tensor], header: dict[str, str]) -> MemoryState:
+        sites: dict[str, dict[str, Tensor]] = {}
+        rates = {}
+        for name, tensor in tensors.items():
+            kind, _, rest = name.partition("/")
+            if kind == "site":
+                site, _, key = rest.rpartition("/")
+                sites.setdefault(site, {})[key] = tensor
+            elif kind == "decay":
+                rates[rest] = tensor
+        counters = {name: tensors[name] for name in ("tokens", "turns", "pending")}
+        state = cls(sites=sites, decay_rates=rates, fingerprint=header.get("fingerprint") or None, **counters)
+        if not sites or any(t.shape[:1] != state.tokens.shape for t in state._tensors()):
+            raise KeyError("its tensors do not have one batch size")
+        return state
+
+    def _named(self) -> list[tuple[str, Tensor]]:
+        named = [(f"site/{site}/{key}", t) for site, kept in sorted(self.sites.items()) for key, t in sorted(kept.items())]
+        return [*named, *((name, getattr(self, name)) for name in ("tokens", "turns", "pending"))]
+
+    def _tensors(self) -> list[Tensor]:
+        return [t for _, t in self._named()]
+
+    def _site_tensors(self) -> list[Tensor]:
+        return [t for kept in self.sites.values() for t in kept.values()]
+
+    def _layout(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(t.shape[1:]) for name, t in self._named()}
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> MemoryState:
+        """Apply `change` to every tensor with a batch axis, in the order of `_named`."""
+        changed = {name: change(t) for name, t in self._named()}
+        sites = {site: {key: changed[f"site/{site}/{key}"] for key in kept} for site, kept in self.sites.items()}
+        return replace(self, sites=sites, **{name: changed[name] for name in ("tokens", "turns", "pending")})

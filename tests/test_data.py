@@ -1,0 +1,213 @@
+"""Generated sessions: reproducible, split cleanly, well formed, and right about who was told what."""
+
+import json
+import random
+import re
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("faker")
+pytest.importorskip("wonderwords")
+
+from gru_memory.data import FactGenerator, FactPool, Session, Turn, read_jsonl, write_jsonl
+from gru_memory.data import attributes as attrs
+from gru_memory.data import phrasings as p
+from gru_memory.data.small_talk import sample_talk
+from gru_memory.data.vocabulary import CLOSED_KINDS, MAKERS, sample_value, split_of
+
+NUMBER = 300
+
+
+def facts(number=NUMBER, **kwargs):
+    generator = FactGenerator(**kwargs)
+    return [generator.fact() for _ in range(number)]
+
+
+SPLITS = [
+    {"values": "train", "phrasings": "train", "attributes": "all"},
+    {"values": "test", "phrasings": "test", "attributes": "all"},
+]
+
+
+def test_the_same_seed_gives_the_same_session_in_another_process():
+    code = (
+        "import json\nfrom gru_memory.data import FactGenerator\n"
+        "s = FactGenerator(3, corrected=0.5).session(5, 5, shuffle=True)\nprint(json.dumps(s.to_json()))"
+    )
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    mine = FactGenerator(3, corrected=0.5).session(5, 5, shuffle=True)
+    assert json.loads(other) == mine.to_json()
+    assert FactGenerator(4, corrected=0.5).session(5, 5, shuffle=True) != mine
+
+
+@pytest.mark.parametrize("kind", sorted(set(MAKERS) - CLOSED_KINDS))
+def test_values_of_the_two_splits_are_disjoint(kind):
+    rng = random.Random(0)
+    train, test = ({sample_value(kind, rng, split).lower() for _ in range(60)} for split in ("train", "test"))
+    assert train and test and not train & test
+
+
+def test_closed_kinds_are_not_offered_as_unseen():
+    with pytest.raises(ValueError, match="no held-out values"):
+        sample_value("weekday", random.Random(0), "test")
+    assert not {fact.kind for fact in facts(values="test", attributes="all")} & CLOSED_KINDS
+
+
+def test_accept_narrows_values_down_and_says_when_nothing_is_left():
+    assert all(" " in fact.value for fact in facts(50, accept=lambda value: " " in value))
+    with pytest.raises(ValueError, match="was accepted"):
+        sample_value("weekday", random.Random(0), accept=lambda value: False)
+
+
+def test_attributes_have_unique_ids_and_two_disjoint_sides():
+    ids = [base.id for base in attrs.bases()]
+    assert len(ids) == len(set(ids))
+    train, test = ({base.id for base in attrs.bases(split)} for split in ("train", "test"))
+    assert not train & test and train | test == set(ids)
+    assert 0.08 < len(test) / len(ids) < 0.25
+    told = {fact.attribute.split("/")[0] for fact in facts(attributes="test")}
+    assert told <= test
+
+
+def test_phrasings_of_the_two_splits_are_disjoint():
+    for frames in (p.TELL, p.ASK, p.CORRECT, p.ACKNOWLEDGE):
+        assert not set(frames["train"]) & set(frames["test"])
+    for base in attrs.bases():
+        attribute = attrs.attribute(base, base.owners[-1])
+        for cores in (attribute.tells, attribute.asks, attribute.corrections):
+            assert cores["train"] and cores["test"] and not set(cores["train"]) & set(cores["test"])
+
+
+def test_the_value_follows_the_words_that_name_the_attribute():
+    for base in attrs.bases():
+        for owner in {"", base.owners[-1]}:
+            attribute = attrs.attribute(base, owner)
+            sentences = [s for split in ("train", "test") for s in attribute.tells[split]]
+            sentences += [ask.answer for split in ("train", "test") for ask in attribute.asks[split]]
+            for sentence in sentences:
+                named = sentence[: sentence.index("{v}")]
+                assert owner in named, sentence
+                if base.family != "verb":
+                    assert base.row[0] in named, sentence
+
+
+def test_the_noun_of_a_correction_comes_before_its_value():
+    for base in attrs.bases():
+        if base.family != "verb":
+            corrections = attrs.attribute(base).corrections
+            for sentence in corrections["train"] + corrections["test"]:
+                assert base.row[0] in sentence[: sentence.index("{v}")], sentence
+
+
+@pytest.mark.parametrize("splits", SPLITS, ids=["train", "test"])
+def test_values_are_told_and_answered_but_never_leaked(splits):
+    for fact in facts(corrected=0.5, **splits):
+        told = fact.old_value if fact.correction else fact.value
+        assert told in fact.tell.user and fact.tell.value == told
+        assert fact.ask.assistant.endswith(f"{fact.value}.") and fact.ask.learn == "answer"
+        assert fact.ask.value == fact.value and fact.ask.fact == fact.tell.fact == fact.id
+        assert fact.value.lower() not in (fact.tell.assistant or "").lower()
+        if fact.correction:
+            assert fact.value in fact.correction.user and fact.correction.value == fact.value
+            assert fact.value.lower() != fact.old_value.lower()
+
+
+@pytest.mark.parametrize("splits", SPLITS, ids=["train", "test"])
+def test_texts_are_well_formed(splits):
+    generator = FactGenerator(corrected=0.5, **splits)
+    turns = [t for f in (generator.fact() for _ in range(NUMBER)) for t in (f.tell, f.correction, f.ask) if t]
+    for turn in turns + [generator.talk() for _ in range(NUMBER)]:
+        for text in filter(None, (turn.user, turn.assistant)):
+            assert not re.search(r"[{}]|[.?!,:] ?[.?!,:]|  | [.?!,:]|\bi\b(?!')", text), text
+            assert text[0].isupper() or text[0].isdigit() or text[0] == '"', text
+            assert text[-1] in ".?!", text
+
+
+def test_small_talk_is_wide_and_split():
+    rng = random.Random(0)
+    train = {sample_talk(rng, "train").user for _ in range(2000)}
+    test = {sample_talk(rng, "test").user for _ in range(200)}
+    assert len(train) > 1200 and not train & test
+    assert all(split_of(user) == "test" for user in test)
+
+
+def check_order(session):
+    """Every ask asks for the value told last, and everything told is asked in the end."""
+    known, asked = {}, {}
+    for turn in session.turns:
+        if turn.kind in ("tell", "correct"):
+            assert (turn.kind == "correct") == (turn.fact in known)
+            known[turn.fact] = turn.value
+        elif turn.kind == "ask":
+            assert turn.value == known[turn.fact]
+            asked[turn.fact] = turn.value
+    assert asked == known
+    assert len({value.lower() for value in known.values()}) == len(known)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_asks_want_the_latest_value_told(shuffle):
+    generator = FactGenerator(corrected=0.5)
+    pool = FactPool(generator, num_facts=60, num_talk=20)
+    for i in range(20):
+        session = generator.session(5, 4, shuffle)
+        check_order(session)
+        check_order(pool.session(random.Random(i), 5, 4, shuffle))
+        if not shuffle:
+            kinds = " ".join(turn.kind for turn in session.turns)
+            assert re.fullmatch(r"(tell |correct )+(talk ){4}(ask ?){5}", kinds)
+
+
+def test_shuffled_sessions_ask_for_the_old_value_before_its_correction():
+    generator = FactGenerator(corrected=1.0)
+    sessions = [generator.session(4, 0, shuffle=True) for _ in range(20)]
+    kinds = [(turn.kind, turn.fact) for session in sessions for turn in session.turns]
+    assert any(
+        ("ask", fact) in kinds[: kinds.index(("correct", fact))] for kind, fact in kinds if kind == "correct"
+    )
+
+
+def test_a_pool_makes_sessions_of_its_own_turns_only():
+    pool = FactPool(FactGenerator(corrected=0.3), num_facts=30, num_talk=10)
+    turns = list(pool.turns())
+    assert len(turns) == len(set(turns))
+    for seed in range(10):
+        assert set(pool.session(random.Random(seed), 6, 5).turns) <= set(turns)
+    assert pool.session(random.Random(1), 6, 5) == pool.session(random.Random(1), 6, 5)
+    with pytest.raises(ValueError, match="ask for fewer"):
+        pool.session(random.Random(0), 31, 0)
+
+
+def test_sessions_survive_jsonl(tmp_path):
+    generator = FactGenerator(corrected=0.5)
+    sessions = [generator.session(3, 2, shuffle=True) for _ in range(5)]
+    write_jsonl(tmp_path / "data.jsonl", sessions)
+    assert list(read_jsonl(tmp_path / "data.jsonl")) == sessions
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("not json", "line 2"),
+        ('{"meta": {}}', 'line 2: a session needs a list under "messages"'),
+        ('{"messages": [{"role": "user", "content": "Hi"}]}', "line 2: every message needs its turn number"),
+        (
+            '{"messages": [{"role": "assistant", "content": "Hi", "turn": 0}]}',
+            "line 2: turn 0 has a 'assistant'",
+        ),
+        (
+            '{"messages": [{"role": "user", "content": "Hi", "turn": 0, "learn": "all"}]}',
+            "line 2: turn 0: learn is",
+        ),
+    ],
+)
+def test_an_unreadable_line_is_named(tmp_path, line, message):
+    path = tmp_path / "data.jsonl"
+    write_jsonl(path, [Session((Turn("Hi."),))])
+    with open(path, "a") as file:
+        file.write(line + "\n")
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        list(read_jsonl(path))
+    assert str(path) in str(error.value)
