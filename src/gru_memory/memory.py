@@ -169,7 +169,8 @@ class GRUMemoryWithDecay(nn.Module):
         cell = recurrence.CellWeights(self.weight_hh, self.bias_hh) if self.cell == "gru" else None
         if cell is not None and self.weight_hh.dtype != self.state_dtype:
             cell = recurrence.CellWeights(*(w.to(self.state_dtype) for w in cell))
-        reads, slots = recurrence.scan(inputs, state["slots"].to(self.state_dtype), cell)
+        with torch.autocast(hidden_states.device.type, enabled=False):  # the recurrence keeps its precision
+            reads, slots = recurrence.scan(inputs, state["slots"].to(self.state_dtype), cell)
         recalled = self.output((read_gate * reads).flatten(2).to(self.output.weight.dtype))
         return hidden_states + recalled.to(hidden_states.dtype), {"slots": slots, **last_key}
 

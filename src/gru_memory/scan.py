@@ -20,8 +20,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 CHUNK_TOKENS = 16
+BLOCK_TOKENS = 1024  # bounds the memory of the chunked form
 _SMALLEST_KEEP = 1e-12  # a slot written with strength 1 keeps nothing; its logarithm must stay finite
 
 
@@ -91,21 +93,38 @@ def scan_chunked(inputs: ScanInputs, slots: Tensor, cell: None = None) -> tuple[
     if cell is not None:
         raise ValueError("the chunked form is for cell='mingru'; the gru cell depends on its state at every step")
     reads = []
-    log_kept = torch.log((inputs.keep * (1 - inputs.write)).clamp_min(_SMALLEST_KEEP))  # (B, T, N, S)
-    for start in range(0, log_kept.shape[1], CHUNK_TOKENS):
-        part = slice(start, start + CHUNK_TOKENS)
-        total = log_kept[:, part].cumsum(dim=1).movedim(1, 2)  # L (B, N, c, S)
-        write, query = inputs.write[:, part].movedim(1, 2), inputs.query[:, part].movedim(1, 2)  # (B, N, c, S)
-        content = inputs.values[:, part].movedim(1, 2)  # (B, N, c, d)
-        length = total.shape[2]
-        future = torch.ones(length, length, dtype=torch.bool, device=total.device).triu(1)
-        between = total.unsqueeze(3) - total.unsqueeze(2)  # L_t - L_u (B, N, c, c, S)
-        between = between.masked_fill(future[..., None], float("-inf")).exp()
-        weights = torch.einsum("bnts,bntus,bnus->bntu", query, between, write)
-        reads.append((weights @ content + (query * total.exp()) @ slots).movedim(1, 2))
-        left = (total[:, :, -1:] - total).exp() * write  # what of each token is left at the end (B, N, c, S)
-        slots = total[:, :, -1].exp().unsqueeze(-1) * slots + left.transpose(2, 3) @ content
-    return torch.cat(reads, dim=1), slots
+    fields = (inputs.values, inputs.write, inputs.keep, inputs.query)
+    for block in zip(*(field.split(BLOCK_TOKENS, dim=1) for field in fields), strict=True):
+        read, slots = _scan_block(*block, slots)
+        reads.append(read)
+    return (reads[0] if len(reads) == 1 else torch.cat(reads, dim=1)), slots
+
+
+def _scan_block(values: Tensor, write: Tensor, keep: Tensor, query: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
+    """All chunks of a block at once; only the slots at the K chunk borders are computed one after the other."""
+    length = values.shape[1]
+    log_kept = torch.log((keep * (1 - write)).clamp_min(_SMALLEST_KEEP))  # (B, T, N, S)
+    log_kept, write, query, values = (_into_chunks(field) for field in (log_kept, write, query, values))
+    total = log_kept.cumsum(dim=3)  # L (B, N, K, c, S)
+    past = torch.ones(total.shape[3], total.shape[3], dtype=torch.bool, device=total.device).tril()
+    between = total.unsqueeze(4) - total.unsqueeze(3)  # L_t - L_u (B, N, K, c, c, S)
+    between = torch.where(past.unsqueeze(-1), between, -torch.inf).exp()
+    weights = torch.einsum("bnktus,bnkts,bnkus->bnktu", between, query, write)
+    left = (total[..., -1:, :] - total).exp() * write  # what of each token is left at the chunk's end (B, N, K, c, S)
+    added = left.transpose(3, 4) @ values  # (B, N, K, S, d)
+    kept = total[..., -1, :].exp().unsqueeze(-1)  # (B, N, K, S, 1)
+    starts = []
+    for chunk_kept, chunk_added in zip(kept.unbind(2), added.unbind(2), strict=True):
+        starts.append(slots)
+        slots = chunk_kept * slots + chunk_added
+    reads = weights @ values + (query * total.exp()) @ torch.stack(starts, dim=2)  # (B, N, K, c, d)
+    return reads.flatten(2, 3)[:, :, :length].movedim(1, 2), slots
+
+
+def _into_chunks(field: Tensor) -> Tensor:
+    """(B, T, N, X) -> (B, N, K, c, X); zeros fill the last chunk: kept whole (log 0) and never written."""
+    short = -field.shape[1] % CHUNK_TOKENS
+    return F.pad(field, (0, 0, 0, 0, 0, short)).movedim(1, 2).unflatten(2, (-1, CHUNK_TOKENS))
 
 
 def scan(inputs: ScanInputs, slots: Tensor, cell: CellWeights | None = None) -> tuple[Tensor, Tensor]:

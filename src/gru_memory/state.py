@@ -108,13 +108,16 @@ class MemoryState:
             sites[site]["slots"] = slots * (rate.to(slots) ** ticks).unsqueeze(-1)
         return replace(self, sites=sites)
 
-    def save(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
+    def save(
+        self, path: str | Path, dtype: torch.dtype | None = None, metadata: dict[str, str] | None = None
+    ) -> None:
         """Write a safetensors file, whole or not at all.
 
         Args:
             path: the file.
             dtype: floating type on disk; None keeps every bit, `torch.float16` halves the file and costs about 5e-4
                 of a slot's range.
+            metadata: further strings for the file's header; `read_metadata` gives them back.
         """
         tensors = {name: t.detach().cpu().contiguous() for name, t in self._named()}
         if dtype is not None:
@@ -123,8 +126,14 @@ class MemoryState:
         dtypes = {name: str(t.dtype).removeprefix("torch.") for name, t in self._named()}
         header = {"kind": _KIND, "version": str(FORMAT_VERSION), "fingerprint": self.fingerprint or "", "dtypes": json.dumps(dtypes)}
         part = Path(path).with_name(Path(path).name + ".part")
-        save_file(tensors, part, header)
+        save_file(tensors, part, {**(metadata or {}), **header})
         part.replace(path)
+
+    @staticmethod
+    def read_metadata(path: str | Path) -> dict[str, str]:
+        """The strings in the header of a saved state."""
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
 
     @classmethod
     def load(cls, path: str | Path, fingerprint: str | None = None) -> MemoryState:

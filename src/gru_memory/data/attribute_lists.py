@@ -245,7 +245,7 @@ title | | did | which film | watch | watched | | the film |
 noun | | did | what | lose | lost | | the |
 phrase | | did | what | wish for | wished for | | |
 street | | did | which street | park in | parked in | | | I parked again, in {v}
-food animal | | be | what | allergic to | | | |
+food | | be | what | allergic to | | | |
 food | | be | what | hungry for | | | |
 full_name | | be | who | married to | | | |
 full_name first_name | | be | who | engaged to | | | |

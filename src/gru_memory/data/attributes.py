@@ -1,8 +1,8 @@
 """Attributes a user can tell of: what is said, what is asked, and the reply that mirrors the question.
 
 In every sentence the value `{v}` comes after the words that name the attribute, because a memory that writes
-while it reads can only file a value under words it has already seen. Cores carry neither a capital nor a stop;
-those come from the frame around them (`phrasings.py`).
+while it reads can only file a value under words it has already seen. Cores carry neither a capital nor a
+stop; those come from the frame around them (`phrasings.py`).
 """
 
 from __future__ import annotations

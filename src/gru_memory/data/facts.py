@@ -51,8 +51,7 @@ class FactGenerator:
     """Facts, small talk and sessions; the same arguments give the same ones in every process.
 
     `values`, `phrasings` and `attributes` choose the side of each split; small talk goes with `phrasings`.
-    `corrected` is the share of facts told with one value and corrected to another. `accept` narrows the values
-    down.
+    `corrected` is the share of facts told with one value, then corrected. `accept` narrows the values down.
     """
 
     def __init__(

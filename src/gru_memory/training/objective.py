@@ -26,13 +26,14 @@ class LossReport:
 def recall(memory: GRUMemoryWithDecay, head: Tensor, batch: Batch) -> Tensor:
     """Final hidden states with what the memory recalls added. head (V, D) -> (R, T, D)."""
     own, extra = batch.features[..., : memory.hidden_size], batch.features[..., memory.hidden_size :]
-    states, _ = memory(
-        own,
-        token_embeds=F.embedding(batch.tokens, head),
-        mask=batch.mask,
-        turn_starts=batch.turn_starts,
-        key_states=extra if memory.key_size else None,
-    )
+    with torch.autocast(own.device.type, torch.bfloat16):  # the projections; the recurrence stays in float32
+        states, _ = memory(
+            own,
+            token_embeds=F.embedding(batch.tokens, head),
+            mask=batch.mask,
+            turn_starts=batch.turn_starts,
+            key_states=extra if memory.key_size else None,
+        )
     return states
 
 
@@ -92,6 +93,7 @@ def _sample_vocabulary(batch: Batch, size: int, negatives: int, generator: torch
     """Token ids (C,) and the batch's labels renumbered into them."""
     chosen = torch.zeros(size, dtype=torch.bool)
     chosen[batch.tokens[batch.mask]] = True
+    chosen[batch.labels[batch.labels >= 0]] = True
     chosen[torch.randint(size, (negatives,), generator=generator)] = True
     number = chosen.long().cumsum(0) - 1
     return chosen.nonzero().squeeze(1), torch.where(batch.labels >= 0, number[batch.labels.clamp_min(0)], -100)

@@ -30,7 +30,7 @@ class TrainingConfig:
     """How long and on what; see `MemoryTrainer`."""
 
     steps: int = field(default=1500, metadata={"help": "optimiser steps"})
-    rows: int = field(default=24, metadata={"help": "sessions in a step"})
+    rows: int = field(default=24, metadata={"help": "sessions in a step of three facts; more facts, fewer sessions"})
     learning_rate: float = field(default=3e-3, metadata={"help": "peak; linear warm-up, then a cosine to 2%"})
     warmup_steps: int = field(default=50, metadata={"help": "steps of warm-up"})
     weight_decay: float = field(default=0.01, metadata={"help": "AdamW"})
@@ -132,10 +132,10 @@ class MemoryTrainer:
         rng = random.Random(config.seed * 7_919 + self.step)
         grown = min(1.0, self.step / max(1, config.curriculum_steps))
         most = 2 + round((config.max_facts - 2) * grown)
-        sessions = [
-            self.pool.session(rng, rng.randint(1, most), rng.randint(0, config.max_between)) for _ in range(config.rows)
-        ]
-        return make_batch(sessions, self.cache)
+        # Sessions of one step have the same make-up, so that little of the batch is padding.
+        facts, between = rng.randint(1, most), rng.randint(0, config.max_between)
+        rows = max(1, round(config.rows * 4 / (facts + between / 2 + 1)))
+        return make_batch([self.pool.session(rng, facts, between) for _ in range(rows)], self.cache)
 
     def _learning_rate(self) -> float:
         config = self.config

@@ -1,0 +1,117 @@
+"""`Conversation`: turns over a memory. Attention sees the last few turns, memory sees all of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .rendering import TurnRenderer
+from .state import MemoryState
+
+
+class Conversation:
+    """A chat whose cost never grows: only the last turns are fed, everything before is in the memory's state.
+
+    Args:
+        model: a causal LM with memory (`add_memory`, `AutoModelWithGRUMemory`, `GPT2WithGRUMemory`).
+        tokenizer: its tokenizer; without a chat template a plain "User: / Assistant:" script is used.
+        system: system prompt; None leaves the default of the chat template.
+        context_turns: turns that attention sees, the current one included; at least 1.
+        **generation: defaults for `say`, as for `generate` (max_new_tokens=64, do_sample=False, ...).
+
+    Attributes:
+        state: the `MemoryState`, kilobytes. It may be read, kept and put back.
+        turns: how many turns were taken in.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, system: str | None = None, context_turns: int = 1, **generation: Any
+    ) -> None:
+        if not isinstance(context_turns, int) or context_turns < 1:
+            raise ValueError(f"context_turns is {context_turns!r}: the current turn is always seen, so at least 1")
+        if not hasattr(model, "initial_memory_state"):
+            raise ValueError(f"{type(model).__name__} has no memory: give it one with gru_memory.add_memory(model)")
+        self.model, self.tokenizer, self.system, self.context_turns = model, tokenizer, system, context_turns
+        self.generation = {"max_new_tokens": 64, "do_sample": False, **generation}
+        self.renderer = TurnRenderer(tokenizer, system)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything and start anew."""
+        self.state: MemoryState = self.model.initial_memory_state(1)
+        self.turns = 0
+        self._context: list[tuple[str, str | None]] = []
+
+    @torch.no_grad()
+    def read(self, text: str, reply: str | None = None) -> None:
+        """Take a turn in without generating. `reply` is what the assistant is known to have answered, if anything."""
+        _require_text(text)
+        inputs = self._inputs(self.renderer.turn(text, reply).ids)
+        state = self.model(**inputs, memory_state=self.state, logits_to_keep=1, use_cache=False).memory_state
+        if not state.is_finite():
+            raise FloatingPointError("the memory became NaN or infinite on this turn; the state from before it is kept")
+        self._commit(state, text, reply)
+
+    def say(self, text: str, **generation: Any) -> str:
+        """Take a turn in and return the reply; arguments as for `generate`, over the defaults of this conversation."""
+        _require_text(text)
+        settings = {**self.generation, **generation}
+        inputs = self._inputs(self.renderer.prompt(text), settings.get("max_new_tokens") or 0)
+        if settings.get("pad_token_id") is None and self.tokenizer.pad_token_id is None:
+            settings["pad_token_id"] = self.tokenizer.eos_token_id
+        output = self.model.generate(**inputs, memory_state=self.state, return_dict_in_generate=True, **settings)
+        if output.sequences.shape[0] != 1:
+            raise ValueError("a conversation has one reply: leave num_return_sequences at 1")
+        new = output.sequences[0, inputs["input_ids"].shape[1] :]
+        reply = self.tokenizer.decode(new, skip_special_tokens=True).strip()
+        self._commit(output.memory_state, text, reply)
+        return reply
+
+    def save(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write the conversation as one safetensors file: its state and the turns that attention still sees."""
+        about = {"turns": self.turns, "context": self._context, "system": self.system, "context_turns": self.context_turns}
+        self.state.save(path, dtype, metadata={"conversation": json.dumps(about)})
+
+    def load(self, path: str | Path) -> None:
+        """Go on with a saved conversation. On any error (see `MemoryState.load`) this one stays as it was."""
+        state = MemoryState.load(path, self.model.memory_fingerprint())
+        try:
+            about = json.loads(MemoryState.read_metadata(path)["conversation"])
+            turns, system, context = about["turns"], about["system"], [tuple(turn) for turn in about["context"]]
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} is a state, not a conversation: read it with MemoryState.load") from error
+        if state.batch_size != 1:
+            raise ValueError(f"{path} holds {state.batch_size} conversations, not one: read it with MemoryState.load")
+        self.renderer = TurnRenderer(self.tokenizer, system)
+        self.state, self.turns, self.system = state.to(self.model.device), turns, system
+        self._context = context[-self.context_turns + 1 :] if self.context_turns > 1 else []
+
+    def _inputs(self, ids: list[int], room: int = 0) -> dict[str, torch.Tensor]:
+        """The prefix, the turns still in sight and the new tokens; memory takes in what it has not seen yet."""
+        prefix = self.renderer.prefix_ids
+        context = [token for turn in self._context for token in self.renderer.turn(*turn).ids]
+        longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        total = len(prefix) + len(context) + len(ids) + room
+        if longest is not None and total > longest:
+            raise ValueError(
+                f"this turn needs {total} positions, the model has {longest}: give the text in several read() calls, "
+                "ask for fewer new tokens, or use fewer context_turns"
+            )
+        seen = len(context) + (len(prefix) if self.turns else 0)
+        input_ids = torch.tensor([prefix + context + ids], device=self.model.device)
+        memory_mask = torch.ones_like(input_ids, dtype=torch.bool)
+        memory_mask[:, :seen] = False
+        return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "memory_mask": memory_mask}
+
+    def _commit(self, state: MemoryState, user: str, reply: str | None) -> None:
+        self.state = state
+        self.turns += 1
+        self._context = [*self._context, (user, reply)][-self.context_turns + 1 :] if self.context_turns > 1 else []
+
+
+def _require_text(text: str) -> None:
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError("the turn is empty: give some text")
