@@ -15,7 +15,7 @@ KINDS = ("tell", "correct", "ask", "talk")
 class Turn:
     """One attention window: nothing of it is visible to a later turn except through the memory."""
 
-    user: str
+    user: str | None  # None: `assistant` is plain text outside any chat, such as a page of a book
     assistant: str | None = None
     learn: str | None = None  # "answer": loss on the reply; "base": stay close to the base model
     kind: str = "talk"
@@ -29,6 +29,8 @@ class Turn:
             raise ValueError(f"kind is {self.kind!r}; use one of {KINDS}")
         if self.learn == "answer" and self.assistant is None:
             raise ValueError('a turn with learn="answer" needs an assistant reply to learn from')
+        if self.user is None and self.assistant is None:
+            raise ValueError("a turn needs a user message, or plain text")
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,11 @@ def read_jsonl(path: str | Path) -> Iterator[Session]:
 
 def _messages(index: int, turn: Turn) -> list[dict]:
     marks = {"kind": turn.kind, "value": turn.value, "fact": turn.fact}
-    messages = [{"role": "user", "content": turn.user, "turn": index} | marks]
-    if turn.assistant is not None:
+    if turn.user is None:
+        messages = [{"role": "text", "content": turn.assistant, "turn": index} | marks]
+    else:
+        messages = [{"role": "user", "content": turn.user, "turn": index} | marks]
+    if turn.user is not None and turn.assistant is not None:
         messages.append({"role": "assistant", "content": turn.assistant, "turn": index})
     messages[-1]["learn"] = turn.learn
     return [{key: value for key, value in message.items() if value is not None} for message in messages]
@@ -92,6 +97,9 @@ def _add_message(by_turn: dict[int, dict[str, dict]], message: dict) -> None:
     if by_turn and index < max(by_turn):
         raise ValueError(f"turn {index} comes after turn {max(by_turn)}; messages must be in order of turns")
     turn = by_turn.setdefault(index, {})
+    if role == "text" and not turn:
+        turn[role] = message
+        return
     expected = "assistant" if "user" in turn else "user"
     if role != expected or role in turn:
         raise ValueError(
@@ -101,11 +109,12 @@ def _add_message(by_turn: dict[int, dict[str, dict]], message: dict) -> None:
 
 
 def _turn(index: int, messages: dict[str, dict]) -> Turn:
-    user = messages["user"]
-    reply = messages.get("assistant")
+    text = messages.get("text")
+    user = text or messages["user"]
+    reply = text or messages.get("assistant")
     try:
         return Turn(
-            user=user["content"],
+            user=None if text else user["content"],
             assistant=reply["content"] if reply else None,
             learn=(reply or user).get("learn"),
             kind=user.get("kind", "talk"),

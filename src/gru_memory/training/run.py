@@ -1,0 +1,207 @@
+"""One training run from start to finish: sessions, features of the frozen model, training, the memory on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import backbones
+from ..config import MemoryConfig
+from ..data.facts import FactGenerator, FactPool, FactTurns
+from ..data.sessions import Session, Turn, read_jsonl
+from ..embedded import load_model
+from ..models import add_memory
+from ..rendering import TurnRenderer
+from .features import PREFIX, FeatureCache, build_feature_cache
+from .replies import own_replies
+from .rows import Batch, make_batch, turn_text
+from .trainer import MemoryTrainer, TrainingConfig
+
+Progress = Callable[[str, int, int], None]  # (what is being done, done, in all)
+
+_VALIDATION_SESSIONS = 32
+_VALIDATION = {
+    "values": {"values": "test"},
+    "phrasings": {"values": "test", "phrasings": "test"},
+    "attributes": {"values": "test", "attributes": "test"},
+    "corrections": {"values": "test", "corrected": 1.0},
+}
+
+
+@dataclass
+class TrainRequest:
+    """What to train, on what, and where to put it."""
+
+    out: str = field(metadata={"help": "folder for the memory, its checkpoints and its log; resumed if there is a run"})
+    model: str = field(default="smollm2", metadata={"help": "'smollm2', a folder, a .gguf file or a hub name"})
+    data: str = field(default="facts", metadata={"help": "'facts', or a JSONL file of sessions"})
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    pool_facts: int = field(default=8000, metadata={"help": "distinct facts"})
+    pool_talk: int = field(default=4000, metadata={"help": "distinct unrelated turns"})
+    corrected: float = field(default=0.2, metadata={"help": "share of facts that are corrected later"})
+    replied: int = field(default=1500, metadata={"help": "turns that get the model's own reply"})
+    books: str | None = field(default=None, metadata={"help": "folder of .txt files: pages on which memory stays silent"})
+    pages: int = field(default=600, metadata={"help": "pages drawn from the books"})
+    cache: str | None = field(default=None, metadata={"help": "folder for hidden states; `out`/cache if not given"})
+    bfloat16: bool = field(default=True, metadata={"help": "run the frozen model in bfloat16: faster on recent processors"})
+
+
+class FilePool:
+    """Sessions of a JSONL file, drawn whole."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.sessions = list(read_jsonl(path))
+        if not any(turn.learn == "answer" for s in self.sessions for turn in s.turns):
+            raise ValueError(f'{path} marks nothing to learn: give the replies to learn "learn": "answer"')
+
+    def turns(self) -> Iterator[Turn]:
+        return iter(dict.fromkeys(turn for session in self.sessions for turn in session.turns))
+
+    def session(self, rng: random.Random, num_facts: int, between: int, shuffle: bool = True) -> Session:
+        return rng.choice(self.sessions)
+
+
+def train(request: TrainRequest, report: Callable[[dict], None] | None = None, progress: Progress | None = None) -> Path:
+    """Train a memory as `request` says and write it to `request.out` with `save_memory`. Interrupted runs are resumed.
+
+    Args:
+        request: see `TrainRequest`. The memory needs `sites=("top",)`: only there can hidden states be cached.
+        report: receives a dict after every step and every validation (see `MemoryTrainer`).
+        progress: told how far the preparations are.
+
+    Returns:
+        the folder of the memory.
+    """
+    config = request.memory
+    if config.sites != ("top",):
+        raise ValueError(f"training on cached hidden states is for sites=('top',), not {config.sites}")
+    out = Path(request.out)
+    out.mkdir(parents=True, exist_ok=True)
+    cache_folder = Path(request.cache) if request.cache else out / "cache"
+    base, tokenizer = load_model(request.model)
+    fingerprint = f"{_weights_digest(base)} {'bfloat16' if request.bfloat16 else 'float32'}"
+    head = base.get_output_embeddings().weight.detach().float().clone()
+    torch.manual_seed(request.training.seed)
+    model = add_memory(base, config)
+    memory = model.memory_sites()["top"]
+    memory.float()
+    if config.gate_init == 0:
+        torch.nn.init.constant_(memory.gate, _training_gate(head))
+
+    renderer = TurnRenderer(tokenizer)
+    with model.disable_memory(), _frozen_dtype(model, request.bfloat16), _no_denormals():
+        pool, validation_pools = _pools(request, model, renderer, cache_folder, fingerprint, progress)
+
+        def features(name: str, turns: Iterator[Turn]) -> FeatureCache:
+            texts = [PREFIX, *dict.fromkeys(turn_text(turn) for turn in turns)]
+            tell = None if progress is None else lambda done, total: progress(f"hidden states: {name}", done, total)
+            return build_feature_cache(
+                cache_folder, model, backbones.final_norm_of(model), backbones.blocks_of(model), renderer, texts,
+                config.key_layers, fingerprint, tell,
+            )  # fmt: skip
+
+        cache = features("training", pool.turns())
+        validation = {
+            name: [_validation_batch(p, features(name, p.turns()))] for name, p in validation_pools.items()
+        }
+    memory.float()
+    with _no_denormals():
+        MemoryTrainer(memory, head, pool, cache, validation, request.training, out, report).train()
+    model.save_memory(out)
+    return out
+
+
+def _pools(request, model, renderer, folder, fingerprint, progress) -> tuple[Any, dict[str, Any]]:
+    seed = request.training.seed
+    if request.data != "facts":
+        pool = FilePool(request.data)
+        return pool, {"sessions": pool}
+    pool = FactPool(FactGenerator(seed, corrected=request.corrected), request.pool_facts, request.pool_talk)
+    rng = random.Random(f"run {seed}")
+    if request.replied:
+        _with_own_replies(pool, rng, request.replied, model, renderer, folder, fingerprint, progress)
+    if request.books:
+        pool.talk += [Turn(None, page, learn="base") for page in book_pages(request.books, request.pages, rng)]
+    pools = {name: FactPool(FactGenerator(seed + 1, **kind), 150, 60, 1, 1) for name, kind in _VALIDATION.items()}
+    return pool, pools
+
+
+def _with_own_replies(pool, rng, count, model, renderer, folder, fingerprint, progress) -> None:
+    """Give a share of the tells, corrections and unrelated turns the reply that the model itself would give."""
+    tells = [turn for fact in pool.facts for turn in (*fact.tells, *fact.corrections)]
+    chosen = rng.sample(tells, min(len(tells), count * 2 // 3))
+    talk = rng.sample(range(len(pool.talk)), min(len(pool.talk), count // 3))
+    users = [turn.user for turn in chosen] + [pool.talk[i].user for i in talk]
+    tell = None if progress is None else lambda done, total: progress("the model's own replies", done, total)
+    replies = own_replies(folder, model, renderer, users, fingerprint=fingerprint, progress=tell)
+    replied = {
+        turn: replace(turn, assistant=reply, learn="base")
+        for turn, reply in zip(chosen, replies[: len(chosen)], strict=True)
+    }
+    pool.facts = [
+        FactTurns(
+            turns.fact,
+            tuple(replied.get(t, t) for t in turns.tells),
+            tuple(replied.get(t, t) for t in turns.corrections),
+            turns.asks,
+            turns.early_asks,
+        )
+        for turns in pool.facts
+    ]
+    for i, reply in zip(talk, replies[len(chosen) :], strict=True):
+        pool.talk[i] = replace(pool.talk[i], assistant=reply)
+
+
+def book_pages(folder: str | Path, count: int, rng: random.Random) -> list[str]:
+    """`count` passages of 200 to 1,500 characters from the .txt files of a folder."""
+    paths = sorted(Path(folder).glob("*.txt"))
+    if not paths:
+        raise FileNotFoundError(f"no .txt file in {folder}: name a folder of plain-text books")
+    books = [path.read_text(encoding="utf-8", errors="replace") for path in paths]
+    pages = []
+    while len(pages) < count:
+        book = rng.choice(books)
+        start = rng.randrange(max(1, len(book) - 2000))
+        page = " ".join(book[start : start + int(200 * 7.5 ** rng.random())].split())
+        if len(page) > 100:
+            pages.append(page)
+    return pages
+
+
+def _validation_batch(pool: Any, cache: FeatureCache) -> Batch:
+    rng = random.Random(5)
+    return make_batch([pool.session(rng, 3, 3, shuffle=False) for _ in range(_VALIDATION_SESSIONS)], cache)
+
+
+def _training_gate(head: torch.Tensor) -> float:
+    """A gate at which an untrained read moves logits by a few nats: the read is about a unit vector a head."""
+    return 20.0 * 0.1 / float(head.pow(2).mean().sqrt())
+
+
+def _weights_digest(model: torch.nn.Module) -> str:
+    """Names a set of weights by a few numbers of each tensor: cheap, and enough to tell caches apart."""
+    return str(round(sum(float(p.detach().double().abs().sum()) for p in model.parameters()), 3))
+
+
+@contextlib.contextmanager
+def _frozen_dtype(model: torch.nn.Module, bfloat16: bool) -> Iterator[None]:
+    if bfloat16:
+        model.to(torch.bfloat16)
+    yield
+
+
+@contextlib.contextmanager
+def _no_denormals() -> Iterator[None]:
+    """Sharp addresses and long decays make numbers so small that a processor computes them a hundred times slower."""
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
