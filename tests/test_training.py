@@ -1,0 +1,216 @@
+"""Training on cached hidden states: the cache says what the model says, and a run can be stopped anywhere."""
+
+import json
+import random
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch.nn import functional as F
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from gru_memory import MemoryConfig, add_memory, backbones
+from gru_memory.data.facts import FactGenerator, FactPool
+from gru_memory.data.sessions import Session, Turn, write_jsonl
+from gru_memory.memory import GRUMemoryWithDecay
+from gru_memory.rendering import TurnRenderer
+from gru_memory.training.features import PREFIX, build_feature_cache
+from gru_memory.training.objective import compute_loss, recall
+from gru_memory.training.rows import make_batch, turn_text
+from gru_memory.training.run import FilePool, book_pages
+from gru_memory.training.trainer import MemoryTrainer, TrainingConfig
+
+TEMPLATE = (
+    "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}<s>system: be kind</s>\n{% endif %}"
+    "<s>{{ m['role'] }}: {{ m['content'] }}</s>\n{% endfor %}{% if add_generation_prompt %}<s>assistant: {% endif %}"
+)
+KEY_LAYERS = (1,)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: i for i, token in enumerate(["<s>", "</s>", *alphabet])}
+    fast = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    fast.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=fast, bos_token="<s>", eos_token="</s>", pad_token="</s>", chat_template=TEMPLATE
+    )
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="module")
+def pool():
+    short = FactGenerator(0, corrected=0.3, accept=lambda value: len(value) < 12)
+    return FactPool(short, num_facts=12, num_talk=6, tells=1, asks=1)
+
+
+@pytest.fixture(scope="module")
+def build(model, tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("features")
+
+    def build(turns):
+        texts = [PREFIX, *dict.fromkeys(turn_text(turn) for turn in turns)]
+        norm, blocks = backbones.final_norm_of(model), backbones.blocks_of(model)
+        return build_feature_cache(folder, model, norm, blocks, TurnRenderer(tokenizer), texts, KEY_LAYERS, "tiny")
+
+    return build
+
+
+def make_memory(gate=2.0):
+    torch.manual_seed(1)
+    return GRUMemoryWithDecay(
+        32, 2, 4, 8, decay=0.9, decay_every="turn", cell="mingru", gate_init=gate, key_size=32 * len(KEY_LAYERS)
+    )
+
+
+@torch.no_grad()
+def test_cached_training_row_equals_the_model_turn_by_turn(model, tokenizer, pool, build):
+    """What training computes from the cache is what the model with that memory computes in a conversation."""
+    session = pool.session(random.Random(0), 2, 2)
+    batch = make_batch([session], build(pool.turns()))
+    memory = make_memory()
+    trained = recall(memory, model.get_output_embeddings().weight, batch)
+    trained = F.linear(trained, model.get_output_embeddings().weight)[0]
+
+    import copy
+
+    config = MemoryConfig(
+        sites=("top",), num_heads=2, num_slots=4, slot_size=8, decay=0.9, decay_every="turn", cell="mingru", key_layers=KEY_LAYERS
+    )  # fmt: skip
+    whole = add_memory(copy.deepcopy(model), config)
+    whole.memory_sites()["top"].load_state_dict(memory.state_dict())
+    renderer = TurnRenderer(tokenizer)
+    state, logits = whole.initial_memory_state(1), []
+    for number, turn in enumerate(session.turns):
+        ids = torch.tensor([renderer.prefix_ids + renderer.turn(turn.user, turn.assistant).ids])
+        seen = torch.ones_like(ids, dtype=torch.bool)
+        first = 0 if number == 0 else len(renderer.prefix_ids)
+        seen[:, :first] = False
+        out = whole(ids, memory_state=state, memory_mask=seen, use_cache=False)
+        state = out.memory_state
+        logits.append(out.logits[0, first:])
+    logits = torch.cat(logits)
+    assert logits.shape == trained.shape
+    assert state.turns.item() == len(session.turns) == batch.turn_starts.sum()
+    # The cache is in float16 and training multiplies in bfloat16.
+    assert (trained - logits).abs().max() < 0.03 * logits.abs().max()
+
+
+def test_labels_are_the_reply_and_nothing_else(tokenizer, pool, build):
+    session = pool.session(random.Random(1), 2, 1)
+    batch = make_batch([session], build(pool.turns()))
+    taught = batch.labels[batch.labels >= 0]
+    replies = [turn.assistant for turn in session.turns if turn.learn == "answer"]
+    assert tokenizer.decode(taught) == "</s>".join(replies) + "</s>"
+    position = (batch.labels[0] >= 0).nonzero()[0].item()
+    assert batch.labels[0, position] == batch.tokens[0, position + 1]
+
+
+def test_padding_changes_no_row(model, pool, build):
+    cache = build(pool.turns())
+    sessions = [pool.session(random.Random(i), 1 + 2 * i, 0) for i in range(2)]
+    memory, head = make_memory(), model.get_output_embeddings().weight.detach()
+    together, alone = make_batch(sessions, cache), make_batch(sessions[:1], cache)
+    length = alone.tokens.shape[1]
+    torch.testing.assert_close(recall(memory, head, together)[0, :length], recall(memory, head, alone)[0], atol=2e-2, rtol=0)
+
+
+def test_interrupted_cache_is_finished(model, tokenizer, pool, build, tmp_path, monkeypatch):
+    from gru_memory.training import features
+
+    monkeypatch.setattr(features, "_TURNS_PER_SHARD", 7)
+    texts = [PREFIX, *dict.fromkeys(turn_text(turn) for turn in pool.turns())]
+    arguments = (tmp_path, model, backbones.final_norm_of(model), backbones.blocks_of(model), TurnRenderer(tokenizer), texts)
+
+    def stop_after_two(done, total):
+        if done >= 14:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_feature_cache(*arguments, KEY_LAYERS, "tiny", stop_after_two)
+    shards = []
+    cache = build_feature_cache(*arguments, KEY_LAYERS, "tiny", lambda done, total: shards.append(done))
+    reference = build(pool.turns())
+    assert len(cache) == len(texts) and shards[-1] == len(texts)
+    for i in range(len(texts)):
+        assert (cache.tokens(i) == reference.tokens(i)).all()
+        torch.testing.assert_close(torch.tensor(cache.features(i)), torch.tensor(reference.features(i)), atol=5e-3, rtol=1e-2)
+
+
+def run(memory, model, pool, cache, folder, steps, **settings):
+    log = []
+    config = TrainingConfig(steps=steps, rows=3, validate_every=4, warmup_steps=2, curriculum_steps=4, max_facts=3, **settings)
+    batch = make_batch([pool.session(random.Random(9), 2, 0)], cache)
+    head = model.get_output_embeddings().weight.detach()
+    trainer = MemoryTrainer(memory, head, pool, cache, {"seen": [batch]}, config, folder, log.append)
+    trainer.train()
+    return [entry["answer_loss"] for entry in log if "step" in entry]
+
+
+def test_resumed_run_has_the_curve_of_an_uninterrupted_one(model, pool, build, tmp_path, monkeypatch):
+    cache = build(pool.turns())
+    straight = run(make_memory(), model, pool, cache, tmp_path / "a", 8)
+
+    calls = []
+
+    def stop(self):
+        original(self)
+        calls.append(self.step)
+        raise KeyboardInterrupt
+
+    original = MemoryTrainer._checkpoint
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(MemoryTrainer, "_checkpoint", stop)
+        run(make_memory(), model, pool, cache, tmp_path / "b", 8)
+    assert calls == [4]
+    resumed = run(make_memory(gate=7.0), model, pool, cache, tmp_path / "b", 8)  # its own weights are replaced
+    assert len(straight) == 8
+    assert resumed == pytest.approx(straight[4:], rel=1e-4)
+    with pytest.raises(ValueError, match="rows"):
+        trainer_config = TrainingConfig(steps=8, rows=99)
+        MemoryTrainer(make_memory(), torch.zeros(1, 1), pool, cache, {}, trainer_config, tmp_path / "b").train()
+
+
+def test_training_learns(model, pool, build, tmp_path):
+    losses = run(make_memory(gate=20.0), model, pool, build(pool.turns()), tmp_path, 60, learning_rate=3e-2, base_weight=0.0)
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+
+
+def test_base_term_is_zero_for_a_silent_memory_and_positive_for_a_loud_one(model, pool, build):
+    talk = [Session((turn,)) for turn in pool.talk[:3]]
+    batch = make_batch([*talk, pool.session(random.Random(0), 1, 0)], build(pool.turns()))
+    head = model.get_output_embeddings().weight.detach()
+    silent = compute_loss(make_memory(gate=0.0), head, batch, torch.Generator().manual_seed(0))
+    loud = compute_loss(make_memory(gate=50.0), head, batch, torch.Generator().manual_seed(0))
+    assert silent.base_kl == pytest.approx(0.0, abs=1e-6)
+    assert loud.base_kl > 1e-3
+
+
+def test_sessions_of_a_file(tmp_path):
+    path = tmp_path / "sessions.jsonl"
+    ask = Turn("What is it?", "It is red.", learn="answer", kind="ask", value="red")
+    sessions = [Session((Turn("It is red.", kind="tell"), Turn(None, "A page of a book.", learn="base"), ask))]
+    write_jsonl(path, sessions)
+    assert json.loads(path.read_text())["messages"][1]["role"] == "text"
+    assert FilePool(path).session(random.Random(0), 1, 0) == sessions[0]
+    write_jsonl(path, [Session((Turn("Hello."),))])
+    with pytest.raises(ValueError, match="nothing to learn"):
+        FilePool(path)
+
+
+def test_pages_come_from_the_books(tmp_path):
+    (tmp_path / "a.txt").write_text("word " * 5000)
+    pages = book_pages(tmp_path, 5, random.Random(0))
+    assert len(pages) == 5 and all(100 < len(page) <= 1500 for page in pages)
+    with pytest.raises(FileNotFoundError, match=r"\.txt"):
+        book_pages(tmp_path / "nothing", 1, random.Random(0))
