@@ -72,7 +72,7 @@ def _latin(text: str) -> str | None:
 
 
 def _faker(provider: str, names: Iterable[str]) -> tuple[str, ...]:
-    found: dict[str, None] = {}  # a dict keeps the order, which a set would not from one process to the next
+    found: set[str] = set()
     for locale in LOCALES:
         try:
             module = importlib.import_module(f"faker.providers.{provider}.{locale}")
@@ -81,8 +81,9 @@ def _faker(provider: str, names: Iterable[str]) -> tuple[str, ...]:
         for name in names:
             listed = getattr(module.Provider, name, ())
             if isinstance(listed, (tuple, list, dict)):  # some locales compute theirs in a property
-                found.update((plain, None) for plain in map(_latin, listed) if plain and not plain.isupper())
-    return tuple(plain for plain in found if plain[0].isupper())
+                found.update(plain for plain in map(_latin, listed) if plain and not plain.isupper())
+    # Some of Faker's own lists are made from sets, whose order differs from one process to the next.
+    return tuple(sorted(plain for plain in found if plain[0].isupper()))
 
 
 def _wonderwords(name: str) -> tuple[str, ...]:

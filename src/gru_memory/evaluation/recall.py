@@ -1,0 +1,283 @@
+"""Recall: facts told, unrelated turns in between, then questions with none of it in the context."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import time
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..data.facts import FactGenerator
+from ..data.sessions import Session
+from .batched import BatchReader, Pair
+from .full_history import ask_with_history
+
+Progress = Callable[[str, int, int], None]  # (what is being done, done, in all)
+
+VALUES = ("unseen", "seen", "multi")
+SPLITS = {"unseen": "test", "seen": "train"}
+
+
+@dataclass(frozen=True)
+class RecallConfig:
+    """What is told and asked; one row of a table."""
+
+    facts: int = field(default=3, metadata={"help": "facts told in a session"})
+    between: int = field(default=12, metadata={"help": "unrelated turns between telling and asking"})
+    values: str = field(
+        default="unseen", metadata={"help": "'unseen' in training, 'seen', or 'multi': unseen, of several tokens"}
+    )
+    phrasings: str = field(default="seen", metadata={"help": "wordings of facts and questions: 'seen' or 'unseen'"})
+    attributes: str = field(default="seen", metadata={"help": "what the facts are about: 'seen' or 'unseen'"})
+    corrected: bool = field(default=False, metadata={"help": "every fact is told with one value, then corrected"})
+    sessions: int = field(default=100, metadata={"help": "sessions; each has its own facts and memory"})
+    seed: int = field(default=1234, metadata={"help": "of the sessions"})
+    max_new_tokens: int = field(default=32, metadata={"help": "longest reply, in tokens"})
+    batch_size: int = field(default=16, metadata={"help": "sessions at once"})
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("values", VALUES), ("phrasings", SPLITS), ("attributes", SPLITS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r}: choose one of {', '.join(allowed)}")
+        for name in ("facts", "sessions", "max_new_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if self.between < 0:
+            raise ValueError(f"between is {self.between}: it must be at least 0")
+
+    @property
+    def label(self) -> str:
+        """What sets this row apart, for tables and plots."""
+        value = {"unseen": "unseen values", "seen": "seen values", "multi": "unseen values of several tokens"}[
+            self.values
+        ]
+        new = [name for name in ("phrasings", "attributes") if getattr(self, name) == "unseen"]
+        parts = [f"{self.facts} facts", f"{self.between} turns", value, *(f"unseen {name}" for name in new)]
+        return ", ".join([*parts, "corrected"] if self.corrected else parts)
+
+    def make_sessions(self, tokenizer: Any) -> list[Session]:
+        """The sessions of this row; the same arguments give the same ones."""
+        accept = None
+        if self.values == "multi":
+            accept = lambda value: len(tokenizer(f" {value}", add_special_tokens=False)["input_ids"]) >= 2  # noqa: E731
+        generator = FactGenerator(
+            self.seed,
+            values="train" if self.values == "seen" else "test",
+            phrasings=SPLITS[self.phrasings],
+            attributes=SPLITS[self.attributes],
+            corrected=float(self.corrected),
+            accept=accept,
+        )
+        return [generator.session(self.facts, self.between) for _ in range(self.sessions)]
+
+
+@dataclass(frozen=True)
+class Rate:
+    """How many of how many, with a 95% Wilson interval (it takes the questions of one session as independent)."""
+
+    hits: int
+    total: int
+    share: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, flags: Sequence[bool]) -> Rate:
+        hits, total = sum(flags), len(flags)
+        return cls(hits, total, hits / total if total else 0.0, *wilson_interval(hits, total))
+
+
+@dataclass
+class Asked:
+    """One question and every reply to it; a reply is None where its method was left out."""
+
+    session: int
+    question: str
+    value: str
+    old_value: str | None
+    memory: str
+    floor: str | None = None
+    full_history: str | None = None
+
+
+@dataclass
+class RecallResult:
+    """One row of a recall table. Rates are shares of replies that contain the value asked for."""
+
+    config: RecallConfig
+    memory: Rate
+    floor: Rate | None  # the base model with the question alone
+    full_history: Rate | None  # the base model with every turn in its context
+    old_value: dict[str, Rate] | None  # corrected facts: replies that contain the value from before, by method
+    state_bytes: int  # one conversation's state, as a file
+    history_tokens: float | None  # mean a conversation
+    kv_bytes: float | None  # keys and values of the full history, mean a conversation
+    dropped_turns: int  # turns of full histories that the model has no positions for
+    seconds: dict[str, float]
+    replies: list[Asked]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"label": self.config.label, **asdict(self)}
+
+
+def evaluate_recall(
+    model: Any,
+    tokenizer: Any,
+    config: RecallConfig,
+    floor: bool = True,
+    full_history: bool = True,
+    progress: Progress | None = None,
+) -> RecallResult:
+    """Tell, talk, ask; every question is asked on its own, of the state after the last unrelated turn.
+
+    Args:
+        model: a causal LM with memory.
+        tokenizer: its tokenizer.
+        config: what is told and asked.
+        floor, full_history: also ask the base model, with the question alone and with every turn in its context.
+        progress: told (what, sessions done, sessions in all).
+    """
+    reader = BatchReader(model, tokenizer)
+    sessions = config.make_sessions(tokenizer)
+    told = [_told(session) for session in sessions]
+    asked = [entry for number, session in enumerate(sessions) for entry in _questions(number, session)]
+    seconds: dict[str, float] = {}
+    tell = progress or (lambda *_: None)
+
+    began = time.perf_counter()
+    state_bytes = 0
+    for start in range(0, len(sessions), config.batch_size):
+        tell("memory", start, len(sessions))
+        batch = range(start, min(start + config.batch_size, len(sessions)))
+        states = reader.read_all(reader.start(len(batch)), [told[i] for i in batch])
+        state_bytes = state_bytes or stored_bytes(states.select(0))
+        here = [entry for entry in asked if entry.session in batch]
+        for part in _chunks(here, config.batch_size):
+            rows = states.select([entry.session - start for entry in part])
+            replies, _ = reader.ask(rows, [e.question for e in part], max_new_tokens=config.max_new_tokens)
+            for entry, reply in zip(part, replies, strict=True):
+                entry.memory = reply
+    tell("memory", len(sessions), len(sessions))
+    seconds["memory"] = time.perf_counter() - began
+
+    if floor:
+        began = time.perf_counter()
+        done = 0
+        for part in _chunks(asked, config.batch_size):
+            tell("floor", done, len(asked))
+            answers = ask_with_history(reader, [], [e.question for e in part], config.max_new_tokens)
+            for entry, reply in zip(part, answers.replies, strict=True):
+                entry.floor = reply
+            done += len(part)
+        tell("floor", len(asked), len(asked))
+        seconds["floor"] = time.perf_counter() - began
+
+    tokens, sizes, dropped = [], [], 0
+    if full_history:
+        began = time.perf_counter()
+        for number, history in enumerate(told):
+            tell("full history", number, len(sessions))
+            here = [entry for entry in asked if entry.session == number]
+            answers = ask_with_history(reader, history, [e.question for e in here], config.max_new_tokens)
+            for entry, reply in zip(here, answers.replies, strict=True):
+                entry.full_history = reply
+            tokens.append(answers.history_tokens)
+            sizes.append(answers.kv_bytes)
+            dropped += answers.dropped_turns
+        tell("full history", len(sessions), len(sessions))
+        seconds["full_history"] = time.perf_counter() - began
+
+    methods = ["memory", *(["floor"] if floor else []), *(["full_history"] if full_history else [])]
+
+    def rate(method: str, wanted: str = "value") -> Rate | None:
+        if method not in methods:
+            return None
+        return Rate.of([contains(getattr(entry, method), getattr(entry, wanted)) for entry in asked])
+
+    return RecallResult(
+        config=config,
+        memory=rate("memory"),
+        floor=rate("floor"),
+        full_history=rate("full_history"),
+        old_value={method: rate(method, "old_value") for method in methods} if config.corrected else None,
+        state_bytes=state_bytes,
+        history_tokens=sum(tokens) / len(tokens) if tokens else None,
+        kv_bytes=sum(sizes) / len(sizes) if sizes else None,
+        dropped_turns=dropped,
+        seconds={method: round(value, 1) for method, value in seconds.items()},
+        replies=asked,
+    )
+
+
+def standard_suite(sessions: int = RecallConfig.sessions, **settings: Any) -> list[RecallConfig]:
+    """The rows of the standard table; `settings` go to every row (seed, batch_size, max_new_tokens)."""
+    rows: list[dict[str, Any]] = [
+        {},
+        {"facts": 6},
+        {"between": 50},
+        {"values": "multi"},
+        {"corrected": True},
+        {"phrasings": "unseen"},
+        {"attributes": "unseen"},
+        {"values": "seen"},
+    ]
+    return [RecallConfig(**{"facts": 3, "between": 12, **row}, sessions=sessions, **settings) for row in rows]
+
+
+def contains(reply: str, value: str) -> bool:
+    """Whether the value is in the reply as words of its own: case and white space do not matter, and 47 is not in 4471,
+    47.5, or 1:47."""
+    wanted = _plain(value)
+    if not wanted:
+        return False
+    pattern = rf"(?<!\w)(?<!\w-)(?<!\d[.,:]){re.escape(wanted)}(?!\w)(?!-\w)(?![.,:]\d)"
+    return re.search(pattern, _plain(reply)) is not None
+
+
+def wilson_interval(hits: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+    """95% interval of a share; sensible near 0 and 1, unlike the plain one. No data: everything is possible."""
+    if not 0 <= hits <= total:
+        raise ValueError(f"{hits} of {total} is not a share")
+    if total == 0:
+        return 0.0, 1.0
+    share = hits / total
+    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
+    half = z * sqrt(share * (1 - share) / total + z * z / (4 * total * total)) / (1 + z * z / total)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def stored_bytes(state: Any, dtype: torch.dtype | None = None) -> int:
+    """Size of the file that `state.save` writes."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "state.safetensors"
+        state.save(path, dtype)
+        return path.stat().st_size
+
+
+def _plain(text: str) -> str:
+    same = unicodedata.normalize("NFKC", text).replace("\u2019", "'").replace("\u2018", "'")
+    return " ".join(same.casefold().split())
+
+
+def _told(session: Session) -> list[Pair]:
+    return [(turn.user, turn.assistant) for turn in session.turns if turn.kind != "ask"]
+
+
+def _questions(number: int, session: Session) -> list[Asked]:
+    first = {turn.fact: turn.value for turn in session.turns if turn.kind == "tell"}
+    return [
+        Asked(number, turn.user, turn.value, first[turn.fact] if first[turn.fact] != turn.value else None, memory="")
+        for turn in session.turns
+        if turn.kind == "ask"
+    ]
+
+
+def _chunks(entries: Sequence[Asked], size: int) -> list[Sequence[Asked]]:
+    return [entries[i : i + size] for i in range(0, len(entries), size)]

@@ -1,0 +1,335 @@
+"""`GRUMemoryWithDecay` on its own."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from gru_memory import GRUMemoryWithDecay, MemoryConfig
+from tiny import CELLS, CLOCKS, assert_close
+
+D = 12
+NEVER, ALWAYS = -1e4, 1e4  # biases of the strength that no input moves
+
+
+def site(cell="gru", gate_init=1.0, seed=0, **settings):
+    """A small site with random weights everywhere, in float64."""
+    torch.manual_seed(seed)
+    shape = {"num_heads": 2, "num_slots": 4, "slot_size": 6, "decay": 0.9}
+    memory = GRUMemoryWithDecay(D, cell=cell, gate_init=gate_init, **{**shape, **settings}).double()
+    with torch.no_grad():
+        for name, parameter in memory.named_parameters():
+            if name != "gate":
+                parameter += torch.randn_like(parameter) / 3
+    return memory
+
+
+def stream(length=11, rows=2, seed=1):
+    torch.manual_seed(seed)
+    return torch.randn(rows, length, D).double(), torch.randn(rows, length, D).double()
+
+
+def set_strength(memory, bias):
+    with torch.no_grad():
+        memory.strength_key.bias.fill_(bias)
+
+
+def random_state(memory, rows=2, seed=2):
+    torch.manual_seed(seed)
+    state = memory.initial_state(rows)
+    return {**state, "slots": torch.rand_like(state["slots"]) * 2 - 1}
+
+
+def assert_same(got, wanted, tolerance=1e-10):
+    assert set(got) == set(wanted)
+    for key in wanted:
+        assert_close(got[key], wanted[key], tolerance)
+
+
+@pytest.mark.parametrize("decay", (1.0, 0.8))
+def test_one_slot_is_a_gru_cell(decay):
+    heads, d, length = 3, 5, 9
+    torch.manual_seed(0)
+    cells = [nn.GRUCell(d, d).double() for _ in range(heads)]
+    memory = GRUMemoryWithDecay(
+        heads * d, num_heads=heads, num_slots=1, slot_size=d, decay=decay, gate_init=1.0
+    ).double()
+    set_strength(memory, ALWAYS)
+    with torch.no_grad():
+        memory.value_hidden.weight.copy_(torch.eye(heads * d))  # head n sees its own d features
+        memory.output.weight.copy_(torch.eye(heads * d))
+    for head, cell in enumerate(cells):
+        memory.load_gru_cell(cell, head)
+    x = torch.randn(2, length, heads * d, dtype=torch.float64)
+    y, state = memory(x)
+
+    value = F.rms_norm(x, x.shape[-1:], eps=1e-6)
+    gate = torch.sigmoid(memory.read_gate(value))  # (B, T, N)
+    for head, cell in enumerate(cells):
+        part = slice(head * d, (head + 1) * d)
+        content = torch.zeros(2, d, dtype=torch.float64)
+        for t in range(length):
+            content = cell(value[:, t, part], decay * content)
+            assert_close(y[:, t, part], x[:, t, part] + gate[:, t, head, None] * content, 1e-11)
+        assert_close(state["slots"][:, head, 0], content, 1e-11)
+
+
+def test_weights_of_another_gru_cell_are_refused():
+    with pytest.raises(ValueError, match="slot size"):
+        site().load_gru_cell(nn.GRUCell(6, 7))
+    with pytest.raises(ValueError, match="gru"):
+        site("mingru").load_gru_cell(nn.GRUCell(6, 6))
+
+
+def test_a_gru_cell_without_bias_loads():
+    memory = site()
+    memory.load_gru_cell(nn.GRUCell(6, 6, bias=False), head=1)
+    assert not memory.bias_ih[1].any()
+    assert memory.bias_ih[0].any()
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_slots_stay_within_one_for_100_000_steps(cell):
+    torch.manual_seed(0)
+    memory = GRUMemoryWithDecay(4, num_heads=1, num_slots=2, slot_size=2, decay=1.0, cell=cell, gate_init=1.0)
+    with torch.no_grad():
+        for parameter in memory.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 5)
+        state, largest = None, 0.0
+        for _ in range(100):
+            x = torch.randn(1, 1000, 4) * 10.0 ** torch.randint(-3, 6, (1, 1000, 1))
+            y, state = memory(x, token_embeds=-x, state=state)
+            assert torch.isfinite(y).all()
+            largest = max(largest, state["slots"].abs().max().item())
+    assert 0.9 < largest <= 1.0
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_without_writes_only_decay_is_left(cell):
+    memory = site(cell, decay=0.93)
+    set_strength(memory, NEVER)
+    x, e = stream(40)
+    before = random_state(memory)
+    _, after = memory(x, e, before)
+    assert_close(after["slots"], 0.93**40 * before["slots"], 1e-12)
+
+
+def test_half_life():
+    decay = 0.5 ** (1 / 20)
+    assert round(math.log(0.5) / math.log(decay), 9) == 20
+    memory = site(decay=decay)
+    set_strength(memory, NEVER)
+    before = random_state(memory)
+    _, after = memory(*stream(20), before)
+    assert_close(after["slots"], before["slots"] / 2, 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("decay", "table"),
+    [
+        ([0.5, 0.9], [[0.5] * 4, [0.9] * 4]),  # one a head
+        ([0.5, 0.6, 0.7, 1], [[0.5, 0.6, 0.7, 1]] * 2),  # one a slot
+        ([[0.5, 0.6, 0.7, 0.8], [0.9, 1.0, 0.2, 0.3]], [[0.5, 0.6, 0.7, 0.8], [0.9, 1.0, 0.2, 0.3]]),
+    ],
+)
+def test_decay_of_each_head_or_slot(decay, table):
+    memory = site(decay=decay)
+    set_strength(memory, NEVER)
+    before = random_state(memory)
+    _, after = memory(*stream(3), before)
+    assert_close(after["slots"], torch.tensor(table).double().pow(3).unsqueeze(-1) * before["slots"], 1e-6)
+
+
+@pytest.mark.parametrize("build", (lambda decay: site(decay=decay), lambda decay: MemoryConfig(decay=decay)))
+@pytest.mark.parametrize("decay", (0, 0.0, -0.5, 1.5, math.nan, math.inf, "0.9", None, [0.9, 0.0], [], [0.9] * 5))
+def test_impossible_decays_are_refused(build, decay):
+    with pytest.raises(ValueError, match="decay"):
+        build(decay)
+
+
+def test_decay_is_not_rounded_with_the_model():
+    memory = GRUMemoryWithDecay(D, num_heads=1, num_slots=1, slot_size=2, decay=0.999).bfloat16()
+    set_strength(memory, NEVER)
+    before = {**memory.initial_state(1), "slots": torch.ones(1, 1, 1, 2)}
+    _, after = memory(torch.randn(1, 100, D).bfloat16(), state=before)
+    assert_close(after["slots"], torch.full((1, 1, 1, 2), 0.999**100), 1e-5)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("clock", CLOCKS)
+def test_whole_is_chunks_is_steps(cell, clock):
+    memory = site(cell, decay_every=clock)
+    x, e = stream(37)
+    starts = torch.zeros(2, 37, dtype=torch.bool)
+    starts[0, [0, 5, 30]] = starts[1, [2, 21]] = True
+    whole, after = memory(x, e, turn_starts=starts)
+    for sizes in ([7, 1, 20, 9], [1] * 37):
+        state, parts = None, []
+        for part_x, part_e, part_s in zip(x.split(sizes, 1), e.split(sizes, 1), starts.split(sizes, 1), strict=True):
+            part, state = memory(part_x, part_e, state, turn_starts=part_s)
+            parts.append(part)
+        assert_close(torch.cat(parts, 1), whole)
+        assert_same(state, after)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("clock", CLOCKS)
+def test_masked_positions_hold_the_state(cell, clock):
+    memory = site(cell, decay_every=clock)
+    x, e = stream(20)
+    mask = torch.ones(20, dtype=torch.bool)
+    mask[[0, 1, 6, 7, 19]] = False
+    starts = torch.zeros(2, 20, dtype=torch.bool)
+    starts[:, [2, 10]] = True
+    padded_x, padded_e = x.clone(), e.clone()
+    padded_x[:, ~mask] = math.nan
+    padded_e[:, ~mask] = math.nan
+    got, state = memory(padded_x, padded_e, random_state(memory), mask.expand(2, -1), starts)
+    wanted, after = memory(x[:, mask], e[:, mask], random_state(memory), turn_starts=starts[:, mask])
+    assert_close(got[:, mask], wanted)
+    assert_same(state, after)
+
+
+@pytest.mark.parametrize("length", (1, 5))
+def test_an_all_masked_stretch_returns_the_state_it_got(length):
+    memory = site()
+    before = random_state(memory)
+    _, after = memory(*stream(length), before, torch.zeros(2, length, dtype=torch.bool), torch.ones(2, length) > 0)
+    for key in before:
+        assert torch.equal(after[key], before[key])
+
+
+def test_rows_of_a_batch_do_not_meet():
+    memory = site()
+    x, e = stream(9, rows=3)
+    whole, state = memory(x, e)
+    for row in range(3):
+        alone, own = memory(x[row : row + 1], e[row : row + 1])
+        assert_close(whole[row : row + 1], alone)
+        assert_same({k: v[row : row + 1] for k, v in state.items()}, own)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+def test_gate_zero_is_the_identity_bit_for_bit(cell, dtype):
+    memory = site(cell, gate_init=0.0).to(dtype)
+    x, e = (t.to(dtype) for t in stream())
+    y, state = memory(x, e)
+    assert torch.equal(y, x)
+    assert state["slots"].abs().max() > 0.01  # it listens all the same
+    assert state["slots"].dtype == torch.float32
+
+
+def test_the_write_address_comes_from_the_visible_position_before():
+    memory = site()
+    x, e = stream(6, rows=1)
+    mask = torch.tensor([[True, True, False, False, True, True]])
+    inputs, last, _ = memory.prepare(x, e, memory.initial_state(1), mask, None, None)
+    normed = F.rms_norm(x, x.shape[-1:], eps=1e-6)
+    asked = memory.key(normed).unflatten(-1, (2, 4))
+    address = asked.softmax(-1)
+    assert_close(inputs.address[0, 1], address[0, 0])
+    assert_close(inputs.address[0, 4], address[0, 1])  # 2 and 3 are not there
+    assert_close(inputs.address[0, 5], address[0, 4])
+    assert_close(inputs.address[0, 0], memory.key.bias.view(2, 4).softmax(-1))
+    assert_close(last["address"], asked[:, 5])
+    strength = torch.sigmoid(memory.strength_key(normed[0, 1]) + memory.strength_embed(F.rms_norm(e[0, 4], (D,), eps=1e-6)))
+    assert_close(inputs.write[0, 4], strength[:, None] * address[0, 1])
+    assert not inputs.write[0, 2:4].any()
+
+
+def test_what_is_stored_under_a_key_comes_back_where_it_is_asked_for():
+    torch.manual_seed(0)
+    memory = GRUMemoryWithDecay(64, num_heads=4, num_slots=16, slot_size=16, decay=1.0, cell="mingru", gate_init=1.0)
+    set_strength(memory, 4.0)
+    # ask, alice, other, bob, ask: at the end the embedding of alice must be nearer than that of bob
+    hidden, alice, bob, other = torch.randn(4, 64)
+    x = torch.stack([hidden * 3, other, -hidden * 3, other, hidden * 3])[None]
+    e = torch.stack([other, alice, other, bob, other])[None]
+    recalled = (memory(x, e)[0] - x)[0, -1]
+    similar = F.cosine_similarity(recalled[None], torch.stack([alice, bob, other]))
+    assert similar.argmax() == 0
+    assert similar[0] > similar[1] + 0.1
+
+
+def test_the_turn_clock_ticks_once_a_turn():
+    memory = site(decay=0.5, decay_every="turn")
+    set_strength(memory, NEVER)
+    starts = torch.zeros(2, 11, dtype=torch.bool)
+    starts[0, [0, 4, 9]] = True
+    starts[1, 3] = True
+    before = random_state(memory)
+    _, after = memory(*stream(), before, turn_starts=starts)
+    assert_close(after["slots"], torch.tensor([0.125, 0.5]).double().view(2, 1, 1, 1) * before["slots"], 1e-12)
+    _, unticked = memory(*stream(), before)
+    assert_close(unticked["slots"], before["slots"], 1e-12)
+
+
+def test_key_states_join_the_address_only():
+    memory = site(key_size=7)
+    x, e = stream()
+    torch.manual_seed(3)
+    keys = torch.randn(2, 11, 7).double()
+    one, _, _ = memory.prepare(x, e, memory.initial_state(2), None, None, keys)
+    two, _, _ = memory.prepare(x, e, memory.initial_state(2), None, None, keys * -1)
+    assert not torch.allclose(one.address[:, 1:], two.address[:, 1:])
+    assert not torch.allclose(one.query, two.query)
+    assert torch.equal(one.values, two.values)
+    with pytest.raises(ValueError, match="key_states"):
+        memory(x, e)
+    with pytest.raises(ValueError, match="key_states"):
+        memory(x, e, key_states=keys[..., :6])
+
+
+def test_wrong_shapes_are_named():
+    memory = site()
+    x, e = stream()
+    good = memory.initial_state(2)
+    for arguments, named in (
+        ((x[..., :-1],), "hidden_states"),
+        ((x[0],), "hidden_states"),
+        ((x[:, :0],), "hidden_states"),
+        ((x, e[..., :-1]), "token_embeds"),
+        ((x, e[:, :-1]), "token_embeds"),
+        ((x, e, memory.initial_state(3)), "batch size"),
+        ((x, e, {**good, "slots": good["slots"][:, :1]}), "slots"),
+        ((x, e, {"slots": good["slots"]}), "address"),
+        ((x, e, None, torch.ones(2, 10)), "mask"),
+        ((x, e, None, None, torch.ones(2, 10)), "turn_starts"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            memory(*arguments)
+
+
+@pytest.mark.parametrize(
+    "settings", ({"num_heads": 0}, {"num_slots": -1}, {"slot_size": 0}, {"cell": "lstm"}, {"decay_every": "day"})
+)
+def test_settings_out_of_range_are_refused(settings):
+    (name,) = settings
+    with pytest.raises(ValueError, match=name):
+        site(**settings)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_every_weight_gets_a_gradient(cell):
+    memory = site(cell, key_size=3)
+    x, e = stream()
+    y, _ = memory(x, e, key_states=x[..., :3])
+    (y * torch.randn_like(y)).sum().backward()
+    for name, parameter in memory.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_no_state_is_kept_or_changed_in_place():
+    memory = site()
+    x, e = stream()
+    before = random_state(memory)
+    copies = {key: tensor.clone() for key, tensor in before.items()}
+    one, _ = memory(x, e, before)
+    two, _ = memory(x, e, before)
+    assert torch.equal(one, two)
+    for key in before:
+        assert torch.equal(before[key], copies[key])

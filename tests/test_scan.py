@@ -1,0 +1,130 @@
+"""The fast forms of the recurrence against the plain one: outputs and gradients."""
+
+import pytest
+import torch
+
+from gru_memory import scan as recurrence
+from gru_memory.scan import BLOCK_TOKENS, CHUNK_TOKENS, CellWeights, ScanInputs, scan, scan_chunked, scan_reference
+from tiny import assert_close
+
+B, N, S, D = 2, 3, 4, 5
+
+
+def scan_inputs(length, decay=0.97, dtype=torch.float64, width=D, seed=0):
+    """Random inputs of a scan, the state before them, and the weights of a gru cell."""
+    torch.manual_seed(seed)
+    values = torch.randn(B, length, N, width, dtype=dtype).tanh()
+    address = torch.randn(B, length, N, S, dtype=dtype).mul(2).softmax(-1)
+    write = torch.rand(B, length, N, 1, dtype=dtype) * address
+    keep = torch.where(torch.rand(B, length, 1, 1, dtype=dtype) < 0.7, decay, 1.0).expand(B, length, N, S).to(dtype)
+    query = torch.randn(B, length, N, S, dtype=dtype).softmax(-1)
+    slots = torch.rand(B, N, S, D, dtype=dtype) * 2 - 1
+    return ScanInputs(values, address, write, keep, query), slots
+
+
+def gru_weights(dtype=torch.float64):
+    torch.manual_seed(1)
+    return CellWeights(torch.randn(N, 3 * D, D, dtype=dtype), torch.randn(N, 3 * D, dtype=dtype))
+
+
+LENGTHS = (1, 2, CHUNK_TOKENS - 1, CHUNK_TOKENS, CHUNK_TOKENS + 1, 5 * CHUNK_TOKENS + 3)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("decay", (1.0, 0.9, 1e-3))
+def test_chunks_give_what_steps_give(length, decay):
+    inputs, slots = scan_inputs(length, decay)
+    reads, after = scan_chunked(inputs, slots)
+    wanted_reads, wanted_after = scan_reference(inputs, slots)
+    assert reads.shape == (B, length, N, D)
+    assert_close(reads, wanted_reads, 1e-11)
+    assert_close(after, wanted_after, 1e-11)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("decay", (1.0, 0.9))
+def test_gradients_of_chunks_are_those_of_steps(length, decay):
+    def gradients(form):
+        inputs, slots = scan_inputs(length, decay)
+        leaves = [field.detach().clone().requires_grad_() for field in (inputs.values, inputs.write, inputs.query, slots)]
+        values, write, query, slots = leaves
+        reads, after = form(inputs._replace(values=values, write=write, query=query), slots)
+        generator = torch.Generator().manual_seed(5)
+        loss = sum((t * torch.randn(t.shape, generator=generator, dtype=t.dtype)).sum() for t in (reads, after))
+        return torch.autograd.grad(loss, leaves)
+
+    for got, wanted in zip(gradients(scan_chunked), gradients(scan_reference), strict=True):
+        assert wanted.abs().max() > 1e-3
+        assert_close(got, wanted, 1e-10)
+
+
+def test_gradients_of_chunks_are_numerical_gradients(monkeypatch):
+    monkeypatch.setattr(recurrence, "CHUNK_TOKENS", 2)
+    inputs, slots = scan_inputs(5)
+    first = ScanInputs(*(field[:1, :, :1] for field in inputs))
+    leaves = [field.detach().clone().requires_grad_() for field in (first.values, first.write, first.query, slots[:1, :1])]
+    assert torch.autograd.gradcheck(
+        lambda values, write, query, slots: scan_chunked(first._replace(values=values, write=write, query=query), slots),
+        leaves,
+    )
+
+
+@pytest.mark.parametrize("decay", (1.0, 0.9))
+def test_float32_over_thousands_of_tokens(decay):
+    length = 2 * BLOCK_TOKENS + 77
+    inputs, slots = scan_inputs(length, decay)
+    wanted_reads, wanted_after = scan_reference(inputs, slots)
+    single = ScanInputs(*(field.float() for field in inputs))
+    reads, after = scan_chunked(single, slots.float())
+    assert_close(reads.double(), wanted_reads, 1e-5)
+    assert_close(after.double(), wanted_after, 1e-5)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
+def test_writes_of_full_strength(dtype):
+    inputs, slots = scan_inputs(3 * CHUNK_TOKENS + 5, 0.9, dtype)
+    write = inputs.write.clone()
+    write[:, ::4] = 1.0
+    write[:, CHUNK_TOKENS - 1 : CHUNK_TOKENS + 1] = 1.0  # at a border of chunks
+    inputs = inputs._replace(write=write)
+    reads, after = scan_chunked(inputs, slots)
+    wanted_reads, wanted_after = scan_reference(inputs, slots)
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-10
+    assert_close(reads, wanted_reads, tolerance)
+    assert_close(after, wanted_after, tolerance)
+    last = write.clone()
+    last[:, -1] = 1.0  # nothing of what was there is left
+    _, after = scan_chunked(inputs._replace(write=last), slots)
+    assert_close(after, inputs.values[:, -1].unsqueeze(2).expand_as(after), tolerance)
+
+
+@pytest.mark.parametrize("cell", ("gru", "mingru"))
+def test_held_positions_are_as_if_they_were_not_there(cell):
+    weights = gru_weights() if cell == "gru" else None
+    length = 2 * CHUNK_TOKENS + 3
+    inputs, slots = scan_inputs(length, width=3 * D if cell == "gru" else D)
+    held = torch.zeros(length, dtype=torch.bool)
+    held[[0, 1, 7, CHUNK_TOKENS - 1, CHUNK_TOKENS, length - 1]] = True
+    write, keep = inputs.write.clone(), inputs.keep.clone()
+    write[:, held], keep[:, held] = 0.0, 1.0
+    reads, after = scan(inputs._replace(write=write, keep=keep), slots, weights)
+    wanted_reads, wanted_after = scan(ScanInputs(*(field[:, ~held] for field in inputs)), slots, weights)
+    assert_close(reads[:, ~held], wanted_reads, 1e-11)
+    assert_close(after, wanted_after, 1e-11)
+
+
+@pytest.mark.parametrize("cell", ("gru", "mingru"))
+@pytest.mark.parametrize("length", (1, 2, 37))
+def test_scan_is_the_reference_whatever_form_it_picks(cell, length):
+    weights = gru_weights() if cell == "gru" else None
+    inputs, slots = scan_inputs(length, width=3 * D if cell == "gru" else D)
+    reads, after = scan(inputs, slots, weights)
+    wanted_reads, wanted_after = scan_reference(inputs, slots, weights)
+    assert_close(reads, wanted_reads, 1e-11)
+    assert_close(after, wanted_after, 1e-11)
+
+
+def test_the_chunked_form_refuses_a_gru_cell():
+    inputs, slots = scan_inputs(3, width=3 * D)
+    with pytest.raises(ValueError, match="mingru"):
+        scan_chunked(inputs, slots, gru_weights())

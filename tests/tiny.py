@@ -1,0 +1,115 @@
+"""Tiny models of three families with a memory that speaks up: what the invariants are tested on."""
+
+import torch
+from torch import nn
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from gru_memory import Backbone, GRUMemoryWithDecay, MemoryConfig, MemoryState, add_memory, register_backbone
+
+# The third family is one that the library has to be taught, through the public door.
+register_backbone("qwen2", Backbone(blocks="model.layers", final_norm="model.norm"))
+
+FAMILIES = ("gpt2", "llama", "qwen2")
+CELLS = ("gru", "mingru")
+CLOCKS = ("token", "turn")
+VOCABULARY, HIDDEN, LAYERS = 101, 32, 4
+PAD, BOS, EOS = 0, 1, 2
+
+_TOKENS = {"vocab_size": VOCABULARY, "bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD}
+_WIDE = {
+    "hidden_size": HIDDEN,
+    "intermediate_size": 48,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.2,
+}
+_MEMORY = {"sites": ("input", "middle", "top"), "num_heads": 2, "num_slots": 4, "slot_size": 8, "decay": 0.9}
+
+
+def base_model(family: str = "gpt2", seed: int = 0) -> PreTrainedModel:
+    """A causal LM with random weights, large enough for every token to matter. Tied embeddings except for Llama."""
+    torch.manual_seed(seed)
+    if family == "gpt2":
+        dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+        shape = {"n_positions": 256, "n_embd": HIDDEN, "n_layer": LAYERS, "n_head": 4, "initializer_range": 0.2}
+        model = GPT2LMHeadModel(GPT2Config(**_TOKENS, **shape, **dropout))
+    elif family == "llama":
+        model = LlamaForCausalLM(LlamaConfig(**_TOKENS, **_WIDE))
+    else:
+        model = Qwen2ForCausalLM(Qwen2Config(**_TOKENS, **_WIDE, tie_word_embeddings=True))
+    return model.eval()
+
+
+def wake(model: PreTrainedModel, seed: int = 1) -> PreTrainedModel:
+    """Random numbers where an untrained memory has zeros, so that every path of it is heard."""
+    generator = torch.Generator().manual_seed(seed)
+    for site in model.memory_sites().values():
+        if not isinstance(site, GRUMemoryWithDecay):
+            continue
+        with torch.no_grad():
+            for parameter in site.parameters():
+                noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter)
+                parameter += noise / max(1, parameter.shape[-1] if parameter.dim() else 1) ** 0.5
+            site.gate.fill_(0.8)
+    return model
+
+
+def memory_model(family: str = "gpt2", **config) -> PreTrainedModel:
+    """A tiny model with an open memory at three sites, in float64."""
+    return wake(add_memory(base_model(family), MemoryConfig(**{**_MEMORY, **config}))).double()
+
+
+def random_ids(rows: int = 2, length: int = 20, seed: int = 0) -> torch.Tensor:
+    """(rows, length) token ids without the special ones."""
+    return torch.randint(3, VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def assert_close(got: torch.Tensor, wanted: torch.Tensor, tolerance: float = 1e-9) -> None:
+    torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance)
+
+
+def assert_same_state(got: MemoryState, wanted: MemoryState, tolerance: float = 1e-9) -> None:
+    """Slots, last keys and counters of all sites agree."""
+    assert set(got.sites) == set(wanted.sites)
+    for site, kept in wanted.sites.items():
+        assert set(got.sites[site]) == set(kept)
+        for key, tensor in kept.items():
+            assert_close(got.sites[site][key], tensor, tolerance)
+    assert got.tokens.tolist() == wanted.tokens.tolist()
+    assert got.turns.tolist() == wanted.turns.tolist()
+    assert got.pending.tolist() == wanted.pending.tolist()
+
+
+def assert_differ(first: MemoryState, second: MemoryState) -> None:
+    """The slots of at least one site are far apart: guards a test against comparing nothing."""
+    apart = [(kept["slots"] - second.sites[site]["slots"]).abs().max() for site, kept in first.sites.items()]
+    assert max(apart) > 1e-3
+
+
+class SumSite(nn.Module):
+    """A memory of a user's own: it adds up what it sees and gives the mean back."""
+
+    def __init__(self, width: int = HIDDEN) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((width,), 0.1))
+
+    def initial_state(self, batch_size: int) -> dict[str, torch.Tensor]:
+        zeros = torch.zeros(batch_size, len(self.scale), dtype=self.scale.dtype, device=self.scale.device)
+        return {"sum": zeros, "count": torch.zeros_like(zeros[:, 0])}
+
+    def forward(self, hidden_states, token_embeds, state, mask, turn_starts):
+        seen = torch.where(mask[..., None], hidden_states, 0)
+        sums = state["sum"].unsqueeze(1) + seen.cumsum(dim=1)
+        counts = state["count"].unsqueeze(1) + mask.to(sums).cumsum(dim=1)
+        mean = sums / counts.clamp_min(1).unsqueeze(-1)
+        return hidden_states + self.scale * mean, {"sum": sums[:, -1], "count": counts[:, -1]}
