@@ -103,7 +103,7 @@ def test_slots_stay_within_one_for_100_000_steps(cell):
             y, state = memory(x, token_embeds=-x, state=state)
             assert torch.isfinite(y).all()
             largest = max(largest, state["slots"].abs().max().item())
-    assert 0.9 < largest <= 1.0
+    assert 0.9 < largest <= 1.0 + 1e-6  # the chunked form rounds once more
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -98,6 +98,16 @@ def test_writes_of_full_strength(dtype):
     assert_close(after, inputs.values[:, -1].unsqueeze(2).expand_as(after), tolerance)
 
 
+@pytest.mark.parametrize("strength", (3e-5, 1e-3, 0.1, 1.0))
+def test_weak_writes_do_not_add_up_beyond_one(strength):
+    """What a float32 rounds the same way at every step is what drifts."""
+    field = torch.ones(1, 10_000, 1, 1)
+    inputs, slots = ScanInputs(field, field, field * strength, field, field), torch.ones(1, 1, 1, 1)
+    for _ in range(10):
+        _, slots = scan_chunked(inputs, slots)
+    assert abs(slots.item() - 1) <= 1e-6
+
+
 @pytest.mark.parametrize("cell", ("gru", "mingru"))
 def test_held_positions_are_as_if_they_were_not_there(cell):
     weights = gru_weights() if cell == "gru" else None

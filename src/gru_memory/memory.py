@@ -170,7 +170,7 @@ class GRUMemoryWithDecay(nn.Module):
         Raises:
             ValueError: a shape that does not fit, or a state with NaN in it.
         """
-        self._check(hidden_states, token_embeds, state, mask, key_states)
+        self._check(hidden_states, token_embeds, state, mask, turn_starts, key_states)
         if state is None:
             state = self.initial_state(hidden_states.shape[0])
         inputs, last_key, read_gate = self.prepare(hidden_states, token_embeds, state, mask, turn_starts, key_states)
@@ -203,7 +203,9 @@ class GRUMemoryWithDecay(nn.Module):
         keys = normed
         if key_states is not None:
             keys = torch.cat([normed, _rms_norm(torch.where(visible, key_states, 0).to(self.gate.dtype))], dim=-1)
-        embeds = None if token_embeds is None else _rms_norm(token_embeds.to(self.gate.dtype))  # (B, T, E)
+        embeds = None  # (B, T, E)
+        if token_embeds is not None:
+            embeds = _rms_norm(torch.where(visible, token_embeds, 0).to(self.gate.dtype))
 
         # What each position decides for the next one, shifted by one visible position (the state holds the first).
         decided = torch.cat([self.key(keys), self.strength_key(keys)], dim=-1).to(dtype)  # (B, T, N*S + N)
@@ -247,7 +249,7 @@ class GRUMemoryWithDecay(nn.Module):
                 source = getattr(cell, name)
                 getattr(self, name)[head] = 0.0 if source is None else source
 
-    def _check(self, hidden_states, token_embeds, state, mask, key_states) -> None:
+    def _check(self, hidden_states, token_embeds, state, mask, turn_starts, key_states) -> None:
         batch, length = hidden_states.shape[:2]
         if hidden_states.dim() != 3 or hidden_states.shape[2] != self.hidden_size or length == 0:
             raise ValueError(
@@ -259,8 +261,9 @@ class GRUMemoryWithDecay(nn.Module):
                 raise ValueError(f"{name} are {tuple(tensor.shape)}: expected {(batch, length, width)}")
         if self.key_size and key_states is None:
             raise ValueError(f"this memory addresses by {self.key_size} further features: pass key_states")
-        if mask is not None and mask.shape != (batch, length):
-            raise ValueError(f"mask is {tuple(mask.shape)}: expected {(batch, length)}")
+        for name, flags in (("mask", mask), ("turn_starts", turn_starts)):
+            if flags is not None and flags.shape != (batch, length):
+                raise ValueError(f"{name} is {tuple(flags.shape)}: expected {(batch, length)}")
         if state is not None:
             self.check_state(state, batch)
 

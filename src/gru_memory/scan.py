@@ -22,9 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-CHUNK_TOKENS = 16
+CHUNK_TOKENS = 8
 BLOCK_TOKENS = 1024  # bounds the memory of the chunked form
-_SMALLEST_KEEP = 1e-12  # a slot written with strength 1 keeps nothing; its logarithm must stay finite
 
 
 class CellWeights(NamedTuple):
@@ -103,7 +102,9 @@ def scan_chunked(inputs: ScanInputs, slots: Tensor, cell: None = None) -> tuple[
 def _scan_block(values: Tensor, write: Tensor, keep: Tensor, query: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
     """All chunks of a block at once; only the slots at the K chunk borders are computed one after the other."""
     length = values.shape[1]
-    log_kept = torch.log((keep * (1 - write)).clamp_min(_SMALLEST_KEEP))  # (B, T, N, S)
+    # log1p: rounding 1 - write, the same way at every step, would add up to |H| > 1. A write of 1 keeps one ulp of
+    # what was there, so that the logarithm stays finite.
+    log_kept = keep.log() + torch.log1p(-write.clamp_max(1 - torch.finfo(write.dtype).eps / 2))  # (B, T, N, S)
     log_kept, write, query, values = (_into_chunks(field) for field in (log_kept, write, query, values))
     total = log_kept.cumsum(dim=3)  # L (B, N, K, c, S)
     past = torch.ones(total.shape[3], total.shape[3], dtype=torch.bool, device=total.device).tril()
