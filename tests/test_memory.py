@@ -103,7 +103,8 @@ def test_slots_stay_within_one_for_100_000_steps(cell):
             y, state = memory(x, token_embeds=-x, state=state)
             assert torch.isfinite(y).all()
             largest = max(largest, state["slots"].abs().max().item())
-    assert 0.9 < largest <= 1.0 + 1e-6  # the chunked form rounds once more
+    rounding = 0.0 if cell == "gru" else 1e-5  # differences of float32 logarithms; it does not add up
+    assert 0.9 < largest <= 1.0 + rounding
 
 
 @pytest.mark.parametrize("cell", CELLS)

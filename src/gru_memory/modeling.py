@@ -80,6 +80,7 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin):
             container.to(device=reference.device, dtype=reference.dtype)
         self._remove_memory_hooks()
         self.memory_config = config
+        self.__dict__.pop("_fingerprint", None)  # the address of a new weight may be that of an old one
         self.add_module(_MODULES, container)
         self._memory_state: MemoryState | None = None
         self._memory_hooks = []
@@ -190,7 +191,8 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin):
 
     def memory_fingerprint(self) -> str:
         """Names this model and this memory, weights included: a state with another fingerprint means nothing here."""
-        versions = tuple((id(p), p._version) for p in self.memory_parameters())
+        # `.to()` puts new numbers under the same parameter and version, hence the type and the address.
+        versions = tuple((id(p), p._version, p.dtype, p.data_ptr()) for p in self.memory_parameters())
         cached = self.__dict__.get("_fingerprint")
         if cached is None or cached[0] != versions:
             config = self.config.get_text_config()

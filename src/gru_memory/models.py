@@ -16,8 +16,9 @@ from .modeling import MemoryMixin
 
 CONFIG_KEY = "gru_memory"  # field of a saved model's config.json
 
-# The untrained memory of `from_pretrained_with_memory`: heard at every site, softly enough for text to stay coherent.
-UNTRAINED = {"sites": ("input", "middle", "top"), "gate_init": 0.02}
+# The untrained memory of `from_pretrained_with_memory`: heard at every site, softly enough for text to stay coherent
+# (docs/memory.md has the figures).
+UNTRAINED = {"sites": ("input", "middle", "top"), "gate_init": 0.1}
 
 
 class _FromConfig(MemoryMixin):

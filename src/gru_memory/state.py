@@ -56,6 +56,8 @@ class MemoryState:
         """The given rows, in the given order, repeated as often as given."""
         index = torch.as_tensor([rows] if isinstance(rows, int) else rows, device=self.tokens.device)
         if index.dtype == torch.bool:
+            if index.shape != self.tokens.shape:
+                raise IndexError(f"a mask of {tuple(index.shape)} rows does not fit the {self.batch_size} rows of this state")
             index = index.nonzero().squeeze(1)
         if index.numel() and not (-self.batch_size <= int(index.min()) and int(index.max()) < self.batch_size):
             raise IndexError(f"rows {index.tolist()} are not all among the {self.batch_size} rows of this state")
@@ -122,12 +124,15 @@ class MemoryState:
         tensors = {name: t.detach().cpu().contiguous() for name, t in self._named()}
         if dtype is not None:
             tensors = {k: t.to(dtype) if t.is_floating_point() else t for k, t in tensors.items()}
-        tensors |= {f"decay/{site}": rate.detach().cpu().contiguous() for site, rate in self.decay_rates.items()}
-        dtypes = {name: str(t.dtype).removeprefix("torch.") for name, t in self._named()}
+        rates = {f"decay/{site}": rate.detach().cpu().contiguous() for site, rate in self.decay_rates.items()}
+        dtypes = {name: str(t.dtype).removeprefix("torch.") for name, t in [*self._named(), *rates.items()]}
         header = {"kind": _KIND, "version": str(FORMAT_VERSION), "fingerprint": self.fingerprint or "", "dtypes": json.dumps(dtypes)}
         part = Path(path).with_name(Path(path).name + ".part")
-        save_file(tensors, part, {**(metadata or {}), **header})
-        part.replace(path)
+        try:
+            save_file(tensors | rates, part, {**(metadata or {}), **header})
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
 
     @staticmethod
     def read_metadata(path: str | Path) -> dict[str, str]:
@@ -154,14 +159,16 @@ class MemoryState:
                 header = file.metadata() or {}
                 if header.get("kind") != _KIND:
                     raise ValueError(f"{path} is not a memory state: write one with MemoryState.save or Conversation.save")
-                if int(header.get("version", "0")) > FORMAT_VERSION:
+                if not (version := header.get("version", "")).isdecimal():
+                    raise KeyError("version")
+                if int(version) > FORMAT_VERSION:
                     raise ValueError(f"{path} was written by a newer version of gru-memory: upgrade to read it")
                 if fingerprint is not None and header.get("fingerprint") != fingerprint:
                     raise ValueError(f"{path} belongs to another model or memory: load it with the pair that wrote it, or start anew")
                 dtypes = json.loads(header["dtypes"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
                 state = cls._from_named({k: t.to(getattr(torch, dtypes.get(k, "float32"))) for k, t in tensors.items()}, header)
-        except (SafetensorError, KeyError, AttributeError, json.JSONDecodeError) as error:
+        except (SafetensorError, KeyError, AttributeError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{path} is damaged or not a memory state ({error}): restore it from a copy or start anew") from error
         if not state.is_finite():
             raise ValueError(f"{path} holds NaN or infinite numbers: restore it from a copy or start anew")

@@ -2,7 +2,8 @@
 
 from .batched import BatchReader
 from .harm import HarmConfig, HarmResult, evaluate_harm
-from .recall import Rate, RecallConfig, RecallResult, contains, evaluate_recall, standard_suite, wilson_interval
+from .recall import RecallConfig, RecallResult, evaluate_recall, standard_suite
+from .scoring import Rate, contains, wilson_interval
 
 __all__ = [
     "BatchReader",

@@ -61,7 +61,7 @@ class BatchReader:
         return states
 
     def ask(self, states: MemoryState, questions: Sequence[str], **generation: Any) -> tuple[list[str], MemoryState]:
-        """One greedy reply a row, from that row's state and the question alone; and the states after question and reply.
+        """One greedy reply a row, from its state and the question alone; and the states after question and reply.
 
         Arguments as for `generate` (max_new_tokens, ...).
         """
@@ -73,7 +73,7 @@ class BatchReader:
         return self.decode(output.sequences, inputs["input_ids"].shape[1]), output.memory_state
 
     def inputs(self, states: MemoryState, turns: Sequence[list[int]], left: bool) -> dict[str, Tensor]:
-        """Prefix and one turn a row, padded on the `left` or right. Memory takes the prefix in with the first turn only."""
+        """Prefix and one turn a row, padded `left` or right. Memory takes the prefix in with the first turn only."""
         prefix = self.renderer.prefix_ids
         rows = [prefix + ids for ids in turns]
         input_ids, attention_mask = pad(rows, self.pad_id, left, self.model.device)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 import time
-import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ from ..data.facts import FactGenerator
 from ..data.sessions import Session
 from .batched import BatchReader, Pair
 from .full_history import ask_with_history
+from .scoring import Rate, contains
 
 Progress = Callable[[str, int, int], None]  # (what is being done, done, in all)
 
@@ -59,7 +57,7 @@ class RecallConfig:
             self.values
         ]
         new = [name for name in ("phrasings", "attributes") if getattr(self, name) == "unseen"]
-        parts = [f"{self.facts} facts", f"{self.between} turns", value, *(f"unseen {name}" for name in new)]
+        parts = [f"{self.facts} facts", f"{self.between} turns between", value, *(f"unseen {name}" for name in new)]
         return ", ".join([*parts, "corrected"] if self.corrected else parts)
 
     def make_sessions(self, tokenizer: Any) -> list[Session]:
@@ -76,22 +74,6 @@ class RecallConfig:
             accept=accept,
         )
         return [generator.session(self.facts, self.between) for _ in range(self.sessions)]
-
-
-@dataclass(frozen=True)
-class Rate:
-    """How many of how many, with a 95% Wilson interval (it takes the questions of one session as independent)."""
-
-    hits: int
-    total: int
-    share: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, flags: Sequence[bool]) -> Rate:
-        hits, total = sum(flags), len(flags)
-        return cls(hits, total, hits / total if total else 0.0, *wilson_interval(hits, total))
 
 
 @dataclass
@@ -231,39 +213,12 @@ def standard_suite(sessions: int = RecallConfig.sessions, **settings: Any) -> li
     return [RecallConfig(**{"facts": 3, "between": 12, **row}, sessions=sessions, **settings) for row in rows]
 
 
-def contains(reply: str, value: str) -> bool:
-    """Whether the value is in the reply as words of its own: case and white space do not matter, and 47 is not in 4471,
-    47.5, or 1:47."""
-    wanted = _plain(value)
-    if not wanted:
-        return False
-    pattern = rf"(?<!\w)(?<!\w-)(?<!\d[.,:]){re.escape(wanted)}(?!\w)(?!-\w)(?![.,:]\d)"
-    return re.search(pattern, _plain(reply)) is not None
-
-
-def wilson_interval(hits: int, total: int, z: float = 1.959964) -> tuple[float, float]:
-    """95% interval of a share; sensible near 0 and 1, unlike the plain one. No data: everything is possible."""
-    if not 0 <= hits <= total:
-        raise ValueError(f"{hits} of {total} is not a share")
-    if total == 0:
-        return 0.0, 1.0
-    share = hits / total
-    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
-    half = z * sqrt(share * (1 - share) / total + z * z / (4 * total * total)) / (1 + z * z / total)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
 def stored_bytes(state: Any, dtype: torch.dtype | None = None) -> int:
     """Size of the file that `state.save` writes."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "state.safetensors"
         state.save(path, dtype)
         return path.stat().st_size
-
-
-def _plain(text: str) -> str:
-    same = unicodedata.normalize("NFKC", text).replace("\u2019", "'").replace("\u2018", "'")
-    return " ".join(same.casefold().split())
 
 
 def _told(session: Session) -> list[Pair]:

@@ -1,0 +1,146 @@
+"""`gru-memory eval`: recall and harm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from ..embedded import EMBEDDED_NAME
+from ..evaluation import HarmConfig, RecallConfig, RecallResult, evaluate_harm, evaluate_recall, standard_suite
+from ..evaluation.report import write_report
+from ..evaluation.scoring import Rate
+from .output import command_line, console, kilobytes, load, one_line_errors, option, progress, set_threads
+
+app = typer.Typer(help="Measure what a memory recalls, and what it costs.", no_args_is_help=True)
+
+Model = Annotated[str, typer.Option(help="'smollm2' (embedded), a folder, a .gguf file or a hub name")]
+Memory = Annotated[
+    Optional[str],  # noqa: UP045 (typer on Python 3.10)
+    typer.Option(help="folder of a trained memory; the one that ships with the library if not given"),
+]
+Out = Annotated[Path, typer.Option(help="folder for the results")]
+Threads = Annotated[Optional[int], typer.Option(help="threads of torch")]  # noqa: UP045
+
+
+@app.command()
+@one_line_errors
+def recall(
+    facts: Annotated[int, option(RecallConfig, "facts")] = RecallConfig.facts,
+    between: Annotated[int, option(RecallConfig, "between")] = RecallConfig.between,
+    values: Annotated[str, option(RecallConfig, "values")] = RecallConfig.values,
+    phrasings: Annotated[str, option(RecallConfig, "phrasings")] = RecallConfig.phrasings,
+    attributes: Annotated[str, option(RecallConfig, "attributes")] = RecallConfig.attributes,
+    corrected: Annotated[bool, option(RecallConfig, "corrected", "--corrected")] = RecallConfig.corrected,
+    sessions: Annotated[int, option(RecallConfig, "sessions")] = RecallConfig.sessions,
+    seed: Annotated[int, option(RecallConfig, "seed")] = RecallConfig.seed,
+    max_new_tokens: Annotated[int, option(RecallConfig, "max_new_tokens")] = RecallConfig.max_new_tokens,
+    batch_size: Annotated[int, option(RecallConfig, "batch_size")] = RecallConfig.batch_size,
+    suite: Annotated[
+        bool, typer.Option("--suite", help="the standard table; of the above only the last four options apply")
+    ] = False,
+    floor: Annotated[bool, typer.Option(help="also ask the base model the question alone")] = True,
+    full_history: Annotated[bool, typer.Option(help="also ask the base model with every turn in its context")] = True,
+    model: Model = EMBEDDED_NAME,
+    memory: Memory = None,
+    out: Out = Path("results"),
+    threads: Threads = None,
+) -> None:
+    """Facts told, unrelated turns, then questions: how many replies contain the value?"""
+    common = {"sessions": sessions, "seed": seed, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    if suite:
+        rows = standard_suite(**common)
+    else:
+        rows = [RecallConfig(facts, between, values, phrasings, attributes, corrected, **common)]
+    set_threads(threads)
+    loaded, tokenizer = load(model, memory)
+    results: list[RecallResult] = []
+    for number, row in enumerate(rows, start=1):
+        with progress() as report:
+
+            def tell(what: str, done: int, total: int, at: str = f"{number}/{len(rows)} {row.label}", report=report):
+                report(f"{at}: {what}", done, total)
+
+            results.append(evaluate_recall(loaded, tokenizer, row, floor, full_history, tell))
+        write_report(out / "recall.json", command_line(), seed, results)  # a row that is done is never lost
+    _print_recall(results)
+    console.print(f"Every reply: {out / 'recall.json'}", highlight=False)
+    try:
+        from ..plots import plot_recall
+
+        plot_recall(results, out / "recall.png", f"Recall, {model}")
+        console.print(f"As bars: {out / 'recall.png'}", highlight=False)
+    except ModuleNotFoundError as error:
+        console.print(f"[yellow]{escape(str(error))}[/yellow]")
+
+
+@app.command()
+@one_line_errors
+def harm(
+    books: Annotated[Optional[str], option(HarmConfig, "books")] = HarmConfig.books,  # noqa: UP045
+    tokens: Annotated[int, option(HarmConfig, "tokens")] = HarmConfig.tokens,
+    conversations: Annotated[int, option(HarmConfig, "conversations")] = HarmConfig.conversations,
+    turns: Annotated[int, option(HarmConfig, "turns")] = HarmConfig.turns,
+    facts: Annotated[int, option(HarmConfig, "facts")] = HarmConfig.facts,
+    seed: Annotated[int, option(HarmConfig, "seed")] = HarmConfig.seed,
+    batch_size: Annotated[int, option(HarmConfig, "batch_size")] = HarmConfig.batch_size,
+    model: Model = EMBEDDED_NAME,
+    memory: Memory = None,
+    out: Out = Path("results"),
+    threads: Threads = None,
+) -> None:
+    """Loss and KL against the base model on text in which there is nothing to recall."""
+    config = HarmConfig(books, tokens, conversations, turns, facts, seed, batch_size)
+    if books is None and not conversations:
+        raise ValueError("there is nothing to read: give --books, or --conversations above 0")
+    set_threads(threads)
+    loaded, tokenizer = load(model, memory)
+    with progress() as report:
+        results = evaluate_harm(loaded, tokenizer, config, report)
+    write_report(out / "harm.json", command_line(), seed, results)
+    table = Table(title="With memory against the base model (nats a token)", title_justify="left")
+    table.add_column("text")
+    for name in ("tokens", "base loss", "with memory", "change", "KL mean", "KL median", "other top token"):
+        table.add_column(name, justify="right")
+    for result in results:
+        table.add_row(
+            result.text,
+            f"{result.tokens:,}",
+            f"{result.base_loss:.4f}",
+            f"{result.memory_loss:.4f}",
+            f"{result.loss_change_percent:+.2f}%",
+            f"{result.kl_mean:.4f}",
+            f"{result.kl_median:.5f}",
+            f"{100 * result.changed_top1:.1f}%",
+        )
+    console.print(table)
+    console.print(f"Written to {out / 'harm.json'}", highlight=False)
+
+
+def _print_recall(results: list[RecallResult]) -> None:
+    table = Table(title="Replies that contain the value (95% interval)", title_justify="left")
+    table.add_column("told and asked")
+    for name in ("memory", "all in context", "question alone"):
+        table.add_column(name, justify="right")
+    with_old = any(result.old_value for result in results)
+    if with_old:
+        table.add_column("memory: old value", justify="right")
+    table.add_column("state file", justify="right")
+    table.add_column("KV cache", justify="right")
+    for result in results:
+        row = [result.config.label, *map(_share, (result.memory, result.full_history, result.floor))]
+        if with_old:
+            row.append(_share(result.old_value["memory"] if result.old_value else None))
+        row.append(kilobytes(result.state_bytes))
+        row.append("" if result.kv_bytes is None else kilobytes(result.kv_bytes))
+        table.add_row(*row)
+    console.print(table)
+    if dropped := sum(result.dropped_turns for result in results):
+        console.print(f"{dropped} oldest turns did not fit into the context of the base model.", highlight=False)
+
+
+def _share(rate: Rate | None) -> str:
+    return "" if rate is None else f"{100 * rate.share:.0f}% ({100 * rate.low:.0f}-{100 * rate.high:.0f})"

@@ -1,0 +1,106 @@
+"""What all commands share: the console, progress bars, one-line errors and the options made from dataclasses."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from ..embedded import EmbeddedModelError
+
+console = Console()
+errors = Console(stderr=True)
+
+# What a wrong argument, file or machine can lead to. Everything else is a bug, and shows its traceback.
+_EXPECTED = (ValueError, OSError, ModuleNotFoundError, EmbeddedModelError, FloatingPointError)
+
+
+def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command end with a red line and exit code 1 instead of a traceback."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except _EXPECTED as error:
+            errors.print(Text(f"error: {error}", style="red"), soft_wrap=True)
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt as error:
+            errors.print(Text("interrupted", style="red"))
+            raise typer.Exit(130) from error
+
+    return run
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for every (what, done, total) that is reported inside."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=errors, transient=True) as bars, _one_bar_at_a_time():
+        tasks: dict[str, Any] = {}
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield report
+
+
+def load(model: str, memory: str | None) -> tuple[Any, Any]:
+    """The model with its memory, and the tokenizer; says so while it takes its time."""
+    from ..shipped import load_with_memory
+
+    with errors.status(f"loading {model}"), _one_bar_at_a_time():
+        return load_with_memory(model, memory)
+
+
+@contextlib.contextmanager
+def _one_bar_at_a_time() -> Iterator[None]:
+    """Keep bars of the libraries below from breaking into ours; tqdm has no other switch once it is imported."""
+    from tqdm import tqdm
+
+    original = tqdm.__init__
+    tqdm.__init__ = functools.partialmethod(original, disable=True)
+    try:
+        yield
+    finally:
+        tqdm.__init__ = original
+
+
+def set_threads(threads: int | None) -> None:
+    """Threads of torch; None leaves its own choice."""
+    if threads is not None:
+        if threads < 1:
+            raise ValueError(f"threads is {threads}: it must be at least 1")
+        torch.set_num_threads(threads)
+
+
+def command_line() -> str:
+    """The command as it was typed."""
+    return shlex.join(["gru-memory", *sys.argv[1:]])
+
+
+def option(config: type, name: str, *flags: str) -> Any:
+    """A typer option for a field of a dataclass, with the help that the field carries."""
+    return typer.Option(*flags, help=config.__dataclass_fields__[name].metadata["help"])
+
+
+def kilobytes(count: float) -> str:
+    """1,000 bytes to the KB, as files are measured."""
+    return f"{count / 1000:,.1f} KB" if count < 1e6 else f"{count / 1e6:,.1f} MB"

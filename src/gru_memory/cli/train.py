@@ -1,0 +1,107 @@
+"""`gru-memory train`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.markup import escape
+
+from ..config import MemoryConfig
+from ..training.run import TrainRequest, train
+from ..training.trainer import TrainingConfig
+from .output import console, one_line_errors, option, progress, set_threads
+
+# The memory that a run trains when nothing else is said.
+_MEMORY: MemoryConfig = TrainRequest.__dataclass_fields__["memory"].default_factory()
+
+
+@one_line_errors
+def train_command(
+    out: Annotated[Path, option(TrainRequest, "out")],
+    model: Annotated[str, option(TrainRequest, "model")] = TrainRequest.model,
+    data: Annotated[str, option(TrainRequest, "data")] = TrainRequest.data,
+    num_heads: Annotated[int, option(MemoryConfig, "num_heads")] = _MEMORY.num_heads,
+    num_slots: Annotated[int, option(MemoryConfig, "num_slots")] = _MEMORY.num_slots,
+    slot_size: Annotated[int, option(MemoryConfig, "slot_size")] = _MEMORY.slot_size,
+    cell: Annotated[str, option(MemoryConfig, "cell")] = _MEMORY.cell,
+    decay: Annotated[Optional[float], option(MemoryConfig, "decay")] = None,  # noqa: UP045 (typer on Python 3.10)
+    decay_every: Annotated[str, option(MemoryConfig, "decay_every")] = _MEMORY.decay_every,
+    key_layers: Annotated[
+        str, typer.Option(help="blocks whose output joins keys and queries, such as 10,20")
+    ] = ",".join(map(str, _MEMORY.key_layers)),
+    steps: Annotated[int, option(TrainingConfig, "steps")] = TrainingConfig.steps,
+    rows: Annotated[int, option(TrainingConfig, "rows")] = TrainingConfig.rows,
+    learning_rate: Annotated[float, option(TrainingConfig, "learning_rate")] = TrainingConfig.learning_rate,
+    max_facts: Annotated[int, option(TrainingConfig, "max_facts")] = TrainingConfig.max_facts,
+    max_between: Annotated[int, option(TrainingConfig, "max_between")] = TrainingConfig.max_between,
+    base_weight: Annotated[float, option(TrainingConfig, "base_weight")] = TrainingConfig.base_weight,
+    validate_every: Annotated[int, option(TrainingConfig, "validate_every")] = TrainingConfig.validate_every,
+    seed: Annotated[int, option(TrainingConfig, "seed")] = TrainingConfig.seed,
+    pool_facts: Annotated[int, option(TrainRequest, "pool_facts")] = TrainRequest.pool_facts,
+    pool_talk: Annotated[int, option(TrainRequest, "pool_talk")] = TrainRequest.pool_talk,
+    corrected: Annotated[float, option(TrainRequest, "corrected")] = TrainRequest.corrected,
+    replied: Annotated[int, option(TrainRequest, "replied")] = TrainRequest.replied,
+    books: Annotated[Optional[str], option(TrainRequest, "books")] = TrainRequest.books,  # noqa: UP045
+    pages: Annotated[int, option(TrainRequest, "pages")] = TrainRequest.pages,
+    cache: Annotated[Optional[str], option(TrainRequest, "cache")] = TrainRequest.cache,  # noqa: UP045
+    bfloat16: Annotated[bool, option(TrainRequest, "bfloat16")] = TrainRequest.bfloat16,
+    threads: Annotated[Optional[int], typer.Option(help="threads of torch")] = None,  # noqa: UP045
+) -> None:
+    """Train a memory for a frozen model; a run that was interrupted goes on where it stopped."""
+    memory = replace(
+        _MEMORY,
+        num_heads=num_heads,
+        num_slots=num_slots,
+        slot_size=slot_size,
+        cell=cell,
+        decay=_MEMORY.decay if decay is None else decay,
+        decay_every=decay_every,
+        key_layers=_layers(key_layers),
+    )
+    training = TrainingConfig(
+        steps=steps,
+        rows=rows,
+        learning_rate=learning_rate,
+        max_facts=max_facts,
+        max_between=max_between,
+        base_weight=base_weight,
+        validate_every=validate_every,
+        seed=seed,
+    )
+    request = TrainRequest(
+        out=str(out),
+        model=model,
+        data=data,
+        memory=memory,
+        training=training,
+        pool_facts=pool_facts,
+        pool_talk=pool_talk,
+        corrected=corrected,
+        replied=replied,
+        books=books,
+        pages=pages,
+        cache=cache,
+        bfloat16=bfloat16,
+    )
+    set_threads(threads)
+    with progress() as report:
+
+        def tell(values: dict) -> None:
+            if scores := values.get("validation"):
+                shown = ", ".join(f"{name} {score:.3f}" for name, score in scores.items() if isinstance(score, float))
+                console.print(f"step {scores['step']}: {escape(shown)}", highlight=False)
+            else:
+                report("training", values["step"], values["steps"])
+
+        folder = train(request, tell, report)
+    console.print(f"The memory is in {folder}", highlight=False)
+
+
+def _layers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise ValueError(f"key_layers is {text!r}: give numbers of blocks, such as 10,20") from error

@@ -1,0 +1,135 @@
+"""The command line: help, one-line errors, and results on disk."""
+
+import json
+import sys
+
+import pytest
+
+pytest.importorskip("typer")
+pytest.importorskip("rich")
+
+from talking import talking_model, talking_tokenizer
+from typer.testing import CliRunner
+
+import gru_memory
+from gru_memory import cli, shipped
+from gru_memory.cli.app import app
+from gru_memory.shipped import load_with_memory, shipped_memory
+
+runner = CliRunner()
+
+
+@pytest.fixture
+def run(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("NO_COLOR", "1")
+    return lambda *args: runner.invoke(app, [str(arg) for arg in args])
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Commands that load a model get a tiny one."""
+    loaded = talking_model("llama"), talking_tokenizer("llama")
+    monkeypatch.setattr(shipped, "load_with_memory", lambda model, memory: loaded)
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ([], ["demo", "eval", "train"]),
+        (["demo"], ["--model", "--memory", "--out"]),
+        (["eval"], ["recall", "harm"]),
+        (["eval", "recall"], ["--facts", "--between", "--suite", "--no-full-history", "--seed", "--memory"]),
+        (["eval", "harm"], ["--books", "--tokens", "--conversations"]),
+        (["train"], ["--data", "--steps", "--rows", "--learning-rate", "--key-layers", "--pool-facts", "--threads"]),
+    ],
+)
+def test_help_names_every_option_with_a_text(run, command, words):
+    result = run(*command, "--help")
+    assert result.exit_code == 0
+    assert all(word in result.output for word in words)
+
+
+def test_the_version_is_that_of_the_library(run):
+    assert run("--version").output.strip() == f"gru-memory {gru_memory.__version__}"
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["eval", "recall", "--values", "some"], "error: values is 'some'"),
+        (["eval", "recall", "--facts", "0"], "error: facts is 0"),
+        (["eval", "harm", "--books", "nowhere"], "error: no .txt file in nowhere"),
+        (["eval", "harm", "--conversations", "0"], "error: there is nothing to read"),
+        (["demo", "--memory", "nowhere"], "error: nowhere holds no memory"),
+        (["demo", "--threads", "0"], "error: threads is 0"),
+        (["demo", "--model", "./nowhere"], "error: no trained memory ships for './nowhere'"),
+        (["train", "--out", "x", "--cell", "lstm"], "error: cell is 'lstm'"),
+        (["train", "--out", "x", "--key-layers", "a"], "error: key_layers is 'a'"),
+    ],
+)
+def test_an_error_is_one_line_and_exit_code_1(run, command, message, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    result = run(*command)
+    assert result.exit_code == 1
+    assert message in result.output
+    assert "Traceback" not in result.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_recall_writes_a_table_and_every_reply(run, tiny, tmp_path):
+    small = ["--facts", 1, "--between", 1, "--sessions", 2, "--max-new-tokens", 3, "--seed", 5]
+    result = run("eval", "recall", *small, "--no-full-history", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "1 facts, 1 turns between, unseen values" in result.output
+    written = json.loads((tmp_path / "recall.json").read_text())
+    assert written["seed"] == 5
+    assert written["results"][0]["config"]["between"] == 1
+    assert written["results"][0]["full_history"] is None
+    assert len(written["results"][0]["replies"]) == 2
+
+
+def test_harm_writes_a_table(run, tiny, tmp_path):
+    result = run("eval", "harm", "--conversations", 2, "--turns", 1, "--facts", 1, "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "small talk after 1 facts: replies" in result.output
+    assert len(json.loads((tmp_path / "harm.json").read_text())["results"]) == 4
+
+
+def test_the_demo_shows_three_answers(run, tiny, tmp_path):
+    result = run("demo", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "My boat is called" in result.output
+    assert "in half precision" in result.output
+
+
+def test_without_its_packages_the_command_says_what_to_install(monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("gru_memory.cli.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "typer", None)
+    with pytest.raises(SystemExit, match=r"pip install 'gru-memory\[all\]'"):
+        cli.main()
+
+
+def test_the_shipped_memory_is_found_or_its_absence_explained(monkeypatch, tmp_path):
+    monkeypatch.setattr(shipped, "_PACKAGE", tmp_path / "src" / "gru_memory")
+    with pytest.raises(FileNotFoundError, match="not part of this copy"):
+        shipped_memory()
+    with pytest.raises(FileNotFoundError, match="no trained memory ships for 'other'"):
+        shipped_memory("other")
+    at_root = tmp_path / "adapters" / "smollm2-135m-instruct"
+    in_package = tmp_path / "src" / "gru_memory" / "adapters" / "smollm2-135m-instruct"
+    for folder in (at_root, in_package):  # the package's own comes first
+        talking_model("llama").save_memory(folder)
+        assert shipped_memory() == folder
+
+
+def test_a_model_is_loaded_with_the_memory_that_was_named(monkeypatch, tmp_path):
+    trained = talking_model("llama")
+    trained.save_memory(tmp_path)
+    base = talking_model("llama", num_slots=2)
+    monkeypatch.setattr(shipped, "load_model", lambda name: (base, "tokenizer"))
+    monkeypatch.setattr(shipped, "add_memory", lambda model: model)
+    model, tokenizer = load_with_memory("any", tmp_path)
+    assert tokenizer == "tokenizer"
+    assert model.memory_fingerprint() == trained.memory_fingerprint()

@@ -1,0 +1,158 @@
+"""What is shown of a memory is what is in it."""
+
+import pytest
+import torch
+from talking import talking_model, talking_tokenizer
+from tiny import SumSite, assert_close, assert_same_state
+
+from gru_memory import Conversation, MemoryConfig, add_memory
+from gru_memory.inspection import recalled_words, slot_words, stored_tokens, trace
+
+TURNS = [("My boat is called Marigold.", "Lovely."), ("I live in Porto.", None)]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return talking_model("llama")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return talking_tokenizer("llama")
+
+
+def test_a_trace_is_of_the_tokens_a_conversation_takes_in(model, tokenizer):
+    conversation = Conversation(model, tokenizer)
+    for user, reply in TURNS:
+        conversation.read(user, reply)
+    seen = trace(model, tokenizer, TURNS)
+    assert_same_state(seen.state, conversation.state)
+    renderer = conversation.renderer
+    ids = [renderer.prefix_ids, *(renderer.turn(*turn).ids for turn in TURNS)]
+    assert seen.tokens == [tokenizer.decode([token]) for part in ids for token in part]
+    assert seen.turns == [number for number, part in enumerate(ids, start=-1) for _ in part]
+    length, (heads, slots) = len(seen.tokens), (2, 4)
+    assert seen.strength.shape == (length, heads)
+    assert seen.address.shape == seen.read_address.shape == seen.left.shape == (length, heads, slots)
+    assert_close(seen.address.sum(-1), torch.ones(length, heads), 1e-5)
+    assert_close(seen.read_address.sum(-1), torch.ones(length, heads), 1e-5)
+    assert not model.memory_sites()["top"]._forward_hooks
+
+
+def test_slots_are_the_weighted_sum_of_what_was_written(model, tokenizer):
+    """With the mingru cell, `left` says exactly what of each token is in each slot."""
+    site, contents = model.memory_sites()["top"], []
+
+    def keep(module, args, kwargs, output):
+        inputs, _, _ = module.prepare(args[0], **kwargs)
+        contents.append(inputs.values[0, kwargs["mask"][0]])
+
+    hook = site.register_forward_hook(keep, with_kwargs=True)
+    seen = trace(model, tokenizer, TURNS)
+    hook.remove()
+    slots = torch.einsum("tns,tnd->nsd", seen.left.double(), torch.cat(contents))
+    assert_close(slots, seen.state.sites["top"]["slots"][0], 1e-5)
+
+
+def test_a_trace_goes_on_from_a_state_and_leaves_it_alone(model, tokenizer):
+    first = trace(model, tokenizer, TURNS[:1])
+    before = first.state.clone()
+    second = trace(model, tokenizer, TURNS[1:], first.state)
+    assert_same_state(first.state, before, tolerance=0)
+    whole = trace(model, tokenizer, TURNS)
+    assert_same_state(second.state, whole.state)
+    assert second.tokens == whole.tokens[len(first.tokens) :]
+    assert_close(second.strength, whole.strength[len(first.tokens) :], 1e-5)
+    assert set(second.turns) == {0}
+
+
+def test_the_strongest_tokens_come_first(model, tokenizer):
+    seen = trace(model, tokenizer, TURNS)
+    stored = stored_tokens(seen, top=5)
+    strengths = [token.strength for token in stored]
+    assert strengths == sorted(strengths, reverse=True)
+    assert strengths[0] == pytest.approx(seen.strength.max().item())
+    for token in stored:
+        assert seen.tokens[token.position] == token.text
+        assert seen.turns[token.position] == token.turn
+        assert token.slots == seen.address[token.position].argmax(-1).tolist()
+
+
+@torch.no_grad()
+def test_slots_name_the_tokens_that_a_read_of_them_makes_likelier(model, tokenizer):
+    state = trace(model, tokenizer, TURNS).state
+    found = slot_words(model, tokenizer, state, top=2)
+    assert [(entry.head, entry.slot) for entry in found] == [(head, slot) for head in range(2) for slot in range(4)]
+    site = model.memory_sites()["top"]
+    read = torch.zeros(2, 8, dtype=torch.float64)
+    read[1] = state.sites["top"]["slots"][0, 1, 2]
+    logits = model.get_output_embeddings()(site.gate * site.output(read.flatten()))
+    best = logits.argmax()
+    entry = found[1 * 4 + 2]
+    assert entry.words[0][0] == tokenizer.decode([int(best)])
+    assert entry.words[0][1] == pytest.approx((logits[best] - logits.mean()).item(), rel=1e-4)
+    assert entry.norm == pytest.approx(read[1].norm().item(), rel=1e-4)
+    empty = slot_words(model, tokenizer, model.initial_memory_state(2), row=1)
+    assert all(entry.norm == 0 for entry in empty)
+
+
+@torch.no_grad()
+def test_recalled_words_are_what_the_logits_gain(model, tokenizer):
+    state = trace(model, tokenizer, TURNS[:1]).state
+    asked = trace(model, tokenizer, TURNS[1:], state)
+    renderer = Conversation(model, tokenizer).renderer
+    ids = torch.tensor([renderer.prefix_ids + renderer.turn(*TURNS[1]).ids])
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask[:, : len(renderer.prefix_ids)] = False
+    with_memory = model(input_ids=ids, memory_state=state, memory_mask=mask).logits[0, -1]
+    with model.disable_memory():
+        gain = with_memory - model(input_ids=ids).logits[0, -1]
+    (word, score), *_ = recalled_words(model, tokenizer, asked, top=2)
+    assert word == tokenizer.decode([int(gain.argmax())])
+    assert score == pytest.approx((gain.max() - gain.mean()).item(), rel=1e-3)
+
+
+def test_what_cannot_be_inspected_is_said(model, tokenizer):
+    with pytest.raises(ValueError, match="no memory at site 'middle'"):
+        trace(model, tokenizer, TURNS, site="middle")
+    with pytest.raises(ValueError, match="at least one turn"):
+        trace(model, tokenizer, [])
+    with pytest.raises(ValueError, match="2 conversations"):
+        trace(model, tokenizer, TURNS, model.initial_memory_state(2))
+    own = talking_model("llama")
+    add_memory(own, MemoryConfig(), {"top": SumSite()})
+    with pytest.raises(ValueError, match="SumSite"):
+        slot_words(own, tokenizer, own.initial_memory_state(1))
+
+
+def test_the_plots_are_drawn(model, tokenizer, tmp_path):
+    pytest.importorskip("matplotlib")
+    from gru_memory.evaluation import RecallConfig, evaluate_recall
+    from gru_memory.plots import plot_recall, plot_writes
+
+    seen = trace(model, tokenizer, TURNS)
+    plot_writes(seen, tmp_path / "new" / "writes.png")
+    plot_writes(seen, tmp_path / "turn.png", turns=[1])
+    small = RecallConfig(facts=1, between=0, sessions=1, max_new_tokens=2)
+    plot_recall([evaluate_recall(model, tokenizer, small, full_history=False)], tmp_path / "recall.png")
+    for name in ("new/writes.png", "turn.png", "recall.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="no token in turns"):
+        plot_writes(seen, tmp_path / "none.png", turns=[7])
+
+
+def test_the_demo_tells_talks_and_asks(model, tokenizer, tmp_path):
+    pytest.importorskip("matplotlib")
+    from gru_memory.demo import ASKED, TOLD, UNRELATED, run_demo, write_plot
+    from gru_memory.evaluation import contains
+
+    for user, _ in UNRELATED:
+        assert not any(contains(user, value) for _, value in ASKED)
+    result = run_demo(model, tokenizer, max_new_tokens=4)
+    assert [(answer.question, answer.value) for answer in result.answers] == list(ASKED)
+    conversation = Conversation(model, tokenizer, max_new_tokens=4)
+    for user, reply in (*TOLD, *UNRELATED):
+        conversation.read(user, reply)
+    assert [answer.memory for answer in result.answers] == [conversation.say(question) for question, _ in ASKED]
+    assert result.state_bytes_half < result.state_bytes
+    assert write_plot(result, tmp_path).is_file()

@@ -1,0 +1,250 @@
+"""`MemoryState`: a value that is sliced, moved, saved, and refused where it does not belong."""
+
+import json
+from dataclasses import FrozenInstanceError
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import gru_memory.state
+from gru_memory import MemoryState
+from tiny import assert_close, assert_same_state, memory_model, random_ids
+
+
+@pytest.fixture(scope="module")
+def model():
+    return memory_model(decay=[0.5, 0.9])
+
+
+@pytest.fixture
+def state(model):
+    """Three conversations, one of them padded."""
+    mask = torch.ones(3, 9, dtype=torch.long)
+    mask[1, :4] = 0
+    with torch.no_grad():
+        return model(random_ids(3, 9), attention_mask=mask).memory_state
+
+
+def tensors(state):
+    return [t for kept in state.sites.values() for t in kept.values()] + [state.tokens, state.turns, state.pending]
+
+
+def test_what_a_state_says_of_itself(model, state):
+    assert state.batch_size == 3
+    assert state.tokens.tolist() == [9, 5, 9]
+    assert state.turns.tolist() == [1, 1, 1]
+    assert state.fingerprint == model.memory_fingerprint()
+    slots = 3 * 3 * 2 * 4 * 8 * 8  # sites, rows, heads, slots, floats, bytes each
+    keys = 3 * 3 * (2 * 4 + 2) * 8
+    assert state.num_bytes == slots + keys + 3 * (8 + 8 + 1)
+    assert state.is_finite()
+    with pytest.raises(FrozenInstanceError):
+        state.tokens = state.turns
+
+
+@pytest.mark.parametrize(
+    ("rows", "wanted"),
+    [
+        (1, [1]),
+        (-1, [2]),
+        ([2, 0], [2, 0]),
+        ([1, 1, 1], [1, 1, 1]),
+        (torch.tensor([0, -2]), [0, 1]),
+        (torch.tensor([True, False, True]), [0, 2]),
+        ([], []),
+    ],
+)
+def test_select_then_cat(state, rows, wanted):
+    got = state.select(rows)
+    assert got.batch_size == len(wanted)
+    if wanted:
+        assert_same_state(got, MemoryState.cat([state.select(row) for row in wanted]), 0)
+
+
+@pytest.mark.parametrize("rows", (3, -4, [0, 3], torch.tensor([True, False])))
+def test_rows_that_are_not_there(state, rows):
+    with pytest.raises(IndexError):
+        state.select(rows)
+
+
+def test_cat_refuses_what_does_not_go_together(state):
+    with pytest.raises(ValueError, match="at least one"):
+        MemoryState.cat([])
+    with pytest.raises(ValueError, match="different models"):
+        MemoryState.cat([state, memory_model("llama").initial_memory_state(1)])
+    with pytest.raises(ValueError, match="layout"):
+        other = memory_model(sites=("top",)).initial_memory_state(1)
+        MemoryState.cat([state, MemoryState(**{**other.__dict__, "fingerprint": state.fingerprint})])
+
+
+def test_repeat(state):
+    assert_same_state(state.repeat_interleave(2), state.select([0, 0, 1, 1, 2, 2]), 0)
+    assert_same_state(state.repeat_interleave(1), state, 0)
+
+
+def test_detach_and_clone(model):
+    state = model(random_ids()).memory_state
+    assert all(kept["slots"].requires_grad for kept in state.sites.values())
+    assert not any(t.requires_grad for t in tensors(state.detach()))
+    copy = state.clone()
+    assert all(a.data_ptr() != b.data_ptr() for a, b in zip(tensors(copy), tensors(state), strict=True))
+    assert_same_state(copy, state, 0)
+    assert copy.sites["top"]["slots"].requires_grad
+
+
+@pytest.mark.parametrize("arguments", ({"dtype": torch.float16}, (torch.float16,), ("cpu", torch.float16)))
+def test_to_casts_floats_and_leaves_counters(state, arguments):
+    half = state.to(**arguments) if isinstance(arguments, dict) else state.to(*arguments)
+    assert half.sites["top"]["slots"].dtype == torch.float16
+    assert (half.tokens.dtype, half.pending.dtype) == (torch.int64, torch.bool)
+    assert_same_state(half.to(torch.float64), state, 2e-3)
+
+
+def test_to_moves_everything(state):
+    moved = state.to("meta")
+    assert {t.device.type for t in [*tensors(moved), *moved.decay_rates.values()]} == {"meta"}
+    assert {t.device.type for t in tensors(state)} == {"cpu"}
+
+
+@pytest.mark.parametrize("ticks", (0, 1, 3, 0.5))
+def test_time_that_passes_without_a_word(state, ticks):
+    later = state.decay(ticks)
+    rate = torch.tensor([0.5, 0.9], dtype=torch.float64).view(1, 2, 1, 1)
+    for site, kept in state.sites.items():
+        assert_close(later.sites[site]["slots"], rate**ticks * kept["slots"], 1e-12)
+        assert torch.equal(later.sites[site]["address"], kept["address"])
+    with pytest.raises(ValueError, match="forwards"):
+        state.decay(-1)
+
+
+def test_save_and_load_keep_every_bit(model, state, tmp_path):
+    state.save(tmp_path / "state", metadata={"who": "Ada"})
+    loaded = MemoryState.load(tmp_path / "state", model.memory_fingerprint())
+    assert_same_state(loaded, state, 0)
+    assert loaded.fingerprint == state.fingerprint
+    assert {k: t.dtype for k, t in loaded.sites["top"].items()} == {k: t.dtype for k, t in state.sites["top"].items()}
+    assert_same_state(loaded.decay(2), state.decay(2), 0)
+    assert MemoryState.read_metadata(tmp_path / "state")["who"] == "Ada"
+    ids = random_ids(3, 4, seed=9)
+    assert torch.equal(model(ids, memory_state=loaded).logits, model(ids, memory_state=state).logits)
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]
+
+
+def test_half_precision_on_disk_is_close_and_smaller(model, state, tmp_path):
+    state.save(tmp_path / "whole")
+    state.save(tmp_path / "half", torch.float16)
+    loaded = MemoryState.load(tmp_path / "half", model.memory_fingerprint())
+    assert loaded.sites["top"]["slots"].dtype == torch.float64
+    assert_close(loaded.sites["top"]["slots"], state.sites["top"]["slots"], 5e-4)
+    assert_same_state(loaded, state, 2e-3)
+    assert (tmp_path / "half").stat().st_size < 0.6 * (tmp_path / "whole").stat().st_size
+
+
+def test_a_state_of_another_memory_is_refused(state, tmp_path):
+    state.save(tmp_path / "state")
+    for other in (memory_model("llama"), memory_model(decay=0.9), memory_model(sites=("top",))):
+        with pytest.raises(ValueError, match="another model or memory"):
+            MemoryState.load(tmp_path / "state", other.memory_fingerprint())
+    assert MemoryState.load(tmp_path / "state").batch_size == 3  # whoever gives no fingerprint wants no check
+
+
+def test_the_fingerprint_follows_the_weights_but_not_their_precision_in_memory(tmp_path):
+    model = memory_model()
+    before = model.memory_fingerprint()
+    assert model.memory_fingerprint() == before == memory_model().memory_fingerprint()
+    with torch.no_grad():
+        model.memory_sites()["top"].output.weight.mul_(1.5)
+    changed = model.memory_fingerprint()
+    assert changed != before
+    model.to(torch.bfloat16)  # swaps the numbers under the same parameters
+    model.save_memory(tmp_path)
+    same = memory_model().to(torch.bfloat16)
+    same.load_memory(tmp_path)
+    assert model.memory_fingerprint() == same.memory_fingerprint()
+
+
+def damaged(path, content):
+    path.write_bytes(content)
+    return path
+
+
+def test_a_truncated_file_is_refused(state, tmp_path):
+    state.save(tmp_path / "state")
+    whole = (tmp_path / "state").read_bytes()
+    for size in (0, 4, 100, len(whole) // 2, len(whole) - 1):
+        with pytest.raises(ValueError, match="damaged"):
+            MemoryState.load(damaged(tmp_path / "cut", whole[:size]))
+
+
+def rewritten(path, state, header=None, change=None):
+    """The file of a state with something about it changed."""
+    state.save(path)
+    fields = {**MemoryState.read_metadata(path), **(header or {})}
+    content = load_file(path)
+    save_file(change(content) if change else content, path, fields)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ({"kind": "adapter"}, "not a memory state"),
+        ({"version": "99"}, "newer version"),
+        ({"version": "one"}, "damaged"),
+        ({"dtypes": "{"}, "damaged"),
+        ({"dtypes": "[]"}, "damaged"),
+        ({"dtypes": json.dumps({"tokens": "nn"})}, "damaged"),
+        ({"dtypes": json.dumps({"tokens": 3})}, "damaged"),
+    ],
+)
+def test_a_file_of_another_kind_is_refused(state, tmp_path, header, message):
+    with pytest.raises(ValueError, match=message):
+        MemoryState.load(rewritten(tmp_path / "state", state, header))
+
+
+def without(name):
+    return lambda content: {k: t for k, t in content.items() if k != name}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without("tokens"), "damaged"),
+        (lambda content: {k: t for k, t in content.items() if not k.startswith("site/")}, "damaged"),
+        (lambda content: {**content, "site/top/slots": content["site/top/slots"][:1].clone()}, "damaged"),
+        (lambda content: {**content, "site/top/slots": content["site/top/slots"] * torch.nan}, "NaN"),
+        (lambda content: {**content, "site/top/address": content["site/top/address"] / 0}, "NaN"),
+    ],
+)
+def test_a_file_with_wrong_content_is_refused(state, tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        MemoryState.load(rewritten(tmp_path / "state", state, change=change))
+
+
+def test_a_site_that_is_missing_is_noticed_by_the_model(model, state, tmp_path):
+    partial = MemoryState.load(rewritten(tmp_path / "state", state, change=without("site/top/slots")))
+    with pytest.raises(ValueError, match="slots"):
+        model(random_ids(3, 4), memory_state=partial)
+
+
+def test_a_file_too_large_to_be_a_state_is_not_read(state, tmp_path, monkeypatch):
+    state.save(tmp_path / "state")
+    monkeypatch.setattr(gru_memory.state, "MAX_FILE_BYTES", 100)
+    with pytest.raises(ValueError, match="no memory state is that large"):
+        MemoryState.load(tmp_path / "state")
+
+
+def test_a_save_that_fails_leaves_what_was_there(model, state, tmp_path, monkeypatch):
+    state.save(tmp_path / "state")
+    before = (tmp_path / "state").read_bytes()
+
+    def full_disk(tensors, path, metadata):
+        path.write_bytes(b"half of it")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(gru_memory.state, "save_file", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        model.initial_memory_state(3).save(tmp_path / "state")
+    assert (tmp_path / "state").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]
