@@ -6,7 +6,7 @@ from talking import talking_model, talking_tokenizer
 from tiny import SumSite, assert_close, assert_same_state
 
 from gru_memory import Conversation, MemoryConfig, add_memory
-from gru_memory.inspection import recalled_words, slot_words, stored_tokens, trace
+from gru_memory.inspection import recalled_words, slot_tokens, slot_words, stored_tokens, trace
 
 TURNS = [("My boat is called Marigold.", "Lovely."), ("I live in Porto.", None)]
 
@@ -66,16 +66,25 @@ def test_a_trace_goes_on_from_a_state_and_leaves_it_alone(model, tokenizer):
     assert set(second.turns) == {0}
 
 
-def test_the_strongest_tokens_come_first(model, tokenizer):
+@pytest.mark.parametrize("by", ["strength", "left"])
+def test_the_tokens_that_are_kept_best_come_first(model, tokenizer, by):
     seen = trace(model, tokenizer, TURNS)
-    stored = stored_tokens(seen, top=5)
-    strengths = [token.strength for token in stored]
-    assert strengths == sorted(strengths, reverse=True)
-    assert strengths[0] == pytest.approx(seen.strength.max().item())
+    scores = {"strength": seen.strength.mean(-1), "left": seen.left.sum((1, 2))}
+    stored = stored_tokens(seen, top=5, by=by)
+    assert [getattr(token, by) for token in stored] == pytest.approx(scores[by].topk(5).values.tolist())
     for token in stored:
         assert seen.tokens[token.position] == token.text
         assert seen.turns[token.position] == token.turn
         assert token.slots == seen.address[token.position].argmax(-1).tolist()
+    with pytest.raises(ValueError, match="by is 'age'"):
+        stored_tokens(seen, by="age")
+
+
+def test_a_slot_is_made_of_tokens(model, tokenizer):
+    seen = trace(model, tokenizer, TURNS)
+    (text, weight), *_ = slot_tokens(seen, head=1, slot=2)
+    assert weight == seen.left[:, 1, 2].max()
+    assert text == seen.tokens[int(seen.left[:, 1, 2].argmax())]
 
 
 @torch.no_grad()

@@ -79,7 +79,7 @@ def test_cached_training_row_equals_the_model_turn_by_turn(model, tokenizer, poo
     session = pool.session(random.Random(0), 2, 2)
     batch = make_batch([session], build(pool.turns()))
     memory = make_memory()
-    trained = recall(memory, model.get_output_embeddings().weight, batch)
+    trained, _ = recall(memory, model.get_output_embeddings().weight, batch)
     trained = F.linear(trained, model.get_output_embeddings().weight)[0]
 
     import copy
@@ -122,7 +122,7 @@ def test_padding_changes_no_row(model, pool, build):
     memory, head = make_memory(), model.get_output_embeddings().weight.detach()
     together, alone = make_batch(sessions, cache), make_batch(sessions[:1], cache)
     length = alone.tokens.shape[1]
-    torch.testing.assert_close(recall(memory, head, together)[0, :length], recall(memory, head, alone)[0], atol=2e-2, rtol=0)
+    torch.testing.assert_close(recall(memory, head, together)[0][0, :length], recall(memory, head, alone)[0][0], atol=2e-2, rtol=0)
 
 
 def test_interrupted_cache_is_finished(model, tokenizer, pool, build, tmp_path, monkeypatch):

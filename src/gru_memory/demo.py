@@ -15,7 +15,8 @@ from .evaluation.batched import BatchReader, Pair
 from .evaluation.full_history import ask_with_history
 from .evaluation.recall import stored_bytes
 from .evaluation.scoring import contains
-from .inspection import SlotWords, StoredToken, Trace, recalled_words, slot_words, stored_tokens, trace
+from .inspection import StoredToken, Trace, recalled_words, slot_tokens, slot_words, stored_tokens, trace
+from .state import MemoryState
 
 Progress = Callable[[str, int, int], None]  # (what is being done, done, in all)
 
@@ -60,12 +61,22 @@ class DemoAnswer:
 
 
 @dataclass(frozen=True)
+class DemoSlot:
+    """One slot after all turns, seen from both sides."""
+
+    head: int
+    slot: int
+    made_of: list[tuple[str, float]]  # tokens and their weights
+    says: list[tuple[str, float]]  # tokens that a read of this slot alone makes likelier, in logits
+
+
+@dataclass(frozen=True)
 class DemoResult:
     """Everything the demo shows."""
 
     answers: list[DemoAnswer]
-    stored: list[StoredToken]
-    slots: list[SlotWords]  # the fullest first
+    stored: list[StoredToken]  # of which most is left after all turns
+    slots: list[DemoSlot]  # in which most is left of what was told
     state_bytes: int  # one file, float32
     state_bytes_half: int  # the same in float16
     kv_bytes: int  # keys and values of the full history
@@ -102,25 +113,22 @@ def run_demo(model: Any, tokenizer: Any, max_new_tokens: int = 24, progress: Pro
     full = ask_with_history(reader, history, questions, max_new_tokens)
     tell("looking inside", 0, 1)
 
-    with torch.no_grad():
-        telling = trace(model, tokenizer, TOLD)
-        answers = [
-            DemoAnswer(*ASKED[i], alone.replies[i], replies[i], full.replies[i],
-                       _recalled(model, tokenizer, told, *ASKED[i], replies[i]))
-            for i in range(len(ASKED))
-        ]  # fmt: skip
-    slots = sorted(slot_words(model, tokenizer, told), key=lambda slot: -slot.norm)
+    answers = [
+        DemoAnswer(question, value, *replied, _recalled(model, tokenizer, told, question, value, replied[1]))
+        for (question, value), *replied in zip(ASKED, alone.replies, replies, full.replies, strict=True)
+    ]
+    whole = trace(model, tokenizer, history)
     tell("looking inside", 1, 1)
     return DemoResult(
         answers=answers,
-        stored=stored_tokens(telling),
-        slots=slots,
+        stored=stored_tokens(whole, by="left"),
+        slots=_slots(model, tokenizer, whole),
         state_bytes=stored_bytes(told),
         state_bytes_half=stored_bytes(told, torch.float16),
         kv_bytes=full.kv_bytes,
         history_tokens=full.history_tokens,
         seconds=time.perf_counter() - began,
-        trace=telling,
+        trace=whole,
     )
 
 
@@ -133,7 +141,19 @@ def write_plot(result: DemoResult, folder: str | Path) -> Path:
     return path
 
 
-def _recalled(model, tokenizer, state, question: str, value: str, reply: str) -> list[tuple[str, float]]:
+def _slots(model: Any, tokenizer: Any, whole: Trace, count: int = 8) -> list[DemoSlot]:
+    facts = [i for i, turn in enumerate(whole.turns) if 0 <= turn < len(TOLD)]
+    left = whole.left[facts].amax(dim=0)  # (N, S)
+    says = slot_words(model, tokenizer, whole.state)
+    return [
+        DemoSlot(says[i].head, says[i].slot, slot_tokens(whole, says[i].head, says[i].slot), says[i].words)
+        for i in left.flatten().argsort(descending=True)[:count].tolist()
+    ]
+
+
+def _recalled(
+    model: Any, tokenizer: Any, state: MemoryState, question: str, value: str, reply: str
+) -> list[tuple[str, float]]:
     """What the memory adds at the token before the value (at the last token, if the reply has no value in it)."""
     asked = trace(model, tokenizer, [(question, reply or None)], state)
     at = reply.lower().find(value.lower())

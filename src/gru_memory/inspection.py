@@ -57,8 +57,8 @@ class StoredToken:
     position: int
     turn: int  # -1: the system prompt
     text: str
-    strength: float  # the strongest head's
-    left: float  # largest weight that is left of it in any slot, 0 to 1
+    strength: float  # how strongly it was written, mean over the heads
+    left: float  # what is left of it at the end, in slots' worth, summed over the heads
     slots: list[int]  # the slot each head wrote it to
 
 
@@ -150,21 +150,29 @@ def trace(
     return Trace(tokens, numbers, strength, left=write * after.exp().float(), state=state, **whole)
 
 
-def stored_tokens(trace: Trace, top: int = 10) -> list[StoredToken]:
-    """The most strongly written tokens, strongest first."""
-    strongest = trace.strength.amax(dim=-1)
-    order = strongest.argsort(descending=True, stable=True)[:top].tolist()
+def stored_tokens(trace: Trace, top: int = 10, by: str = "strength") -> list[StoredToken]:
+    """The tokens written most strongly, or those of which most is left at the end (`by="left"`), most first."""
+    if by not in ("strength", "left"):
+        raise ValueError(f"by is {by!r}: choose 'strength' or 'left'")
+    strength, left = trace.strength.mean(dim=-1), trace.left.sum(dim=(1, 2))
+    order = (strength if by == "strength" else left).argsort(descending=True, stable=True)[:top].tolist()
     return [
         StoredToken(
             position=i,
             turn=trace.turns[i],
             text=trace.tokens[i],
-            strength=float(strongest[i]),
-            left=float(trace.left[i].max()),
+            strength=float(strength[i]),
+            left=float(left[i]),
             slots=trace.address[i].argmax(dim=-1).tolist(),
         )
         for i in order
     ]
+
+
+def slot_tokens(trace: Trace, head: int, slot: int, top: int = 3) -> list[tuple[str, float]]:
+    """The tokens a slot is made of at the end, with their weights (see `Trace.left`)."""
+    weights, positions = trace.left[:, head, slot].topk(min(top, len(trace.tokens)))
+    return [(trace.tokens[i], weight) for i, weight in zip(positions.tolist(), weights.tolist(), strict=True)]
 
 
 @torch.no_grad()

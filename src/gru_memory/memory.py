@@ -173,6 +173,19 @@ class GRUMemoryWithDecay(nn.Module):
         self._check(hidden_states, token_embeds, state, mask, turn_starts, key_states)
         if state is None:
             state = self.initial_state(hidden_states.shape[0])
+        hidden_states, state, _ = self.run(hidden_states, token_embeds, state, mask, turn_starts, key_states)
+        return hidden_states, state
+
+    def run(
+        self,
+        hidden_states: Tensor,
+        token_embeds: Tensor | None,
+        state: SiteState,
+        mask: Tensor | None,
+        turn_starts: Tensor | None,
+        key_states: Tensor | None,
+    ) -> tuple[Tensor, SiteState, recurrence.ScanInputs]:
+        """`forward` without its checks; the third result says where it wrote and read."""
         inputs, last_key, read_gate = self.prepare(hidden_states, token_embeds, state, mask, turn_starts, key_states)
         cell = recurrence.CellWeights(self.weight_hh, self.bias_hh) if self.cell == "gru" else None
         if cell is not None and self.weight_hh.dtype != self.state_dtype:
@@ -180,7 +193,7 @@ class GRUMemoryWithDecay(nn.Module):
         with torch.autocast(hidden_states.device.type, enabled=False):  # the recurrence keeps its precision
             reads, slots = recurrence.scan(inputs, state["slots"].to(self.state_dtype), cell)
         recalled = self.output((read_gate * reads).flatten(2).to(self.output.weight.dtype))
-        return hidden_states + recalled.to(hidden_states.dtype), {"slots": slots, **last_key}
+        return hidden_states + recalled.to(hidden_states.dtype), {"slots": slots, **last_key}, inputs
 
     def prepare(
         self,

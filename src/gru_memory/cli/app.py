@@ -77,16 +77,18 @@ def demo(
         words = ", ".join(f"{escape(repr(word))} +{score:.1f}" for word, score in answer.recalled)
         console.print(f"  {escape(answer.question)} The memory says: {words} (logits)", highlight=False)
 
-    console.print("\n[bold]Most strongly written[/bold] (token, strength, what is left of it after the last fact):")
-    for token in result.stored[:6]:
-        place = "system prompt" if token.turn < 0 else f"turn {token.turn + 1}"
-        console.print(
-            f"  {escape(repr(token.text)):<16} {token.strength:.2f}  {token.left:.2f}  {place}", highlight=False
-        )
-    console.print("\n[bold]The fullest slots, as words:[/bold]")
-    for slot in result.slots[:6]:
-        words = ", ".join(escape(repr(word)) for word, _ in slot.words)
-        console.print(f"  head {slot.head}, slot {slot.slot:>2}: {words}", highlight=False)
+    console.print(
+        f"\n[bold]What is best kept after {len(TOLD) + len(UNRELATED)} turns[/bold] (slots' worth that is left):"
+    )
+    words = [f"{escape(repr(token.text))} {token.left:.1f} ({_place(token.turn)})" for token in result.stored]
+    console.print("  " + ", ".join(words), highlight=False)
+    console.print("\n[bold]Slots that hold what was told[/bold], made of (weight), and what each says by itself:")
+    table = Table(box=None)
+    for slot in result.slots:
+        made_of = ", ".join(f"{escape(repr(text))} {weight:.2f}" for text, weight in slot.made_of)
+        says = ", ".join(escape(repr(word)) for word, _ in slot.says)
+        table.add_row(f"head {slot.head}, slot {slot.slot}", made_of, says)
+    console.print(table, highlight=False)
 
     console.print(
         f"\nThe memory of this conversation is a file of {kilobytes(result.state_bytes)} "
@@ -98,6 +100,10 @@ def demo(
     console.print(
         f"{result.seconds:.0f} s. " + (f"Where the facts were written: {path}" if path else ""), highlight=False
     )
+
+
+def _place(turn: int) -> str:
+    return "system prompt" if turn < 0 else f"turn {turn + 1}"
 
 
 def _plot(write) -> Path | None:

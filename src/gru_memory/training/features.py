@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,8 +33,10 @@ class FeatureCache:
     the reply begins.
     """
 
-    def __init__(self, folder: Path, texts: Sequence[Text], width: int) -> None:
-        self.folder, self.width = folder, width
+    def __init__(self, folder: Path, texts: Sequence[Text], width: int, tokenizer: Any) -> None:
+        self.folder, self.width, self.tokenizer = folder, width, tokenizer
+        self._pieces: dict[int, str] = {}
+        self._spans: dict[tuple[int, str], tuple[int, int]] = {}
         self._index = {text: i for i, text in enumerate(texts)}
         shards = [np.load(path) for path in sorted(folder.glob("tokens-*.npz"))]
         self._ids = np.concatenate([s["ids"] for s in shards])
@@ -63,6 +66,22 @@ class FeatureCache:
 
     def reply_start(self, i: int) -> int:
         return int(self._reply_starts[i])
+
+    def value_span(self, i: int, value: str) -> tuple[int, int]:
+        """Which tokens of turn `i` spell `value` (its last occurrence), as (start, stop); (0, 0) if none do."""
+        if (i, value) not in self._spans:
+            self._spans[i, value] = self._find(self.tokens(i).tolist(), value)
+        return self._spans[i, value]
+
+    def _find(self, ids: list[int], value: str) -> tuple[int, int]:
+        for token in ids:
+            if token not in self._pieces:
+                self._pieces[token] = self.tokenizer.decode([token])
+        ends = np.cumsum([len(self._pieces[token]) for token in ids])  # of each token, in characters
+        start = "".join(self._pieces[token] for token in ids).rfind(value)
+        if start < 0:
+            return 0, 0
+        return int(np.searchsorted(ends, start, side="right")), int(np.searchsorted(ends, start + len(value) - 1, side="right")) + 1
 
     def features(self, i: int) -> np.ndarray:
         start, stop = self._offsets[i], self._offsets[i + 1]
@@ -106,7 +125,7 @@ def build_feature_cache(
             _write_shard(names, model, final_norm, blocks, renderer, part, key_layers, width)
         if progress:
             progress(start + len(part), len(texts))
-    return FeatureCache(folder, texts, width)
+    return FeatureCache(folder, texts, width, renderer.tokenizer)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..memory import GRUMemoryWithDecay
+from ..scan import ScanInputs
 from .rows import Batch
 
 
@@ -19,22 +20,50 @@ class LossReport:
     loss: Tensor
     answer_loss: float
     base_kl: float
+    address_loss: float
     correct: float
     right_answers: float
 
 
-def recall(memory: GRUMemoryWithDecay, head: Tensor, batch: Batch) -> Tensor:
-    """Final hidden states with what the memory recalls added. head (V, D) -> (R, T, D)."""
+def recall(memory: GRUMemoryWithDecay, head: Tensor, batch: Batch) -> tuple[Tensor, ScanInputs]:
+    """Final hidden states with what the memory recalls added (R, T, D), and where it wrote and read."""
     own, extra = batch.features[..., : memory.hidden_size], batch.features[..., memory.hidden_size :]
     with torch.autocast(own.device.type, torch.bfloat16):  # the projections; the recurrence stays in float32
-        states, _ = memory(
+        return memory.run(
             own,
-            token_embeds=F.embedding(batch.tokens, head),
-            mask=batch.mask,
-            turn_starts=batch.turn_starts,
-            key_states=extra if memory.key_size else None,
-        )
-    return states
+            F.embedding(batch.tokens, head),
+            memory.initial_state(len(own)),
+            batch.mask,
+            batch.turn_starts,
+            extra if memory.key_size else None,
+        )[::2]
+
+
+def address_loss(inputs: ScanInputs, batch: Batch) -> Tensor:
+    """The memory's own objective: a question reads where its answer was written, and nowhere else.
+
+    With w(t, u) = mean over heads of sum_s r_{t,s} z_{u,s}, what position t reads of the place where token u was
+    written, the loss is -log of the share of w(t, .) that falls on the right token, over all tokens before t. Other
+    values of the same fact do not count: a correction is meant to be written over what it corrects.
+    """
+    row, position = batch.asked.nonzero().unbind(1)
+    if not len(row):
+        return inputs.query.new_zeros(())
+    read = inputs.query[row, position].flatten(1)  # (M, N*S)
+    written = inputs.write.flatten(2)[row]  # (M, T, N*S)
+    shared = torch.einsum("mk,mtk->mt", read, written)  # (M, T)
+    time = torch.arange(shared.shape[1], device=shared.device)
+
+    def same(what: Tensor) -> Tensor:
+        return what[row] == what[row, position].unsqueeze(1)
+
+    told = batch.told[row]
+    outdated = (told > 0) & same(batch.fact) & ~same(batch.value)
+    counted = (time < position.unsqueeze(1)) & ~outdated
+    right = counted & (told == batch.asked[row, position].unsqueeze(1))
+    share = (shared * right).sum(1) / (shared * counted).sum(1).clamp_min(1e-9)
+    share = share[right.any(dim=1)]
+    return -torch.log(share.clamp_min(1e-9)).mean() if len(share) else share.sum()
 
 
 def compute_loss(
@@ -43,15 +72,17 @@ def compute_loss(
     batch: Batch,
     generator: torch.Generator,
     base_weight: float = 1.0,
+    address_weight: float = 0.3,
     base_positions: int = 512,
     negatives: int = 6144,
 ) -> LossReport:
-    """Cross-entropy on answers plus `base_weight` times KL(base || memory) on turns that must stay as they were.
+    """Cross-entropy on answers, plus `base_weight` times KL(base || memory) on turns that must stay as they were, plus
+    `address_weight` times `address_loss`.
 
-    Both are taken over a sampled vocabulary: every token of the batch and `negatives` random others, fresh each step.
+    The first two are taken over a sampled vocabulary: every token of the batch and `negatives` random others, fresh each step.
     The full softmax would be most of the arithmetic of a step.
     """
-    states = recall(memory, head, batch)
+    states, inputs = recall(memory, head, batch)
     vocabulary, labels = _sample_vocabulary(batch, len(head), negatives, generator)
     weight = head[vocabulary]  # (C, D)
     taught = batch.labels >= 0
@@ -65,10 +96,12 @@ def compute_loss(
     if len(where[0]):
         base = F.log_softmax(_logits(batch.features[..., : memory.hidden_size][where], weight), dim=-1)
         base_kl = F.kl_div(F.log_softmax(_logits(states[where], weight), dim=-1), base, log_target=True, reduction="batchmean")
+    addressing = address_loss(inputs, batch)
     return LossReport(
-        answer_loss + base_weight * base_kl,
+        answer_loss + base_weight * base_kl + address_weight * addressing,
         answer_loss.item(),
         base_kl.item(),
+        addressing.item(),
         correct.float().mean().item(),
         _share_of_right_answers(taught, correct),
     )

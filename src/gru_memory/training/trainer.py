@@ -39,6 +39,7 @@ class TrainingConfig:
     max_between: int = field(default=4, metadata={"help": "unrelated turns in a session, drawn from 0 to this"})
     curriculum_steps: int = field(default=300, metadata={"help": "steps over which max_facts grows from 2"})
     base_weight: float = field(default=1.0, metadata={"help": "weight of staying close to the base model"})
+    address_weight: float = field(default=0.3, metadata={"help": "weight of reading where the answer was written"})
     validate_every: int = field(default=250, metadata={"help": "steps between validations and checkpoints"})
     seed: int = field(default=0, metadata={"help": "of sessions and sampling"})
 
@@ -87,7 +88,9 @@ class MemoryTrainer:
                 group["lr"] = self._learning_rate()
             batch = self._batch()
             generator = torch.Generator().manual_seed(config.seed * 1_000_003 + self.step)
-            outcome = compute_loss(self.memory, self.head, batch, generator, config.base_weight)
+            outcome = compute_loss(
+                self.memory, self.head, batch, generator, config.base_weight, config.address_weight
+            )
             self.optimizer.zero_grad(set_to_none=True)
             outcome.loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(self.memory.parameters(), config.clip_norm)
@@ -105,6 +108,7 @@ class MemoryTrainer:
                     "steps": config.steps,
                     "answer_loss": outcome.answer_loss,
                     "base_kl": outcome.base_kl,
+                    "address_loss": outcome.address_loss,
                     "right_answers": outcome.right_answers,
                     "tokens": batch.num_tokens,
                     "seconds": self.seconds,
