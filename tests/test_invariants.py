@@ -7,6 +7,23 @@ import threading
 import pytest
 import torch
 from safetensors import safe_open
+from tiny import (
+    CELLS,
+    EOS,
+    FAMILIES,
+    LAYERS,
+    PAD,
+    VOCABULARY,
+    SumSite,
+    assert_close,
+    assert_differ,
+    assert_same_state,
+    base_model,
+    memory_model,
+    one_thread,  # noqa: F401 (a fixture)
+    random_ids,
+    wake,
+)
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn import functional as F
 from transformers import (
@@ -22,22 +39,6 @@ from transformers import (
 
 from gru_memory import AutoModelWithGRUMemory, GPT2WithGRUMemory, MemoryConfig, MemoryState, add_memory
 from gru_memory import scan as recurrence
-from tiny import (
-    CELLS,
-    EOS,
-    FAMILIES,
-    LAYERS,
-    PAD,
-    VOCABULARY,
-    SumSite,
-    assert_close,
-    assert_differ,
-    assert_same_state,
-    base_model,
-    memory_model,
-    random_ids,
-    wake,
-)
 
 # Every pair of family, cell and clock is among these.
 KINDS = [

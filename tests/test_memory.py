@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
+from tiny import CELLS, CLOCKS, assert_close, one_thread  # noqa: F401
 from torch import nn
 from torch.nn import functional as F
 
 from gru_memory import GRUMemoryWithDecay, MemoryConfig
-from tiny import CELLS, CLOCKS, assert_close
 
 D = 12
 NEVER, ALWAYS = -1e4, 1e4  # biases of the strength that no input moves

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from tiny import assert_close, one_thread  # noqa: F401
 
 from gru_memory import scan as recurrence
 from gru_memory.scan import BLOCK_TOKENS, CHUNK_TOKENS, CellWeights, ScanInputs, scan, scan_chunked, scan_reference
-from tiny import assert_close
 
 B, N, S, D = 2, 3, 4, 5
 

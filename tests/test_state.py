@@ -6,10 +6,10 @@ from dataclasses import FrozenInstanceError
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny import assert_close, assert_same_state, memory_model, one_thread, random_ids  # noqa: F401
 
 import gru_memory.state
 from gru_memory import MemoryState
-from tiny import assert_close, assert_same_state, memory_model, random_ids
 
 
 @pytest.fixture(scope="module")

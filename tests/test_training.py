@@ -122,7 +122,9 @@ def test_padding_changes_no_row(model, pool, build):
     memory, head = make_memory(), model.get_output_embeddings().weight.detach()
     together, alone = make_batch(sessions, cache), make_batch(sessions[:1], cache)
     length = alone.tokens.shape[1]
-    torch.testing.assert_close(recall(memory, head, together)[0][0, :length], recall(memory, head, alone)[0][0], atol=2e-2, rtol=0)
+    torch.testing.assert_close(
+        recall(memory, head, together)[0][0, :length], recall(memory, head, alone)[0][0], atol=2e-2, rtol=0
+    )
 
 
 def test_interrupted_cache_is_finished(model, tokenizer, pool, build, tmp_path, monkeypatch):
@@ -130,7 +132,14 @@ def test_interrupted_cache_is_finished(model, tokenizer, pool, build, tmp_path, 
 
     monkeypatch.setattr(features, "_TURNS_PER_SHARD", 7)
     texts = [PREFIX, *dict.fromkeys(turn_text(turn) for turn in pool.turns())]
-    arguments = (tmp_path, model, backbones.final_norm_of(model), backbones.blocks_of(model), TurnRenderer(tokenizer), texts)
+    arguments = (
+        tmp_path,
+        model,
+        backbones.final_norm_of(model),
+        backbones.blocks_of(model),
+        TurnRenderer(tokenizer),
+        texts,
+    )
 
     def stop_after_two(done, total):
         if done >= 14:
@@ -144,12 +153,16 @@ def test_interrupted_cache_is_finished(model, tokenizer, pool, build, tmp_path, 
     assert len(cache) == len(texts) and shards[-1] == len(texts)
     for i in range(len(texts)):
         assert (cache.tokens(i) == reference.tokens(i)).all()
-        torch.testing.assert_close(torch.tensor(cache.features(i)), torch.tensor(reference.features(i)), atol=5e-3, rtol=1e-2)
+        torch.testing.assert_close(
+            torch.tensor(cache.features(i)), torch.tensor(reference.features(i)), atol=5e-3, rtol=1e-2
+        )
 
 
 def run(memory, model, pool, cache, folder, steps, **settings):
     log = []
-    config = TrainingConfig(steps=steps, rows=3, validate_every=4, warmup_steps=2, curriculum_steps=4, max_facts=3, **settings)
+    config = TrainingConfig(
+        steps=steps, rows=3, validate_every=4, warmup_steps=2, curriculum_steps=4, max_facts=3, **settings
+    )
     batch = make_batch([pool.session(random.Random(9), 2, 0)], cache)
     head = model.get_output_embeddings().weight.detach()
     trainer = MemoryTrainer(memory, head, pool, cache, {"seen": [batch]}, config, folder, log.append)
@@ -182,7 +195,9 @@ def test_resumed_run_has_the_curve_of_an_uninterrupted_one(model, pool, build, t
 
 
 def test_training_learns(model, pool, build, tmp_path):
-    losses = run(make_memory(gate=20.0), model, pool, build(pool.turns()), tmp_path, 60, learning_rate=3e-2, base_weight=0.0)
+    losses = run(
+        make_memory(gate=20.0), model, pool, build(pool.turns()), tmp_path, 60, learning_rate=3e-2, base_weight=0.0
+    )
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
 
 

@@ -1,5 +1,6 @@
 """Tiny models of three families with a memory that speaks up: what the invariants are tested on."""
 
+import pytest
 import torch
 from torch import nn
 from transformers import (
@@ -34,6 +35,15 @@ _WIDE = {
     "initializer_range": 0.2,
 }
 _MEMORY = {"sites": ("input", "middle", "top"), "num_heads": 2, "num_slots": 4, "slot_size": 8, "decay": 0.9}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """For modules that import it: with tensors this small, threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def base_model(family: str = "gpt2", seed: int = 0) -> PreTrainedModel:

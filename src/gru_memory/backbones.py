@@ -44,7 +44,9 @@ def backbone_of(model: PreTrainedModel) -> Backbone:
             f"gru_memory.register_backbone({model_type!r}, gru_memory.Backbone(blocks='path.to.layers', final_norm='path.to.norm'))"
         )
     if model.get_output_embeddings() is None:
-        raise ValueError(f"{type(model).__name__} has no language-model head: load it as a causal LM (AutoModelForCausalLM)")
+        raise ValueError(
+            f"{type(model).__name__} has no language-model head: load it as a causal LM (AutoModelForCausalLM)"
+        )
     return _BACKBONES[model_type]
 
 

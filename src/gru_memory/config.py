@@ -35,7 +35,9 @@ class MemoryConfig:
     )
     decay_every: str = field(default="token", metadata={"help": "what a tick is: 'token' or 'turn'"})
     cell: str = field(default="gru", metadata={"help": "'gru', or 'mingru' whose gates do not look at the state"})
-    gate_init: float = field(default=0.0, metadata={"help": "how loudly an untrained memory speaks; 0 is the base model"})
+    gate_init: float = field(
+        default=0.0, metadata={"help": "how loudly an untrained memory speaks; 0 is the base model"}
+    )
     key_layers: tuple[int, ...] = field(
         default=(), metadata={"help": "blocks whose output joins the site's own hidden state in keys and queries"}
     )
@@ -77,10 +79,14 @@ class MemoryConfig:
         values = dict(values)
         version = values.pop("format_version", FORMAT_VERSION)
         if version > FORMAT_VERSION:
-            raise ValueError(f"memory format {version} is newer than this library reads ({FORMAT_VERSION}): upgrade gru-memory")
+            raise ValueError(
+                f"memory format {version} is newer than this library reads ({FORMAT_VERSION}): upgrade gru-memory"
+            )
         unknown = set(values) - {f.name for f in fields(cls)}
         if unknown:
-            raise ValueError(f"unknown fields {sorted(unknown)} in the memory config; known: {[f.name for f in fields(cls)]}")
+            raise ValueError(
+                f"unknown fields {sorted(unknown)} in the memory config; known: {[f.name for f in fields(cls)]}"
+            )
         return cls(**values)
 
     def save(self, folder: str | Path) -> None:
@@ -109,5 +115,7 @@ def check_decay(decay: float | list, num_heads: int, num_slots: int) -> list[lis
         )
     for value in (value for row in table for value in row):
         if not isinstance(value, (int, float)) or not 0 < value <= 1:
-            raise ValueError(f"decay {value!r} is not in (0, 1]: use 1 to keep traces for ever, 0.99 slow, 0.9 fast fading")
+            raise ValueError(
+                f"decay {value!r} is not in (0, 1]: use 1 to keep traces for ever, 0.99 slow, 0.9 fast fading"
+            )
     return table

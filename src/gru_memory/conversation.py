@@ -72,7 +72,12 @@ class Conversation:
 
     def save(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write the conversation as one safetensors file: its state and the turns that attention still sees."""
-        about = {"turns": self.turns, "context": self._context, "system": self.system, "context_turns": self.context_turns}
+        about = {
+            "turns": self.turns,
+            "context": self._context,
+            "system": self.system,
+            "context_turns": self.context_turns,
+        }
         self.state.save(path, dtype, metadata={"conversation": json.dumps(about)})
 
     def load(self, path: str | Path) -> None:

@@ -15,7 +15,6 @@ from transformers.generation import GenerationMode, StoppingCriteriaList
 from .cache import attach, find_layer
 from .state import MemoryState
 
-
 # Strategies that feed every token once, in order: the state of the last step is nearly the one to commit.
 _ONE_PASS = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
 
@@ -100,7 +99,9 @@ class MemoryGenerationMixin:
             run.prompt_ids = input_ids
         return input_ids, model_kwargs
 
-    def _prepare_cache_for_generation(self, generation_config, model_kwargs, generation_mode, batch_size, *args, **kwargs):
+    def _prepare_cache_for_generation(
+        self, generation_config, model_kwargs, generation_mode, batch_size, *args, **kwargs
+    ):
         result = super()._prepare_cache_for_generation(
             generation_config, model_kwargs, generation_mode, batch_size, *args, **kwargs
         )
@@ -147,7 +148,9 @@ class MemoryGenerationMixin:
         mask = model_kwargs.get("memory_mask")
         finished = run.finished if run.mode in _ONE_PASS else None
         if mask is None and finished is not None:
-            mask = run.prompt_ids.new_ones(run.prompt_ids.shape[0], run.prompt_ids.shape[1] + run.steps, dtype=torch.bool)
+            mask = run.prompt_ids.new_ones(
+                run.prompt_ids.shape[0], run.prompt_ids.shape[1] + run.steps, dtype=torch.bool
+            )
         if mask is not None:
             writes = mask.new_ones(len(mask), 1) if finished is None else ~finished.to(mask.device).unsqueeze(1)
             model_kwargs["memory_mask"] = torch.cat([mask, writes.to(mask.dtype)], dim=1)

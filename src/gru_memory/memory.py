@@ -67,7 +67,12 @@ class GRUMemoryWithDecay(nn.Module):
             raise ValueError(f"cell is {cell!r}: choose one of {CELLS}")
         if decay_every not in CLOCKS:
             raise ValueError(f"decay_every is {decay_every!r}: choose one of {CLOCKS}")
-        for name, size in (("hidden_size", hidden_size), ("num_heads", num_heads), ("num_slots", num_slots), ("slot_size", slot_size)):
+        for name, size in (
+            ("hidden_size", hidden_size),
+            ("num_heads", num_heads),
+            ("num_slots", num_slots),
+            ("slot_size", slot_size),
+        ):
             if size < 1:
                 raise ValueError(f"{name} is {size}: it must be at least 1")
         self.hidden_size, self.embed_size, self.key_size = hidden_size, embed_size or hidden_size, key_size
@@ -288,7 +293,9 @@ class GRUMemoryWithDecay(nn.Module):
             "strength": (batch_size, self.num_heads),
         }
         if set(state) != set(shapes):
-            raise ValueError(f"the state holds {sorted(state)}: expected {sorted(shapes)}; start from None or initial_state()")
+            raise ValueError(
+                f"the state holds {sorted(state)}: expected {sorted(shapes)}; start from None or initial_state()"
+            )
         for name, shape in shapes.items():
             if state[name].shape != shape:
                 raise ValueError(

@@ -72,7 +72,9 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin):
                 raise ValueError(f"key layer {layer} must come before every site: {places}")
         given = sites or {}
         if unknown := set(given) - set(config.sites):
-            raise ValueError(f"modules were given for sites {sorted(unknown)} that are not in config.sites {config.sites}")
+            raise ValueError(
+                f"modules were given for sites {sorted(unknown)} that are not in config.sites {config.sites}"
+            )
         modules = {site: given[site] if site in given else self.build_site(config) for site in config.sites}
         reference = self.get_output_embeddings().weight
         container = nn.ModuleDict({_module_name(site): module for site, module in modules.items()})
@@ -85,7 +87,9 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin):
         self._memory_state: MemoryState | None = None
         self._memory_hooks = []
         for layer in config.key_layers:
-            self._memory_hooks.append(blocks[layer].register_forward_hook(functools.partial(_keep_key_states, layer=layer)))
+            self._memory_hooks.append(
+                blocks[layer].register_forward_hook(functools.partial(_keep_key_states, layer=layer))
+            )
         for site, place in places.items():
             if site == "input":
                 self._memory_hooks.append(blocks[0].register_forward_pre_hook(_run_before, with_kwargs=True))
@@ -150,7 +154,7 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin):
         """Print how many parameters learn, as peft does."""
         trainable = sum(p.numel() for p in self.parameters() if p.requires_grad)
         total = sum(p.numel() for p in self.parameters())
-        print(
+        print(  # noqa: T201 (as peft does)
             f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {100 * trainable / total:.4f} "
             f"|| memory params: {self.num_memory_parameters():,}"
         )
@@ -209,7 +213,9 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin):
     def check_memory_state(self, state: MemoryState, batch_size: int) -> None:
         """Raise ValueError unless `state` is one of this memory for `batch_size` rows."""
         if not isinstance(state, MemoryState):
-            raise ValueError(f"memory_state is a {type(state).__name__}: pass a MemoryState (model.initial_memory_state())")
+            raise ValueError(
+                f"memory_state is a {type(state).__name__}: pass a MemoryState (model.initial_memory_state())"
+            )
         if set(state.sites) != set(self._sites):
             raise ValueError(
                 f"this state has sites {sorted(state.sites)}, the model's memory has {sorted(self._sites)}: it belongs to "
@@ -237,7 +243,9 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin):
     def memory_disabled(self) -> bool:
         return id(self) in _disabled.get() or not self._sites
 
-    def _begin_call(self, arguments: dict[str, Any], memory_state: MemoryState | None, memory_mask: Tensor | None) -> MemoryCall:
+    def _begin_call(
+        self, arguments: dict[str, Any], memory_state: MemoryState | None, memory_mask: Tensor | None
+    ) -> MemoryCall:
         input_ids, embeds = arguments.get("input_ids"), arguments.get("inputs_embeds")
         source = embeds if input_ids is None else input_ids
         if source is None:
@@ -314,7 +322,8 @@ def _memory_forward(cls: type):
         return outputs
 
     extra = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in ("memory_state", "memory_mask")
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None)
+        for name in ("memory_state", "memory_mask")
     ]
     parameters = list(signature.parameters.values())
     at = len(parameters) - (parameters[-1].kind is inspect.Parameter.VAR_KEYWORD)

@@ -49,7 +49,11 @@ class _FromConfig(MemoryMixin):
         """`PreTrainedModel.from_pretrained`; a checkpoint without a memory is given an untrained one."""
         config = kwargs.get("config")
         if config is None:
-            hub = {k: kwargs[k] for k in ("revision", "token", "cache_dir", "subfolder", "local_files_only", "gguf_file") if k in kwargs}
+            hub = {
+                k: kwargs[k]
+                for k in ("revision", "token", "cache_dir", "subfolder", "local_files_only", "gguf_file")
+                if k in kwargs
+            }
             config = AutoConfig.from_pretrained(name_or_path, **hub)
         if getattr(config, CONFIG_KEY, None) is None:
             return cls.from_pretrained_with_memory(name_or_path, *args, **kwargs)
@@ -130,7 +134,9 @@ class AutoModelWithGRUMemory:
         return memory_class(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]).from_pretrained(name_or_path, **kwargs)
 
 
-def _load_with_memory(base: Any, name_or_path: str, decay: float | list | None, kwargs: dict[str, Any]) -> PreTrainedModel:
+def _load_with_memory(
+    base: Any, name_or_path: str, decay: float | list | None, kwargs: dict[str, Any]
+) -> PreTrainedModel:
     names = {f.name for f in fields(MemoryConfig)}
     settings = {**UNTRAINED, **{k: kwargs.pop(k) for k in list(kwargs) if k in names}}
     if decay is not None:

@@ -33,7 +33,9 @@ def read_memory(folder: str | Path) -> tuple[MemoryConfig, dict[str, Any], dict[
     config_path, weights_path = folder / CONFIG_NAME, folder / WEIGHTS_NAME
     for path in (config_path, weights_path):
         if not path.is_file():
-            raise ValueError(f"{folder} holds no memory: {path.name} is missing. Write one with model.save_memory({str(folder)!r})")
+            raise ValueError(
+                f"{folder} holds no memory: {path.name} is missing. Write one with model.save_memory({str(folder)!r})"
+            )
     try:
         values = json.loads(config_path.read_text(encoding="utf-8"))
         base = values.pop(BASE_KEY)
@@ -44,7 +46,9 @@ def read_memory(folder: str | Path) -> tuple[MemoryConfig, dict[str, Any], dict[
         with safe_open(weights_path, "pt") as file:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
-        raise ValueError(f"{weights_path} is damaged or not a safetensors file ({error}): copy or save it again") from error
+        raise ValueError(
+            f"{weights_path} is damaged or not a safetensors file ({error}): copy or save it again"
+        ) from error
     return config, base, weights
 
 
@@ -74,12 +78,16 @@ class MemorySavingMixin:
         """
         config, base, weights = read_memory(folder)
         if (mine := describe_base(self)) != base:
-            raise ValueError(f"the memory in {folder} is for {base}, this model is {mine}: load the model it was trained on")
+            raise ValueError(
+                f"the memory in {folder} is for {base}, this model is {mine}: load the model it was trained on"
+            )
         sites = {site: self.build_site(config) for site in config.sites}
         for site, module in sites.items():
             own = {k.removeprefix(f"{site}."): v for k, v in weights.items() if k.startswith(f"{site}.")}
             try:
                 module.load_state_dict(own)
             except RuntimeError as error:
-                raise ValueError(f"the weights in {folder} do not fit its {CONFIG_NAME} ({error}): save it again") from error
+                raise ValueError(
+                    f"the weights in {folder} do not fit its {CONFIG_NAME} ({error}): save it again"
+                ) from error
         self.attach_memory(config, sites)

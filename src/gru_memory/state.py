@@ -57,7 +57,9 @@ class MemoryState:
         index = torch.as_tensor([rows] if isinstance(rows, int) else rows, device=self.tokens.device)
         if index.dtype == torch.bool:
             if index.shape != self.tokens.shape:
-                raise IndexError(f"a mask of {tuple(index.shape)} rows does not fit the {self.batch_size} rows of this state")
+                raise IndexError(
+                    f"a mask of {tuple(index.shape)} rows does not fit the {self.batch_size} rows of this state"
+                )
             index = index.nonzero().squeeze(1)
         if index.numel() and not (-self.batch_size <= int(index.min()) and int(index.max()) < self.batch_size):
             raise IndexError(f"rows {index.tolist()} are not all among the {self.batch_size} rows of this state")
@@ -76,7 +78,9 @@ class MemoryState:
         first = states[0]
         for other in states[1:]:
             if other.fingerprint != first.fingerprint:
-                raise ValueError("these states belong to different models or memories, so their rows cannot share a batch")
+                raise ValueError(
+                    "these states belong to different models or memories, so their rows cannot share a batch"
+                )
             if other._layout() != first._layout():
                 raise ValueError(f"these states differ in layout: {first._layout()} and {other._layout()}")
         parts = iter(torch.cat(group) for group in zip(*(s._tensors() for s in states), strict=True))
@@ -110,9 +114,7 @@ class MemoryState:
             sites[site]["slots"] = slots * (rate.to(slots) ** ticks).unsqueeze(-1)
         return replace(self, sites=sites)
 
-    def save(
-        self, path: str | Path, dtype: torch.dtype | None = None, metadata: dict[str, str] | None = None
-    ) -> None:
+    def save(self, path: str | Path, dtype: torch.dtype | None = None, metadata: dict[str, str] | None = None) -> None:
         """Write a safetensors file, whole or not at all.
 
         Args:
@@ -126,7 +128,12 @@ class MemoryState:
             tensors = {k: t.to(dtype) if t.is_floating_point() else t for k, t in tensors.items()}
         rates = {f"decay/{site}": rate.detach().cpu().contiguous() for site, rate in self.decay_rates.items()}
         dtypes = {name: str(t.dtype).removeprefix("torch.") for name, t in [*self._named(), *rates.items()]}
-        header = {"kind": _KIND, "version": str(FORMAT_VERSION), "fingerprint": self.fingerprint or "", "dtypes": json.dumps(dtypes)}
+        header = {
+            "kind": _KIND,
+            "version": str(FORMAT_VERSION),
+            "fingerprint": self.fingerprint or "",
+            "dtypes": json.dumps(dtypes),
+        }
         part = Path(path).with_name(Path(path).name + ".part")
         try:
             save_file(tensors | rates, part, {**(metadata or {}), **header})
@@ -158,18 +165,26 @@ class MemoryState:
             with safe_open(path, "pt") as file:
                 header = file.metadata() or {}
                 if header.get("kind") != _KIND:
-                    raise ValueError(f"{path} is not a memory state: write one with MemoryState.save or Conversation.save")
+                    raise ValueError(
+                        f"{path} is not a memory state: write one with MemoryState.save or Conversation.save"
+                    )
                 if not (version := header.get("version", "")).isdecimal():
                     raise KeyError("version")
                 if int(version) > FORMAT_VERSION:
                     raise ValueError(f"{path} was written by a newer version of gru-memory: upgrade to read it")
                 if fingerprint is not None and header.get("fingerprint") != fingerprint:
-                    raise ValueError(f"{path} belongs to another model or memory: load it with the pair that wrote it, or start anew")
+                    raise ValueError(
+                        f"{path} belongs to another model or memory: load it with the pair that wrote it, or start anew"
+                    )
                 dtypes = json.loads(header["dtypes"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-                state = cls._from_named({k: t.to(getattr(torch, dtypes.get(k, "float32"))) for k, t in tensors.items()}, header)
+                state = cls._from_named(
+                    {k: t.to(getattr(torch, dtypes.get(k, "float32"))) for k, t in tensors.items()}, header
+                )
         except (SafetensorError, KeyError, AttributeError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} is damaged or not a memory state ({error}): restore it from a copy or start anew") from error
+            raise ValueError(
+                f"{path} is damaged or not a memory state ({error}): restore it from a copy or start anew"
+            ) from error
         if not state.is_finite():
             raise ValueError(f"{path} holds NaN or infinite numbers: restore it from a copy or start anew")
         return state
@@ -192,7 +207,9 @@ class MemoryState:
         return state
 
     def _named(self) -> list[tuple[str, Tensor]]:
-        named = [(f"site/{site}/{key}", t) for site, kept in sorted(self.sites.items()) for key, t in sorted(kept.items())]
+        named = [
+            (f"site/{site}/{key}", t) for site, kept in sorted(self.sites.items()) for key, t in sorted(kept.items())
+        ]
         return [*named, *((name, getattr(self, name)) for name in ("tokens", "turns", "pending"))]
 
     def _tensors(self) -> list[Tensor]:

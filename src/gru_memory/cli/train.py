@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -14,29 +13,28 @@ from ..training.run import TrainRequest, train
 from ..training.trainer import TrainingConfig
 from .output import console, one_line_errors, option, progress, set_threads
 
-# The memory that a run trains when nothing else is said.
-_MEMORY: MemoryConfig = TrainRequest.__dataclass_fields__["memory"].default_factory()
-
 
 @one_line_errors
 def train_command(
     out: Annotated[Path, option(TrainRequest, "out")],
     model: Annotated[str, option(TrainRequest, "model")] = TrainRequest.model,
     data: Annotated[str, option(TrainRequest, "data")] = TrainRequest.data,
-    num_heads: Annotated[int, option(MemoryConfig, "num_heads")] = _MEMORY.num_heads,
-    num_slots: Annotated[int, option(MemoryConfig, "num_slots")] = _MEMORY.num_slots,
-    slot_size: Annotated[int, option(MemoryConfig, "slot_size")] = _MEMORY.slot_size,
-    cell: Annotated[str, option(MemoryConfig, "cell")] = _MEMORY.cell,
+    num_heads: Annotated[Optional[int], option(MemoryConfig, "num_heads")] = None,  # noqa: UP045
+    num_slots: Annotated[Optional[int], option(MemoryConfig, "num_slots")] = None,  # noqa: UP045
+    slot_size: Annotated[Optional[int], option(MemoryConfig, "slot_size")] = None,  # noqa: UP045
+    cell: Annotated[Optional[str], option(MemoryConfig, "cell")] = None,  # noqa: UP045
     decay: Annotated[Optional[float], option(MemoryConfig, "decay")] = None,  # noqa: UP045 (typer on Python 3.10)
-    decay_every: Annotated[str, option(MemoryConfig, "decay_every")] = _MEMORY.decay_every,
+    decay_every: Annotated[Optional[str], option(MemoryConfig, "decay_every")] = None,  # noqa: UP045
     key_layers: Annotated[
-        str, typer.Option(help="blocks whose output joins keys and queries, such as 10,20")
-    ] = ",".join(map(str, _MEMORY.key_layers)),
+        Optional[str],  # noqa: UP045
+        typer.Option(help="blocks whose output joins keys and queries, such as 10,20; '' for none"),
+    ] = None,
     steps: Annotated[int, option(TrainingConfig, "steps")] = TrainingConfig.steps,
     rows: Annotated[int, option(TrainingConfig, "rows")] = TrainingConfig.rows,
     learning_rate: Annotated[float, option(TrainingConfig, "learning_rate")] = TrainingConfig.learning_rate,
     max_facts: Annotated[int, option(TrainingConfig, "max_facts")] = TrainingConfig.max_facts,
     max_between: Annotated[int, option(TrainingConfig, "max_between")] = TrainingConfig.max_between,
+    address_weight: Annotated[float, option(TrainingConfig, "address_weight")] = TrainingConfig.address_weight,
     base_weight: Annotated[float, option(TrainingConfig, "base_weight")] = TrainingConfig.base_weight,
     validate_every: Annotated[int, option(TrainingConfig, "validate_every")] = TrainingConfig.validate_every,
     seed: Annotated[int, option(TrainingConfig, "seed")] = TrainingConfig.seed,
@@ -51,16 +49,15 @@ def train_command(
     threads: Annotated[Optional[int], typer.Option(help="threads of torch")] = None,  # noqa: UP045
 ) -> None:
     """Train a memory for a frozen model; a run that was interrupted goes on where it stopped."""
-    memory = replace(
-        _MEMORY,
-        num_heads=num_heads,
-        num_slots=num_slots,
-        slot_size=slot_size,
-        cell=cell,
-        decay=_MEMORY.decay if decay is None else decay,
-        decay_every=decay_every,
-        key_layers=_layers(key_layers),
-    )
+    chosen = {
+        "num_heads": num_heads,
+        "num_slots": num_slots,
+        "slot_size": slot_size,
+        "cell": cell,
+        "decay": decay,
+        "decay_every": decay_every,
+        "key_layers": None if key_layers is None else _layers(key_layers),
+    }
     training = TrainingConfig(
         steps=steps,
         rows=rows,
@@ -68,6 +65,7 @@ def train_command(
         max_facts=max_facts,
         max_between=max_between,
         base_weight=base_weight,
+        address_weight=address_weight,
         validate_every=validate_every,
         seed=seed,
     )
@@ -75,7 +73,7 @@ def train_command(
         out=str(out),
         model=model,
         data=data,
-        memory=memory,
+        memory={name: value for name, value in chosen.items() if value is not None},
         training=training,
         pool_facts=pool_facts,
         pool_talk=pool_talk,

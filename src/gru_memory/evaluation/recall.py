@@ -19,7 +19,12 @@ from .scoring import Rate, contains
 
 Progress = Callable[[str, int, int], None]  # (what is being done, done, in all)
 
-VALUES = ("unseen", "seen", "multi")
+VALUES = {
+    "unseen": "unseen values",
+    "seen": "seen values",
+    "single": "unseen values of one token",
+    "multi": "unseen values of several tokens",
+}
 SPLITS = {"unseen": "test", "seen": "train"}
 
 
@@ -30,7 +35,8 @@ class RecallConfig:
     facts: int = field(default=3, metadata={"help": "facts told in a session"})
     between: int = field(default=12, metadata={"help": "unrelated turns between telling and asking"})
     values: str = field(
-        default="unseen", metadata={"help": "'unseen' in training, 'seen', or 'multi': unseen, of several tokens"}
+        default="unseen",
+        metadata={"help": "'unseen' in training, 'seen', or unseen and of one token ('single') or several ('multi')"},
     )
     phrasings: str = field(default="seen", metadata={"help": "wordings of facts and questions: 'seen' or 'unseen'"})
     attributes: str = field(default="seen", metadata={"help": "what the facts are about: 'seen' or 'unseen'"})
@@ -53,18 +59,24 @@ class RecallConfig:
     @property
     def label(self) -> str:
         """What sets this row apart, for tables and plots."""
-        value = {"unseen": "unseen values", "seen": "seen values", "multi": "unseen values of several tokens"}[
-            self.values
-        ]
         new = [name for name in ("phrasings", "attributes") if getattr(self, name) == "unseen"]
-        parts = [f"{self.facts} facts", f"{self.between} turns between", value, *(f"unseen {name}" for name in new)]
+        parts = [
+            f"{self.facts} facts",
+            f"{self.between} turns between",
+            VALUES[self.values],
+            *(f"unseen {name}" for name in new),
+        ]
         return ", ".join([*parts, "corrected"] if self.corrected else parts)
 
     def make_sessions(self, tokenizer: Any) -> list[Session]:
         """The sessions of this row; the same arguments give the same ones."""
-        accept = None
-        if self.values == "multi":
-            accept = lambda value: len(tokenizer(f" {value}", add_special_tokens=False)["input_ids"]) >= 2  # noqa: E731
+
+        def accept(value: str) -> bool:
+            if self.values not in ("single", "multi"):
+                return True
+            tokens = len(tokenizer(f" {value}", add_special_tokens=False)["input_ids"])
+            return (tokens == 1) == (self.values == "single")
+
         generator = FactGenerator(
             self.seed,
             values="train" if self.values == "seen" else "test",

@@ -81,7 +81,9 @@ class FeatureCache:
         start = "".join(self._pieces[token] for token in ids).rfind(value)
         if start < 0:
             return 0, 0
-        return int(np.searchsorted(ends, start, side="right")), int(np.searchsorted(ends, start + len(value) - 1, side="right")) + 1
+        return int(np.searchsorted(ends, start, side="right")), int(
+            np.searchsorted(ends, start + len(value) - 1, side="right")
+        ) + 1
 
     def features(self, i: int) -> np.ndarray:
         start, stop = self._offsets[i], self._offsets[i + 1]

@@ -21,6 +21,7 @@ class LossReport:
     answer_loss: float
     base_kl: float
     address_loss: float
+    write_loss: float
     correct: float
     right_answers: float
 
@@ -66,21 +67,34 @@ def address_loss(inputs: ScanInputs, batch: Batch) -> Tensor:
     return -torch.log(share.clamp_min(1e-9)).mean() if len(share) else share.sum()
 
 
+def write_loss(inputs: ScanInputs, batch: Batch) -> Tensor:
+    """What was told is written, the rest is not: cross-entropy of the write strengths, both kinds weighing the same.
+
+    Every stray write wears away what its slots hold, so silence matters as much as writing.
+    """
+    strength = inputs.write.sum(dim=-1).clamp(1e-6, 1 - 1e-6)  # b (R, T, N); addresses sum to 1
+    told = batch.told > 0
+    if not told.any():
+        return strength.new_zeros(())
+    return -(strength[told].log().mean() + torch.log1p(-strength[batch.mask & ~told]).mean())
+
+
 def compute_loss(
     memory: GRUMemoryWithDecay,
     head: Tensor,
     batch: Batch,
     generator: torch.Generator,
     base_weight: float = 1.0,
-    address_weight: float = 0.3,
+    address_weight: float = 1.0,
+    write_weight: float = 0.2,
     base_positions: int = 512,
     negatives: int = 6144,
 ) -> LossReport:
     """Cross-entropy on answers, plus `base_weight` times KL(base || memory) on turns that must stay as they were, plus
-    `address_weight` times `address_loss`.
+    `address_weight` times `address_loss` and `write_weight` times `write_loss`.
 
-    The first two are taken over a sampled vocabulary: every token of the batch and `negatives` random others, fresh each step.
-    The full softmax would be most of the arithmetic of a step.
+    The first two are taken over a sampled vocabulary: every token of the batch and `negatives` random others, fresh
+    each step. The full softmax would be most of the arithmetic.
     """
     states, inputs = recall(memory, head, batch)
     vocabulary, labels = _sample_vocabulary(batch, len(head), negatives, generator)
@@ -95,13 +109,16 @@ def compute_loss(
     base_kl = states.new_zeros(())
     if len(where[0]):
         base = F.log_softmax(_logits(batch.features[..., : memory.hidden_size][where], weight), dim=-1)
-        base_kl = F.kl_div(F.log_softmax(_logits(states[where], weight), dim=-1), base, log_target=True, reduction="batchmean")
-    addressing = address_loss(inputs, batch)
+        base_kl = F.kl_div(
+            F.log_softmax(_logits(states[where], weight), dim=-1), base, log_target=True, reduction="batchmean"
+        )
+    addressing, writing = address_loss(inputs, batch), write_loss(inputs, batch)
     return LossReport(
-        answer_loss + base_weight * base_kl + address_weight * addressing,
+        answer_loss + base_weight * base_kl + address_weight * addressing + write_weight * writing,
         answer_loss.item(),
         base_kl.item(),
         addressing.item(),
+        writing.item(),
         correct.float().mean().item(),
         _share_of_right_answers(taught, correct),
     )

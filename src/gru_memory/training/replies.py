@@ -40,9 +40,15 @@ def own_replies(
         ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=model.device)
         mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
         out = model.generate(
-            ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.eos_token_id
+            ids,
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            pad_token_id=tokenizer.eos_token_id,
         )
-        replies += [text.strip() or "Okay." for text in tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)]
+        replies += [
+            text.strip() or "Okay." for text in tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)
+        ]
         part = path.with_suffix(".part")
         part.write_text(json.dumps(replies), encoding="utf-8")
         part.replace(path)

@@ -70,7 +70,11 @@ def make_batch(sessions: Sequence[Session], cache: FeatureCache) -> Batch:
                 first, last = cache.value_span(i, turn.value)
                 before = learn == "answer"  # the position that predicts the token, not the token's own
                 span = slice(start + first - before, start + last - before)
-                names = [(turn.fact,), (turn.fact, turn.value), *((turn.fact, turn.value, k) for k in range(last - first))]
+                names = [
+                    (turn.fact,),
+                    (turn.fact, turn.value),
+                    *((turn.fact, turn.value, k) for k in range(last - first)),
+                ]
                 fact[r, span], value[r, span], *tokens_of = (numbers.setdefault(n, len(numbers) + 1) for n in names)
                 (asked if before else told)[r, span] = tokens_of
             start = stop
@@ -78,4 +82,6 @@ def make_batch(sessions: Sequence[Session], cache: FeatureCache) -> Batch:
         turn_starts[r, 0] = True
         # The system prompt and the first user message are one turn.
         turn_starts[r, len(cache.tokens(prefix))] = len(cache.tokens(prefix)) == 0
-    return Batch(*(torch.from_numpy(a) for a in (features, tokens, mask, turn_starts, labels, base, told, asked, fact, value)))
+    return Batch(
+        *(torch.from_numpy(a) for a in (features, tokens, mask, turn_starts, labels, base, told, asked, fact, value))
+    )

@@ -25,6 +25,7 @@ from .trainer import MemoryTrainer, TrainingConfig
 
 Progress = Callable[[str, int, int], None]  # (what is being done, done, in all)
 
+_QUIET = -2.0  # bias of the write strength at the start: few tokens are worth a write
 _VALIDATION_SESSIONS = 32
 _VALIDATION = {
     "values": {"values": "test"},
@@ -41,16 +42,39 @@ class TrainRequest:
     out: str = field(metadata={"help": "folder for the memory, its checkpoints and its log; resumed if there is a run"})
     model: str = field(default="smollm2", metadata={"help": "'smollm2', a folder, a .gguf file or a hub name"})
     data: str = field(default="facts", metadata={"help": "'facts', or a JSONL file of sessions"})
-    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    memory: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "fields of `MemoryConfig` that differ from `conversation_memory`"}
+    )
     training: TrainingConfig = field(default_factory=TrainingConfig)
     pool_facts: int = field(default=5000, metadata={"help": "distinct facts"})
     pool_talk: int = field(default=3000, metadata={"help": "distinct unrelated turns"})
     corrected: float = field(default=0.2, metadata={"help": "share of facts that are corrected later"})
     replied: int = field(default=1000, metadata={"help": "turns that get the model's own reply"})
-    books: str | None = field(default=None, metadata={"help": "folder of .txt files: pages on which memory stays silent"})
+    books: str | None = field(
+        default=None, metadata={"help": "folder of .txt files: pages on which memory stays silent"}
+    )
     pages: int = field(default=500, metadata={"help": "pages drawn from the books"})
     cache: str | None = field(default=None, metadata={"help": "folder for hidden states; `out`/cache if not given"})
-    bfloat16: bool = field(default=True, metadata={"help": "run the frozen model in bfloat16: faster on recent processors"})
+    bfloat16: bool = field(
+        default=True, metadata={"help": "run the frozen model in bfloat16: faster on recent processors"}
+    )
+
+
+def conversation_memory(num_blocks: int, **changes: Any) -> MemoryConfig:
+    """The memory that conversations are best served by, for a model of `num_blocks` blocks (docs/decisions.md says why).
+
+    7,168 floats of slots, 29 KB in float32 and 15 KB in half precision.
+    """
+    best = {
+        "num_heads": 7,
+        "num_slots": 16,
+        "slot_size": 64,
+        "decay": 0.998,
+        "decay_every": "turn",
+        "cell": "mingru",
+        "key_layers": (2 * num_blocks // 3,),
+    }
+    return MemoryConfig(**{**best, **changes})
 
 
 class FilePool:
@@ -68,7 +92,9 @@ class FilePool:
         return rng.choice(self.sessions)
 
 
-def train(request: TrainRequest, report: Callable[[dict], None] | None = None, progress: Progress | None = None) -> Path:
+def train(
+    request: TrainRequest, report: Callable[[dict], None] | None = None, progress: Progress | None = None
+) -> Path:
     """Train a memory as `request` says and write it to `request.out` with `save_memory`. Interrupted runs are resumed.
 
     Args:
@@ -79,13 +105,13 @@ def train(request: TrainRequest, report: Callable[[dict], None] | None = None, p
     Returns:
         the folder of the memory.
     """
-    config = request.memory
-    if config.sites != ("top",):
-        raise ValueError(f"training on cached hidden states is for sites=('top',), not {config.sites}")
+    if tuple(request.memory.get("sites", ("top",))) != ("top",):
+        raise ValueError(f"training on cached hidden states is for sites=('top',), not {request.memory['sites']}")
     out = Path(request.out)
     out.mkdir(parents=True, exist_ok=True)
     cache_folder = Path(request.cache) if request.cache else out / "cache"
     base, tokenizer = load_model(request.model)
+    config = conversation_memory(len(backbones.blocks_of(base)), **request.memory)
     fingerprint = f"{_weights_digest(base)} {'bfloat16' if request.bfloat16 else 'float32'}"
     head = base.get_output_embeddings().weight.detach().float().clone()
     torch.manual_seed(request.training.seed)
@@ -94,6 +120,7 @@ def train(request: TrainRequest, report: Callable[[dict], None] | None = None, p
     memory.float()
     if config.gate_init == 0:
         torch.nn.init.constant_(memory.gate, _training_gate(head))
+    torch.nn.init.constant_(memory.strength_key.bias, _QUIET)
 
     renderer = TurnRenderer(tokenizer)
     with model.disable_memory(), _frozen_dtype(model, request.bfloat16), _no_denormals():
@@ -108,9 +135,7 @@ def train(request: TrainRequest, report: Callable[[dict], None] | None = None, p
             )  # fmt: skip
 
         cache = features("training", pool.turns())
-        validation = {
-            name: [_validation_batch(p, features(name, p.turns()))] for name, p in validation_pools.items()
-        }
+        validation = {name: [_validation_batch(p, features(name, p.turns()))] for name, p in validation_pools.items()}
     memory.float()
     with _no_denormals():
         MemoryTrainer(memory, head, pool, cache, validation, request.training, out, report).train()
@@ -181,8 +206,8 @@ def _validation_batch(pool: Any, cache: FeatureCache) -> Batch:
 
 
 def _training_gate(head: torch.Tensor) -> float:
-    """A gate at which an untrained read moves logits by a few nats: the read is about a unit vector a head."""
-    return 20.0 * 0.1 / float(head.pow(2).mean().sqrt())
+    """An initial gate that is heard but does not shout: embeddings of unit size would take 0.4."""
+    return 0.4 / float(head.pow(2).mean().sqrt())
 
 
 def _weights_digest(model: torch.nn.Module) -> str:

@@ -39,7 +39,8 @@ class TrainingConfig:
     max_between: int = field(default=4, metadata={"help": "unrelated turns in a session, drawn from 0 to this"})
     curriculum_steps: int = field(default=300, metadata={"help": "steps over which max_facts grows from 2"})
     base_weight: float = field(default=1.0, metadata={"help": "weight of staying close to the base model"})
-    address_weight: float = field(default=0.3, metadata={"help": "weight of reading where the answer was written"})
+    address_weight: float = field(default=1.0, metadata={"help": "weight of reading where the answer was written"})
+    write_weight: float = field(default=0.2, metadata={"help": "weight of writing what is told and nothing else"})
     validate_every: int = field(default=250, metadata={"help": "steps between validations and checkpoints"})
     seed: int = field(default=0, metadata={"help": "of sessions and sampling"})
 
@@ -89,7 +90,13 @@ class MemoryTrainer:
             batch = self._batch()
             generator = torch.Generator().manual_seed(config.seed * 1_000_003 + self.step)
             outcome = compute_loss(
-                self.memory, self.head, batch, generator, config.base_weight, config.address_weight
+                self.memory,
+                self.head,
+                batch,
+                generator,
+                config.base_weight,
+                config.address_weight,
+                config.write_weight,
             )
             self.optimizer.zero_grad(set_to_none=True)
             outcome.loss.backward()
@@ -109,6 +116,7 @@ class MemoryTrainer:
                     "answer_loss": outcome.answer_loss,
                     "base_kl": outcome.base_kl,
                     "address_loss": outcome.address_loss,
+                    "write_loss": outcome.write_loss,
                     "right_answers": outcome.right_answers,
                     "tokens": batch.num_tokens,
                     "seconds": self.seconds,
@@ -126,7 +134,9 @@ class MemoryTrainer:
         scores = {}
         for name, batches in self.validation.items():
             generator = torch.Generator().manual_seed(0)
-            outcomes = [compute_loss(self.memory, self.head, b, generator, negatives=len(self.head) * 4) for b in batches]
+            outcomes = [
+                compute_loss(self.memory, self.head, b, generator, negatives=len(self.head) * 4) for b in batches
+            ]
             scores[name] = sum(o.right_answers for o in outcomes) / len(outcomes)
             scores[f"{name}_kl"] = sum(o.base_kl for o in outcomes) / len(outcomes)
         return scores
@@ -185,11 +195,14 @@ class MemoryTrainer:
                 "use those settings to resume it, or another folder for a new run"
             )
         tensors = load_file(path)
-        self.memory.load_state_dict({k.removeprefix("memory."): v for k, v in tensors.items() if k.startswith("memory.")})
+        self.memory.load_state_dict(
+            {k.removeprefix("memory."): v for k, v in tensors.items() if k.startswith("memory.")}
+        )
         state = self.optimizer.state_dict()
         count = sum(1 for _ in self.memory.parameters())
         state["state"] = {
-            i: {kind: tensors[f"optimizer.{kind}.{i}"] for kind in ("exp_avg", "exp_avg_sq", "step")} for i in range(count)
+            i: {kind: tensors[f"optimizer.{kind}.{i}"] for kind in ("exp_avg", "exp_avg_sq", "step")}
+            for i in range(count)
         }
         self.optimizer.load_state_dict(state)
         self.step, self.best, self.seconds = progress["step"], progress["best"], progress["seconds"]
