@@ -96,6 +96,25 @@ def test_harm_writes_a_table(run, tiny, tmp_path):
     assert len(json.loads((tmp_path / "harm.json").read_text())["results"]) == 4
 
 
+def test_train_hands_over_what_was_asked_for(run, monkeypatch, tmp_path):
+    requests = []
+
+    def train(request, report, progress):
+        progress("hidden states", 1, 2)
+        report({"step": 1, "steps": 2})
+        report({"validation": {"step": 1, "values": 0.25}})
+        requests.append(request)
+        return tmp_path
+
+    monkeypatch.setattr("gru_memory.cli.train.train", train)
+    result = run("train", "--out", tmp_path, "--num-heads", 3, "--key-layers", "4,5", "--steps", 7, "--pool-facts", 9)
+    assert result.exit_code == 0, result.output
+    assert "step 1: values 0.250" in result.output
+    (request,) = requests
+    assert request.memory == {"num_heads": 3, "key_layers": (4, 5)}
+    assert (request.training.steps, request.pool_facts, request.out) == (7, 9, str(tmp_path))
+
+
 def test_the_demo_shows_three_answers(run, tiny, tmp_path):
     result = run("demo", "--out", tmp_path)
     assert result.exit_code == 0, result.output

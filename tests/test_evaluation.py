@@ -62,6 +62,11 @@ def test_a_question_to_an_empty_memory_takes_the_prefix_in(reader):
     assert_same_state(after.select(1), alone.state)
 
 
+def test_a_turn_that_does_not_fit_is_refused(reader):
+    with pytest.raises(ValueError, match="make it shorter"):
+        reader.read(reader.start(1), [("boat " * 400, None)])
+
+
 @pytest.mark.parametrize("history", [[], TALKS[0]], ids=["question alone", "full history"])
 def test_the_base_model_answers_from_what_is_in_its_context(reader, history):
     answers = ask_with_history(reader, history, QUESTIONS, max_new_tokens=6)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,11 +28,11 @@ class GenerationRun:
     mode: GenerationMode | None = None
     cache: Cache | None = None
     keeps_cache: bool = False  # the caller sees the cache afterwards
-    eos_ids: Tensor | None = None
     prompt_ids: Tensor | None = None  # (B, P) after expansion for beams and returned sequences
     prompt_mask: Tensor | None = None  # (B, P), None if nothing is padded
     prompt_memory_mask: Tensor | None = None
     finished: Tensor | None = None  # (B,) rows that have ended
+    ended: set[tuple[int, ...]] = field(default_factory=set)  # beams that have ended; their rows move, so as tokens
     steps: int = 0
     model_kwargs: dict[str, Any] | None = None  # as after the last forward pass
 
@@ -47,7 +47,10 @@ class RecordingCriteria(StoppingCriteriaList):
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs) -> Tensor:
         done = super().__call__(input_ids, scores, **kwargs)
-        self.run.finished = done if self.run.finished is None else self.run.finished | done
+        if self.run.mode in _ONE_PASS:
+            self.run.finished = done if self.run.finished is None else self.run.finished | done
+        else:
+            self.run.ended.update(map(tuple, input_ids[done.to(input_ids.device)].tolist()))
         return done
 
 
@@ -100,12 +103,14 @@ class MemoryGenerationMixin:
         return input_ids, model_kwargs
 
     def _prepare_cache_for_generation(
-        self, generation_config, model_kwargs, generation_mode, batch_size, *args, **kwargs
+        self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
     ):
-        result = super()._prepare_cache_for_generation(
-            generation_config, model_kwargs, generation_mode, batch_size, *args, **kwargs
-        )
         run = _run.get()
+        if run is not None:
+            max_cache_length += 1  # the last token, which `generate` alone never feeds, must fit a static cache too
+        result = super()._prepare_cache_for_generation(
+            generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
+        )
         if run is None:
             return result
         if generation_mode == GenerationMode.ASSISTED_GENERATION:
@@ -127,7 +132,6 @@ class MemoryGenerationMixin:
             model_kwargs["memory_state"] = expanded
         run.mode, run.cache = generation_mode, cache
         run.keeps_cache = bool(generation_config.return_dict_in_generate) or getattr(cache, "_is_user_defined", False)
-        run.eos_ids = generation_config._eos_token_tensor
         run.prompt_mask, run.prompt_memory_mask = model_kwargs.get("attention_mask"), model_kwargs.get("memory_mask")
         return result
 
@@ -146,7 +150,7 @@ class MemoryGenerationMixin:
         # This runs after a forward pass and before its token is chosen: `finished` is about the tokens before. Beams
         # that are still in the running have not ended, so nothing has to be held there.
         mask = model_kwargs.get("memory_mask")
-        finished = run.finished if run.mode in _ONE_PASS else None
+        finished = run.finished
         if mask is None and finished is not None:
             mask = run.prompt_ids.new_ones(
                 run.prompt_ids.shape[0], run.prompt_ids.shape[1] + run.steps, dtype=torch.bool
@@ -178,11 +182,7 @@ class MemoryGenerationMixin:
                 "past_key_values of your own"
             )
         rows = len(sequences) // run.start.batch_size
-        new = sequences[:, prompt:]
-        ended = torch.zeros_like(new, dtype=torch.bool)
-        if run.eos_ids is not None:
-            ended = torch.isin(new, run.eos_ids.to(new.device)).cumsum(dim=1) > 0
-        live = ~torch.nn.functional.pad(ended[:, :-1], (1, 0))  # up to and with the first end-of-sequence token
+        live = _live(run, sequences)
         every = len(run.prompt_ids) // run.start.batch_size  # rows that decoding made of one conversation
         seen = _or_ones(run.prompt_mask, run.prompt_ids)[::every].repeat_interleave(rows, dim=0)
         written = _or_ones(run.prompt_memory_mask, run.prompt_ids)[::every].repeat_interleave(rows, dim=0)
@@ -196,6 +196,18 @@ class MemoryGenerationMixin:
             use_cache=False,
             return_dict=True,
         ).memory_state
+
+
+def _live(run: GenerationRun, sequences: Tensor) -> Tensor:
+    """(B, new tokens) True up to and with the token that ended a row: what comes after it is padding."""
+    prompt, length = run.prompt_ids.shape[1], sequences.shape[1]
+    if run.mode in _ONE_PASS:
+        mask = run.model_kwargs.get("memory_mask")
+        return torch.ones_like(sequences[:, prompt:], dtype=torch.bool) if mask is None else mask[:, prompt:].bool()
+    rows = [tuple(row) for row in sequences.tolist()]
+    ends = [next((end for end in range(prompt + 1, length) if row[:end] in run.ended), length) for row in rows]
+    positions = torch.arange(prompt, length, device=sequences.device)
+    return positions < torch.tensor(ends, device=sequences.device).unsqueeze(1)
 
 
 def _or_ones(mask: Tensor | None, like: Tensor) -> Tensor:

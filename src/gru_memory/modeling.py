@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from . import backbones
 from .cache import attach, find_layer
@@ -259,9 +259,12 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin):
             memory_state = self._empty_state(batch, None if self.training else self.memory_fingerprint())
         else:
             self.check_memory_state(memory_state, batch)
-        valid = _last_columns(arguments.get("attention_mask"), batch, length, source.device)
+        attention_mask, past_length = arguments.get("attention_mask"), 0 if cache is None else cache.get_seq_length()
+        if memory_mask is not None and memory_mask.dim() == 2 and cache is not None:
+            memory_mask = memory_mask[:, : past_length + length]  # a prefill in chunks passes that of the whole prompt
+        valid = _last_columns(attention_mask, batch, length, source.device)
         visible = valid & _last_columns(memory_mask, batch, length, source.device)
-        starts = _turn_starts(arguments.get("position_ids"), valid, 0 if cache is None else cache.get_seq_length())
+        starts = _turn_starts(arguments.get("position_ids"), valid, past_length, attention_mask)
         ticks, pending = _ticks(starts, visible, memory_state.pending)
         state = MemoryState(
             sites=memory_state.sites,
@@ -313,11 +316,12 @@ def _memory_forward(cls: type):
         finally:
             _call.reset(token)
         state = MemoryState(**{**call.state.__dict__, "sites": {**call.state.sites, **call.new_sites}})
-        if isinstance(outputs, tuple):
-            return (*outputs, state)
-        cache = outputs.get("past_key_values")
+        parts = outputs if isinstance(outputs, tuple) else outputs.values()
+        cache = next((part for part in parts if isinstance(part, Cache)), None)
         if cache is not None:
             attach(cache, state, self.config.get_text_config().num_hidden_layers)
+        if isinstance(outputs, tuple):
+            return (*outputs, state)
         outputs["memory_state"] = state
         return outputs
 
@@ -384,13 +388,19 @@ def _last_columns(mask: Tensor | None, batch: int, length: int, device: torch.de
     return mask[:, -length:].to(device).bool()
 
 
-def _turn_starts(position_ids: Tensor | None, valid: Tensor, past_length: int) -> Tensor:
+def _turn_starts(
+    position_ids: Tensor | None, valid: Tensor, past_length: int, attention_mask: Tensor | None
+) -> Tensor:
     """(B, T) bool, True at position 0 of each turn: where positions restart, or at the first token without a past."""
     if position_ids is not None:
         return (position_ids.expand(valid.shape).to(valid.device) == 0) & valid
-    if past_length:
+    first = valid & (valid.long().cumsum(dim=1) == 1)
+    if not past_length:
+        return first
+    if attention_mask is None or attention_mask.shape[1] == valid.shape[1]:
         return torch.zeros_like(valid)
-    return valid & (valid.long().cumsum(dim=1) == 1)
+    seen = attention_mask[:, : -valid.shape[1]].to(valid.device).bool().any(dim=1)  # (B,) the past may be all padding
+    return first & ~seen.unsqueeze(1)
 
 
 def _ticks(starts: Tensor, visible: Tensor, pending: Tensor) -> tuple[Tensor, Tensor]:

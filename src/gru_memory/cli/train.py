@@ -58,6 +58,8 @@ def train_command(
         "decay_every": decay_every,
         "key_layers": None if key_layers is None else _layers(key_layers),
     }
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    MemoryConfig(**chosen)  # bad settings are refused before anything is loaded
     training = TrainingConfig(
         steps=steps,
         rows=rows,
@@ -73,7 +75,7 @@ def train_command(
         out=str(out),
         model=model,
         data=data,
-        memory={name: value for name, value in chosen.items() if value is not None},
+        memory=chosen,
         training=training,
         pool_facts=pool_facts,
         pool_talk=pool_talk,

@@ -76,6 +76,11 @@ class BatchReader:
         """Prefix and one turn a row, padded `left` or right. Memory takes the prefix in with the first turn only."""
         prefix = self.renderer.prefix_ids
         rows = [prefix + ids for ids in turns]
+        longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if longest is not None and max(map(len, rows)) > longest:
+            raise ValueError(
+                f"a turn has {max(map(len, rows))} tokens, the model has {longest} positions: make it shorter"
+            )
         input_ids, attention_mask = pad(rows, self.pad_id, left, self.model.device)
         memory_mask = attention_mask.bool()
         for row, begun in enumerate(states.turns.tolist()):

@@ -18,7 +18,7 @@ from .batched import BatchReader, Pair
 
 Progress = Callable[[str, int, int], None]  # (what is being done, done, in all)
 
-WINDOW = 512  # tokens of a book that attention sees
+WINDOW = 512  # tokens of a book that attention sees, fewer if the model has fewer positions
 SKIPPED = 0.05  # of a book, at its start: title pages and licences
 _POSITIONS_AT_ONCE = 128  # rows of logits in one softmax
 
@@ -144,6 +144,7 @@ def evaluate_harm(model: Any, tokenizer: Any, config: HarmConfig, progress: Prog
 def compare_book(model: Any, ids: Tensor, comparison: Comparison, window: int = WINDOW) -> None:
     """Run a book's tokens (T,) through both, window by window; memory goes on from window to window."""
     state = model.initial_memory_state(1)
+    window = min(window, getattr(model.config.get_text_config(), "max_position_embeddings", None) or window)
     for piece in ids.to(model.device).split(window):
         if len(piece) < 2:
             return

@@ -66,9 +66,9 @@ def conversation_memory(num_blocks: int, **changes: Any) -> MemoryConfig:
     7,168 floats of slots, 29 KB in float32 and 15 KB in half precision.
     """
     best = {
-        "num_heads": 7,
-        "num_slots": 16,
-        "slot_size": 64,
+        "num_heads": 8,
+        "num_slots": 28,
+        "slot_size": 32,
         "decay": 0.998,
         "decay_every": "turn",
         "cell": "mingru",
