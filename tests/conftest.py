@@ -4,9 +4,10 @@ import importlib.util
 import os
 from pathlib import Path
 
-os.environ["HF_HUB_OFFLINE"] = (
-    "1"  # before transformers is imported: a test that asks the hub must fail at once
-)
+# Before torch and transformers are imported: a test that asks the hub must fail at once, and threads that wait must not
+# spin, or the tests of a machine that does something else as well take ten times as long.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 import torch

@@ -76,8 +76,10 @@ def test_turns_in_the_context_are_seen_again_but_taken_in_once(model, tokenizer)
     renderer = TurnRenderer(tokenizer)
     turns = [renderer.turn(*turn).ids for turn in TURNS]
     state = forward(model, model.initial_memory_state(1), [], renderer.prefix_ids + turns[0])
-    state = forward(model, state, renderer.prefix_ids + turns[0], turns[1])
-    state = forward(model, state, renderer.prefix_ids + turns[1], turns[2])
+    between = renderer.separator_ids
+    assert tokenizer.decode(between) == "\n"
+    state = forward(model, state, renderer.prefix_ids + turns[0] + between, turns[1])
+    state = forward(model, state, renderer.prefix_ids + turns[1] + between, turns[2])
     assert_same_state(conversation.state, state)
     assert conversation.state.tokens.item() == len(renderer.prefix_ids) + sum(map(len, turns))
     assert_differ(conversation.state, read_all(Conversation(model, tokenizer)).state)

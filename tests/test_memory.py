@@ -224,21 +224,29 @@ def test_gate_zero_is_the_identity_bit_for_bit(cell, dtype):
 
 
 def test_the_write_address_comes_from_the_visible_position_before():
+    """With equal weights for keys and queries, what is asked at a position is where the next token is stored."""
     memory = site()
-    x, e = stream(6, rows=1)
+    memory.query.load_state_dict(memory.key.state_dict())
     mask = torch.tensor([[True, True, False, False, True, True]])
-    inputs, last, _ = memory.prepare(x, e, memory.initial_state(1), mask, None, None)
-    normed = F.rms_norm(x, x.shape[-1:], eps=1e-6)
-    asked = memory.key(normed).unflatten(-1, (2, 4))
-    address = asked.softmax(-1)
-    assert_close(inputs.address[0, 1], address[0, 0])
-    assert_close(inputs.address[0, 4], address[0, 1])  # 2 and 3 are not there
-    assert_close(inputs.address[0, 5], address[0, 4])
-    assert_close(inputs.address[0, 0], memory.key.bias.view(2, 4).softmax(-1))
-    assert_close(last["address"], asked[:, 5])
-    strength = torch.sigmoid(memory.strength_key(normed[0, 1]) + memory.strength_embed(F.rms_norm(e[0, 4], (D,), eps=1e-6)))
-    assert_close(inputs.write[0, 4], strength[:, None] * address[0, 1])
+
+    def prepare(x, e):
+        return memory.prepare(x, e, memory.initial_state(1), mask, None, None)
+
+    x, e = stream(6, rows=1)
+    inputs, last, _ = prepare(x, e)
+    for position, before in ((1, 0), (4, 1), (5, 4)):  # 2 and 3 are not there
+        assert_close(inputs.address[0, position], inputs.query[0, before])
+    assert_close(inputs.address[0, 0], memory.key.bias.view(2, 4).softmax(-1))  # nothing was before
+    assert_close(last["address"].softmax(-1), inputs.query[:, 5])
     assert not inputs.write[0, 2:4].any()
+
+    changed_x, changed_e = x.clone(), e.clone()
+    changed_x[0, 4] += 1.0  # its own hidden state says nothing about where or whether a token is written
+    assert torch.equal(prepare(changed_x, e)[0].write[0, :5], inputs.write[0, :5])
+    assert not torch.equal(prepare(changed_x, e)[0].write[0, 5], inputs.write[0, 5])
+    changed_e[0, 4] += 1.0  # the token itself does say whether
+    assert torch.equal(prepare(x, changed_e)[0].address[0, :5], inputs.address[0, :5])
+    assert not torch.allclose(prepare(x, changed_e)[0].write[0, 4], inputs.write[0, 4])
 
 
 def test_what_is_stored_under_a_key_comes_back_where_it_is_asked_for():

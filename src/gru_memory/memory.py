@@ -21,7 +21,7 @@ class GRUMemoryWithDecay(nn.Module):
 
     With x_t the hidden state, e_t the output embedding of token t, and for each of N heads on its own (index left out):
 
-        address   a_t = softmax(W_k k_{t-1})            k_t = norm(x_t), joined by norm(key_states_t) where given
+        address   a_t = softmax(W_k k_{t-1})            k_t = [norm(x_t), norm(key_states_t) where given, norm(e_t)]
         strength  b_t = sigmoid(w_b [k_{t-1}, norm(e_t)])
         value     v_t = W_e norm(e_t) + W_x norm(x_t)
         decay     H~  = lambda * H_{t-1}                at each tick of the clock
@@ -82,9 +82,10 @@ class GRUMemoryWithDecay(nn.Module):
         self._decay: Tensor | None = None
 
         width = num_heads * slot_size
-        self.key = nn.Linear(hidden_size + key_size, num_heads * num_slots)
-        self.query = nn.Linear(hidden_size + key_size, num_heads * num_slots)
-        self.strength_key = nn.Linear(hidden_size + key_size, num_heads)
+        key_width = hidden_size + key_size + self.embed_size
+        self.key = nn.Linear(key_width, num_heads * num_slots)
+        self.query = nn.Linear(key_width, num_heads * num_slots)
+        self.strength_key = nn.Linear(key_width, num_heads)
         self.strength_embed = nn.Linear(self.embed_size, num_heads, bias=False)
         self.value_embed = nn.Linear(self.embed_size, width, bias=False)
         self.value_hidden = nn.Linear(hidden_size, width, bias=False)
@@ -173,7 +174,7 @@ class GRUMemoryWithDecay(nn.Module):
             (B, T, D) hidden states with what was recalled added, and the new state.
 
         Raises:
-            ValueError: a shape that does not fit, or a state with NaN in it.
+            ValueError: a shape that does not fit.
         """
         self._check(hidden_states, token_embeds, state, mask, turn_starts, key_states)
         if state is None:
@@ -218,24 +219,22 @@ class GRUMemoryWithDecay(nn.Module):
         visible = mask[..., None]
 
         normed = _rms_norm(torch.where(visible, hidden_states, 0).to(self.gate.dtype))  # (B, T, D)
-        keys = normed
-        if key_states is not None:
-            keys = torch.cat([normed, _rms_norm(torch.where(visible, key_states, 0).to(self.gate.dtype))], dim=-1)
-        embeds = None  # (B, T, E)
-        if token_embeds is not None:
+        if token_embeds is None:
+            embeds = normed.new_zeros(batch, length, self.embed_size)  # (B, T, E)
+        else:
             embeds = _rms_norm(torch.where(visible, token_embeds, 0).to(self.gate.dtype))
+        keys = [normed, embeds]
+        if key_states is not None:
+            keys.insert(1, _rms_norm(torch.where(visible, key_states, 0).to(self.gate.dtype)))
+        keys = torch.cat(keys, dim=-1)
 
         # What each position decides for the next one, shifted by one visible position (the state holds the first).
         decided = torch.cat([self.key(keys), self.strength_key(keys)], dim=-1).to(dtype)  # (B, T, N*S + N)
         before = torch.cat([state["address"].flatten(1), state["strength"]], dim=-1).to(dtype)
         shifted, last = _shift(decided, before, mask)
         address = shifted[..., : N * S].unflatten(-1, (N, S)).softmax(dim=-1)  # (B, T, N, S)
-        strength = shifted[..., N * S :]  # (B, T, N)
-        values = self.value_hidden(normed)
-        if embeds is not None:
-            strength = strength + self.strength_embed(embeds).to(dtype)
-            values = values + self.value_embed(embeds)
-        values = values.unflatten(-1, (N, d))  # (B, T, N, d)
+        strength = shifted[..., N * S :] + self.strength_embed(embeds).to(dtype)  # (B, T, N)
+        values = (self.value_embed(embeds) + self.value_hidden(normed)).unflatten(-1, (N, d))  # (B, T, N, d)
         if self.cell == "gru":
             values = torch.einsum("btnd,nkd->btnk", values, self.weight_ih) + self.bias_ih  # (B, T, N, 3d)
         else:

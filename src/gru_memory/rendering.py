@@ -48,6 +48,8 @@ class TurnRenderer:
         self._head = head
         self.prefix_text = whole[: -len(turn)] if turn and whole.endswith(turn) else ""
         self.prefix_ids: list[int] = self._ids(self.prefix_text)
+        # What `turn` drops at its end belongs between two turns that attention sees together.
+        self.separator_ids: list[int] = self._ids(turn[len(turn.rstrip("\n")) :])
 
     def turn(self, user: str, assistant: str | None = None) -> RenderedTurn:
         """A finished turn as memory takes it in. White space after the last message is dropped."""
