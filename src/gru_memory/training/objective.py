@@ -86,7 +86,7 @@ def compute_loss(
     generator: torch.Generator,
     base_weight: float = 1.0,
     address_weight: float = 1.0,
-    write_weight: float = 0.2,
+    write_weight: float = 1.0,
     base_positions: int = 512,
     negatives: int = 6144,
 ) -> LossReport:

@@ -40,7 +40,7 @@ class TrainingConfig:
     curriculum_steps: int = field(default=300, metadata={"help": "steps over which max_facts grows from 2"})
     base_weight: float = field(default=1.0, metadata={"help": "weight of staying close to the base model"})
     address_weight: float = field(default=1.0, metadata={"help": "weight of reading where the answer was written"})
-    write_weight: float = field(default=0.2, metadata={"help": "weight of writing what is told and nothing else"})
+    write_weight: float = field(default=1.0, metadata={"help": "weight of writing what is told and nothing else"})
     validate_every: int = field(default=250, metadata={"help": "steps between validations and checkpoints"})
     seed: int = field(default=0, metadata={"help": "of sessions and sampling"})
 
