@@ -127,6 +127,16 @@ def test_a_model_from_its_config(tmp_path):
     assert isinstance(AutoModelForCausalLM.from_pretrained(tmp_path), GPT2LMHeadModel)
 
 
+def test_weights_missing_from_a_checkpoint_start_as_the_memory_says(checkpoint):
+    """transformers fills in what a checkpoint lacks by the base model's rule; the memory has its own."""
+    config = GPT2Config.from_pretrained(checkpoint)
+    config.gru_memory = {"sites": list(SITES), "gate_init": 0.3}
+    model = GPT2WithGRUMemory.from_pretrained(checkpoint, config=config)
+    assert_untrained(model)
+    model.init_weights()
+    assert_untrained(model)
+
+
 def test_other_classes_take_a_tiny_checkpoint_too(checkpoint):
     model = gru_memory.AutoModelWithGRUMemory.from_pretrained_with_memory(checkpoint, decay=0.5)
     assert type(model) is GPT2WithGRUMemory

@@ -342,3 +342,34 @@ def test_no_state_is_kept_or_changed_in_place():
     assert torch.equal(one, two)
     for key in before:
         assert torch.equal(before[key], copies[key])
+
+
+def test_matched_embeddings_are_recognised_among_all_tokens():
+    torch.manual_seed(0)
+    shared = torch.randn(64) * 5  # a direction that holds most of every embedding's length, as in pretrained models
+    embeddings = torch.randn(500, 64) + shared
+
+    def recognised(memory):
+        stored = memory.value_embed(F.rms_norm(embeddings, (64,), eps=1e-6)).tanh()
+        return ((stored @ memory.output.weight.t()) @ embeddings.t()).argmax(-1).eq(torch.arange(500)).float().mean()
+
+    memory = GRUMemoryWithDecay(64, num_heads=2, num_slots=4, slot_size=24, cell="mingru")
+    assert recognised(memory) < 0.5
+    memory.match_embeddings(embeddings)
+    assert recognised(memory) > 0.95
+
+
+def test_matched_keys_use_every_slot():
+    torch.manual_seed(0)
+    hidden = torch.randn(2000, 32) @ torch.diag(torch.logspace(2, -2, 32)) + 100  # a few directions outshine the others
+    memory = GRUMemoryWithDecay(32, num_heads=2, num_slots=8, slot_size=8)
+
+    def used():
+        share = memory.key(F.rms_norm(hidden, (32,), eps=1e-6)).unflatten(-1, (2, 8)).softmax(-1).mean(0)
+        return (-(share * share.log()).sum(-1)).exp().mean()  # slots, as the exponential of an entropy
+
+    before = used()
+    memory.match_keys(hidden)
+    after = used()
+    assert after > 7 and after > before
+    assert torch.equal(memory.key.weight, memory.query.weight)

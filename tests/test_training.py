@@ -1,6 +1,7 @@
 """Training on cached hidden states: the cache says what the model says, and a run can be stopped anywhere."""
 
 import json
+import math
 import random
 
 import pytest
@@ -15,10 +16,11 @@ from gru_memory.data.sessions import Session, Turn, write_jsonl
 from gru_memory.memory import GRUMemoryWithDecay
 from gru_memory.rendering import TurnRenderer
 from gru_memory.training.features import PREFIX, build_feature_cache
-from gru_memory.training.objective import compute_loss, recall
+from gru_memory.scan import ScanInputs
+from gru_memory.training.objective import address_loss, compute_loss, recall, write_loss
 from gru_memory.training.rows import make_batch, turn_text
 from gru_memory.training.run import FilePool, book_pages
-from gru_memory.training.trainer import MemoryTrainer, TrainingConfig
+from gru_memory.training.trainer import MemoryTrainer, TrainingConfig, conditioned
 
 TEMPLATE = (
     "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}<s>system: be kind</s>\n{% endif %}"
@@ -209,6 +211,51 @@ def test_base_term_is_zero_for_a_silent_memory_and_positive_for_a_loud_one(model
     loud = compute_loss(make_memory(gate=50.0), head, batch, torch.Generator().manual_seed(0))
     assert silent.base_kl == pytest.approx(0.0, abs=1e-6)
     assert loud.base_kl > 1e-3
+
+
+def test_conditioned_projections_compute_the_same_and_are_plain_again_afterwards(model, pool, build, tmp_path):
+    cache = build(pool.turns())
+    batch = make_batch([pool.session(random.Random(0), 2, 1)], cache)
+    head = model.get_output_embeddings().weight.detach()
+    memory = make_memory()
+    sample = torch.from_numpy(cache.sample(500)).float()
+    root = memory.match_keys(sample[:, :32], sample[:, 32:])
+    names = set(memory.state_dict())
+    before = recall(memory, head, batch)[0].detach()
+    with conditioned(memory, root):
+        torch.testing.assert_close(recall(memory, head, batch)[0], before, atol=3e-2, rtol=3e-2)
+        run(memory, model, pool, cache, tmp_path, 2)
+        inside = recall(memory, head, batch)[0].detach()
+    assert set(memory.state_dict()) == names
+    torch.testing.assert_close(recall(memory, head, batch)[0], inside, atol=3e-2, rtol=3e-2)
+    assert (inside - before).abs().max() > 1e-3  # it has learned something in between
+
+
+def test_a_question_that_reads_where_its_answer_was_written_costs_nothing(pool, build):
+    batch = make_batch([pool.session(random.Random(3), 2, 1)], build(pool.turns()))
+    rows, length = batch.tokens.shape
+    assert set(batch.asked[batch.asked > 0].tolist()) <= set(batch.told[batch.told > 0].tolist())
+    slots = int(batch.told.max()) + 1  # a slot of its own for every told token; slot 0 for the rest
+    write = F.one_hot(batch.told, slots).float().unsqueeze(2) * (batch.told > 0)[..., None, None]
+    query = F.one_hot(batch.asked, slots).float().unsqueeze(2)
+    right = ScanInputs(torch.zeros(rows, length, 1, 4), write, write, torch.ones_like(write), query)
+    assert address_loss(right, batch).item() == pytest.approx(0.0, abs=1e-5)
+    assert write_loss(right, batch).item() == pytest.approx(0.0, abs=1e-4)
+    wrong = right._replace(query=query.roll(1, dims=-1))
+    assert address_loss(wrong, batch).item() > 1
+
+
+def test_outdated_values_do_not_count(build, pool):
+    corrected = next(turns for turns in pool.facts if turns.corrections)
+    session = Session((corrected.tells[0], corrected.corrections[0], corrected.asks[0]))
+    batch = make_batch([session], build(pool.turns()))
+    everywhere = torch.ones(1, batch.tokens.shape[1], 1, 1)
+    told = (batch.told > 0).float()[..., None, None]
+    inputs = ScanInputs(everywhere, everywhere, told, everywhere, everywhere)
+    value = batch.value[batch.asked > 0][0]
+    tokens = int(((batch.value == value) & (batch.told > 0)).sum())
+    # Every told token of the new value is read alike, none of the old one's: one in `tokens` is right.
+    assert address_loss(inputs, batch).item() == pytest.approx(math.log(tokens), rel=1e-4)
 
 
 def test_sessions_of_a_file(tmp_path):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,12 @@ class FeatureCache:
     def reply_start(self, i: int) -> int:
         return int(self._reply_starts[i])
 
+    def sample(self, count: int, seed: int = 0) -> np.ndarray:
+        """About `count` rows of features, of whole turns drawn at random."""
+        order = np.random.default_rng(seed).permutation(len(self))
+        taken = order[: int(np.searchsorted(np.cumsum(np.diff(self._offsets)[order]), count)) + 1]
+        return np.concatenate([self.features(i) for i in sorted(taken)])
+
     def value_span(self, i: int, value: str) -> tuple[int, int]:
         """Which tokens of turn `i` spell `value` (its last occurrence), as (start, stop); (0, 0) if none do."""
         if (i, value) not in self._spans:
@@ -78,12 +85,14 @@ class FeatureCache:
             if token not in self._pieces:
                 self._pieces[token] = self.tokenizer.decode([token])
         ends = np.cumsum([len(self._pieces[token]) for token in ids])  # of each token, in characters
-        start = "".join(self._pieces[token] for token in ids).rfind(value)
-        if start < 0:
+        text = "".join(self._pieces[token] for token in ids)
+        if value not in text:  # a character that is spread over several tokens, such as the euro sign: do without it
+            value = max(re.findall(r"[ -~]+", value), key=len, default="")
+        start = text.rfind(value)
+        if start < 0 or not value:
             return 0, 0
-        return int(np.searchsorted(ends, start, side="right")), int(
-            np.searchsorted(ends, start + len(value) - 1, side="right")
-        ) + 1
+        first, last = np.searchsorted(ends, [start, start + len(value) - 1], side="right")
+        return int(first), int(last) + 1
 
     def features(self, i: int) -> np.ndarray:
         start, stop = self._offsets[i], self._offsets[i + 1]

@@ -21,11 +21,12 @@ from ..rendering import TurnRenderer
 from .features import PREFIX, FeatureCache, build_feature_cache
 from .replies import own_replies
 from .rows import Batch, make_batch, turn_text
-from .trainer import MemoryTrainer, TrainingConfig
+from .trainer import MemoryTrainer, TrainingConfig, conditioned
 
 Progress = Callable[[str, int, int], None]  # (what is being done, done, in all)
 
 _QUIET = -2.0  # bias of the write strength at the start: few tokens are worth a write
+_KEY_SAMPLE = 20_000  # tokens whose hidden states say how keys are spread
 _VALIDATION_SESSIONS = 32
 _VALIDATION = {
     "values": {"values": "test"},
@@ -60,8 +61,8 @@ class TrainRequest:
     )
 
 
-def conversation_memory(num_blocks: int, **changes: Any) -> MemoryConfig:
-    """The memory that conversations are best served by, for a model of `num_blocks` blocks (docs/decisions.md says why).
+def conversation_memory(**changes: Any) -> MemoryConfig:
+    """The memory that conversations are best served by, (docs/decisions.md says why).
 
     7,168 floats of slots, 29 KB in float32 and 15 KB in half precision.
     """
@@ -72,7 +73,6 @@ def conversation_memory(num_blocks: int, **changes: Any) -> MemoryConfig:
         "decay": 0.998,
         "decay_every": "turn",
         "cell": "mingru",
-        "key_layers": (2 * num_blocks // 3,),
     }
     return MemoryConfig(**{**best, **changes})
 
@@ -111,15 +111,16 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     cache_folder = Path(request.cache) if request.cache else out / "cache"
     base, tokenizer = load_model(request.model)
-    config = conversation_memory(len(backbones.blocks_of(base)), **request.memory)
+    config = conversation_memory(**request.memory)
     fingerprint = f"{_weights_digest(base)} {'bfloat16' if request.bfloat16 else 'float32'}"
     head = base.get_output_embeddings().weight.detach().float().clone()
     torch.manual_seed(request.training.seed)
     model = add_memory(base, config)
     memory = model.memory_sites()["top"]
     memory.float()
+    memory.match_embeddings(head)
     if config.gate_init == 0:
-        torch.nn.init.constant_(memory.gate, _training_gate(head))
+        torch.nn.init.constant_(memory.gate, _training_gate(head, config.num_heads * config.slot_size))
     torch.nn.init.constant_(memory.strength_key.bias, _QUIET)
 
     renderer = TurnRenderer(tokenizer)
@@ -137,7 +138,10 @@ def train(
         cache = features("training", pool.turns())
         validation = {name: [_validation_batch(p, features(name, p.turns()))] for name, p in validation_pools.items()}
     memory.float()
-    with _no_denormals():
+    sample = torch.from_numpy(cache.sample(_KEY_SAMPLE, seed=request.training.seed)).float()
+    hidden, extra = sample[:, : memory.hidden_size], sample[:, memory.hidden_size :]
+    root = memory.match_keys(hidden, extra if memory.key_size else None)
+    with _no_denormals(), conditioned(memory, root):
         MemoryTrainer(memory, head, pool, cache, validation, request.training, out, report).train()
     model.save_memory(out)
     return out
@@ -205,9 +209,9 @@ def _validation_batch(pool: Any, cache: FeatureCache) -> Batch:
     return make_batch([pool.session(rng, 3, 3, shuffle=False) for _ in range(_VALIDATION_SESSIONS)], cache)
 
 
-def _training_gate(head: torch.Tensor) -> float:
-    """An initial gate that is heard but does not shout: embeddings of unit size would take 0.4."""
-    return 0.4 / float(head.pow(2).mean().sqrt())
+def _training_gate(head: torch.Tensor, width: int) -> float:
+    """An initial gate at which a token that is read whole gains some 30 nats (tanh leaves 0.65 of a value's size)."""
+    return 30 / (0.65 * width * float(head.pow(2).mean().sqrt()))
 
 
 def _weights_digest(model: torch.nn.Module) -> str:
