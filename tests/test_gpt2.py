@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from gpt2_gru_memory import GPT2WithGRUMemory, GRUMemoryWithDecay
 from tiny import EOS, HIDDEN, LAYERS, PAD, base_model, one_thread, random_ids  # noqa: F401 (one is a fixture)
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 import gru_memory
+from gpt2_gru_memory import GPT2WithGRUMemory, GRUMemoryWithDecay
 
 SIZES = {
     "gpt2": {"n_layer": 12, "n_embd": 768, "n_head": 12},
@@ -133,8 +133,20 @@ def test_weights_missing_from_a_checkpoint_start_as_the_memory_says(checkpoint):
     config.gru_memory = {"sites": list(SITES), "gate_init": 0.3}
     model = GPT2WithGRUMemory.from_pretrained(checkpoint, config=config)
     assert_untrained(model)
+    with torch.no_grad():
+        model.memory_sites()["top"].gate.fill_(0.7)
+    model.init_weights()
+    assert model.memory_sites()["top"].gate.item() == pytest.approx(0.7)
+
+
+def test_a_memory_that_is_there_is_not_initialised_again():
+    model = GPT2WithGRUMemory(GPT2Config(vocab_size=101, n_embd=HIDDEN, n_layer=LAYERS, n_head=4))
     model.init_weights()
     assert_untrained(model)
+    with torch.no_grad():
+        model.memory_sites()["top"].gate.fill_(0.7)
+    model.init_weights()
+    assert model.memory_sites()["top"].gate.item() == pytest.approx(0.7)
 
 
 def test_other_classes_take_a_tiny_checkpoint_too(checkpoint):

@@ -357,19 +357,3 @@ def test_matched_embeddings_are_recognised_among_all_tokens():
     assert recognised(memory) < 0.5
     memory.match_embeddings(embeddings)
     assert recognised(memory) > 0.95
-
-
-def test_matched_keys_use_every_slot():
-    torch.manual_seed(0)
-    hidden = torch.randn(2000, 32) @ torch.diag(torch.logspace(2, -2, 32)) + 100  # a few directions outshine the others
-    memory = GRUMemoryWithDecay(32, num_heads=2, num_slots=8, slot_size=8)
-
-    def used():
-        share = memory.key(F.rms_norm(hidden, (32,), eps=1e-6)).unflatten(-1, (2, 8)).softmax(-1).mean(0)
-        return (-(share * share.log()).sum(-1)).exp().mean()  # slots, as the exponential of an entropy
-
-    before = used()
-    memory.match_keys(hidden)
-    after = used()
-    assert after > 7 and after > before
-    assert torch.equal(memory.key.weight, memory.query.weight)

@@ -15,12 +15,12 @@ from gru_memory.data.facts import FactGenerator, FactPool
 from gru_memory.data.sessions import Session, Turn, write_jsonl
 from gru_memory.memory import GRUMemoryWithDecay
 from gru_memory.rendering import TurnRenderer
-from gru_memory.training.features import PREFIX, build_feature_cache
 from gru_memory.scan import ScanInputs
+from gru_memory.training.features import PREFIX, build_feature_cache
 from gru_memory.training.objective import address_loss, compute_loss, recall, write_loss
 from gru_memory.training.rows import make_batch, turn_text
 from gru_memory.training.run import FilePool, book_pages
-from gru_memory.training.trainer import MemoryTrainer, TrainingConfig, conditioned
+from gru_memory.training.trainer import MemoryTrainer, TrainingConfig
 
 TEMPLATE = (
     "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}<s>system: be kind</s>\n{% endif %}"
@@ -211,24 +211,6 @@ def test_base_term_is_zero_for_a_silent_memory_and_positive_for_a_loud_one(model
     loud = compute_loss(make_memory(gate=50.0), head, batch, torch.Generator().manual_seed(0))
     assert silent.base_kl == pytest.approx(0.0, abs=1e-6)
     assert loud.base_kl > 1e-3
-
-
-def test_conditioned_projections_compute_the_same_and_are_plain_again_afterwards(model, pool, build, tmp_path):
-    cache = build(pool.turns())
-    batch = make_batch([pool.session(random.Random(0), 2, 1)], cache)
-    head = model.get_output_embeddings().weight.detach()
-    memory = make_memory()
-    sample = torch.from_numpy(cache.sample(500)).float()
-    root = memory.match_keys(sample[:, :32], sample[:, 32:])
-    names = set(memory.state_dict())
-    before = recall(memory, head, batch)[0].detach()
-    with conditioned(memory, root):
-        torch.testing.assert_close(recall(memory, head, batch)[0], before, atol=3e-2, rtol=3e-2)
-        run(memory, model, pool, cache, tmp_path, 2)
-        inside = recall(memory, head, batch)[0].detach()
-    assert set(memory.state_dict()) == names
-    torch.testing.assert_close(recall(memory, head, batch)[0], inside, atol=3e-2, rtol=3e-2)
-    assert (inside - before).abs().max() > 1e-3  # it has learned something in between
 
 
 def test_a_question_that_reads_where_its_answer_was_written_costs_nothing(pool, build):

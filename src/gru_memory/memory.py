@@ -21,7 +21,7 @@ class GRUMemoryWithDecay(nn.Module):
 
     With x_t the hidden state, e_t the output embedding of token t, and for each of N heads on its own (index left out):
 
-        address   a_t = softmax(W_k k_{t-1})            k_t = norm(x_t), joined by norm(key_states_t) where given
+        address   a_t = softmax(W_k k_{t-1})            k_t = [norm(x_t), norm(key_states_t) where given, norm(e_t)]
         strength  b_t = sigmoid(w_b [k_{t-1}, norm(e_t)])
         value     v_t = W_e norm(e_t) + W_x norm(x_t)
         decay     H~  = lambda * H_{t-1}                at each tick of the clock
@@ -82,7 +82,7 @@ class GRUMemoryWithDecay(nn.Module):
         self._decay: Tensor | None = None
 
         width = num_heads * slot_size
-        key_width = hidden_size + key_size
+        key_width = hidden_size + key_size + self.embed_size
         self.key = nn.Linear(key_width, num_heads * num_slots)
         self.query = nn.Linear(key_width, num_heads * num_slots)
         self.strength_key = nn.Linear(key_width, num_heads)
@@ -137,32 +137,13 @@ class GRUMemoryWithDecay(nn.Module):
         projection of one token looks like many others when it is read. With C the second moment of the normed rows of
         `embeddings` (V, E) and Q random and orthogonal, W_e = Q C^{-1/2} and W_o its transpose.
         """
-        _, root = whitening(_rms_norm(embeddings.detach().float()), centre=False)
+        normed = _rms_norm(embeddings.detach().float())
+        moment, directions = torch.linalg.eigh(normed.t() @ normed / len(normed))
+        root = directions * (moment + 0.01 * moment.mean()).rsqrt() @ directions.t()  # C^{-1/2} (E, E)
         mixing = nn.init.orthogonal_(torch.empty(self.value_embed.out_features, self.embed_size))
         self.value_embed.weight.copy_(mixing.to(root.device) @ root)
         if self.embed_size == self.hidden_size:
             self.output.weight.copy_(self.value_embed.weight.t())
-
-    @torch.no_grad()
-    def match_keys(self, hidden_states: Tensor, key_states: Tensor | None = None, sharpness: float = 4.0) -> Tensor:
-        """Spread addresses evenly over the slots: keys and queries in the whitened space of hidden states.
-
-        Args:
-            hidden_states: (M, D) a sample of what the site will see; key_states (M, `key_size`) likewise.
-            sharpness: standard deviation of the logits of an address.
-
-        Returns:
-            (K, K) the whitening matrix C^{-1/2}, which also conditions the training of these projections.
-        """
-        keys = _rms_norm(hidden_states.float())
-        if key_states is not None:
-            keys = torch.cat([keys, _rms_norm(key_states.float())], dim=-1)
-        mean, root = whitening(keys, centre=True)
-        spread = torch.randn(self.key.out_features, root.shape[0]) * (sharpness / math.sqrt(root.shape[0]))
-        self.key.weight.copy_(spread.to(root.device) @ root)
-        self.key.bias.copy_(-self.key.weight @ mean)
-        self.query.load_state_dict(self.key.state_dict())
-        return root
 
     @property
     def state_dtype(self) -> torch.dtype:
@@ -254,24 +235,22 @@ class GRUMemoryWithDecay(nn.Module):
         visible = mask[..., None]
 
         normed = _rms_norm(torch.where(visible, hidden_states, 0).to(self.gate.dtype))  # (B, T, D)
-        keys = normed
-        if key_states is not None:
-            keys = torch.cat([normed, _rms_norm(torch.where(visible, key_states, 0).to(self.gate.dtype))], dim=-1)
-        embeds = None  # (B, T, E)
-        if token_embeds is not None:
+        if token_embeds is None:
+            embeds = normed.new_zeros(batch, length, self.embed_size)  # (B, T, E)
+        else:
             embeds = _rms_norm(torch.where(visible, token_embeds, 0).to(self.gate.dtype))
+        keys = [normed, embeds]
+        if key_states is not None:
+            keys.insert(1, _rms_norm(torch.where(visible, key_states, 0).to(self.gate.dtype)))
+        keys = torch.cat(keys, dim=-1)
 
         # What each position decides for the next one, shifted by one visible position (the state holds the first).
         decided = torch.cat([self.key(keys), self.strength_key(keys)], dim=-1).to(dtype)  # (B, T, N*S + N)
         before = torch.cat([state["address"].flatten(1), state["strength"]], dim=-1).to(dtype)
         shifted, last = _shift(decided, before, mask)
         address = shifted[..., : N * S].unflatten(-1, (N, S)).softmax(dim=-1)  # (B, T, N, S)
-        strength = shifted[..., N * S :]  # (B, T, N)
-        values = self.value_hidden(normed)
-        if embeds is not None:
-            strength = strength + self.strength_embed(embeds).to(dtype)
-            values = values + self.value_embed(embeds)
-        values = values.unflatten(-1, (N, d))  # (B, T, N, d)
+        strength = shifted[..., N * S :] + self.strength_embed(embeds).to(dtype)  # (B, T, N)
+        values = (self.value_embed(embeds) + self.value_hidden(normed)).unflatten(-1, (N, d))  # (B, T, N, d)
         if self.cell == "gru":
             values = torch.einsum("btnd,nkd->btnk", values, self.weight_ih) + self.bias_ih  # (B, T, N, 3d)
         else:
@@ -338,14 +317,6 @@ class GRUMemoryWithDecay(nn.Module):
                     f"state {name!r} is {tuple(state[name].shape)}, expected {shape}: it belongs to another memory or batch "
                     "size; use state.select / MemoryState.cat to change the rows, or start from None"
                 )
-
-
-def whitening(samples: Tensor, centre: bool) -> tuple[Tensor, Tensor]:
-    """Mean (K,) and symmetric C^{-1/2} (K, K) of samples (M, K); C is the second moment about zero unless `centre`."""
-    mean = samples.mean(dim=0)
-    around = samples - mean if centre else samples
-    moment, directions = torch.linalg.eigh(around.t() @ around / len(samples))
-    return mean, directions * (moment + 0.1 * moment.mean()).rsqrt() @ directions.t()
 
 
 def _rms_norm(x: Tensor) -> Tensor:

@@ -80,6 +80,8 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin):
         container = nn.ModuleDict({_module_name(site): module for site, module in modules.items()})
         if reference.device.type != "meta":
             container.to(device=reference.device, dtype=reference.dtype)
+            for part in container.modules():
+                part._is_hf_initialized = True  # transformers initialises no module that says so
         self._remove_memory_hooks()
         self.memory_config = config
         self.__dict__.pop("_fingerprint", None)  # the address of a new weight may be that of an old one
@@ -122,10 +124,16 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin):
         for hook in getattr(self, "_memory_hooks", []):
             hook.remove()
 
+    @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """The memory's own initialisation stands; the base model's rule would overwrite it."""
+        """The memory has its own initialisation, not the base model's rule. Weights that were loaded stay."""
         if not any(module is part for site in self._sites.values() for part in site.modules()):
             super()._init_weights(module)
+        elif isinstance(module, GRUMemoryWithDecay):
+            fresh = dict(self.build_site(self.memory_config).named_parameters())
+            for name, parameter in module.named_parameters():
+                if not getattr(parameter, "_is_hf_initialized", False):
+                    parameter.copy_(fresh[name])
 
     @property
     def _sites(self) -> dict[str, nn.Module]:

@@ -68,12 +68,6 @@ class FeatureCache:
     def reply_start(self, i: int) -> int:
         return int(self._reply_starts[i])
 
-    def sample(self, count: int, seed: int = 0) -> np.ndarray:
-        """About `count` rows of features, of whole turns drawn at random."""
-        order = np.random.default_rng(seed).permutation(len(self))
-        taken = order[: int(np.searchsorted(np.cumsum(np.diff(self._offsets)[order]), count)) + 1]
-        return np.concatenate([self.features(i) for i in sorted(taken)])
-
     def value_span(self, i: int, value: str) -> tuple[int, int]:
         """Which tokens of turn `i` spell `value` (its last occurrence), as (start, stop); (0, 0) if none do."""
         if (i, value) not in self._spans:

@@ -21,12 +21,11 @@ from ..rendering import TurnRenderer
 from .features import PREFIX, FeatureCache, build_feature_cache
 from .replies import own_replies
 from .rows import Batch, make_batch, turn_text
-from .trainer import MemoryTrainer, TrainingConfig, conditioned
+from .trainer import MemoryTrainer, TrainingConfig
 
 Progress = Callable[[str, int, int], None]  # (what is being done, done, in all)
 
 _QUIET = -2.0  # bias of the write strength at the start: few tokens are worth a write
-_KEY_SAMPLE = 20_000  # tokens whose hidden states say how keys are spread
 _VALIDATION_SESSIONS = 32
 _VALIDATION = {
     "values": {"values": "test"},
@@ -61,8 +60,8 @@ class TrainRequest:
     )
 
 
-def conversation_memory(**changes: Any) -> MemoryConfig:
-    """The memory that conversations are best served by, (docs/decisions.md says why).
+def conversation_memory(num_blocks: int, **changes: Any) -> MemoryConfig:
+    """The memory that conversations are best served by, for a model of `num_blocks` blocks (see docs/decisions.md).
 
     7,168 floats of slots, 29 KB in float32 and 15 KB in half precision.
     """
@@ -73,6 +72,7 @@ def conversation_memory(**changes: Any) -> MemoryConfig:
         "decay": 0.998,
         "decay_every": "turn",
         "cell": "mingru",
+        "key_layers": (2 * num_blocks // 3,),
     }
     return MemoryConfig(**{**best, **changes})
 
@@ -111,7 +111,7 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     cache_folder = Path(request.cache) if request.cache else out / "cache"
     base, tokenizer = load_model(request.model)
-    config = conversation_memory(**request.memory)
+    config = conversation_memory(len(backbones.blocks_of(base)), **request.memory)
     fingerprint = f"{_weights_digest(base)} {'bfloat16' if request.bfloat16 else 'float32'}"
     head = base.get_output_embeddings().weight.detach().float().clone()
     torch.manual_seed(request.training.seed)
@@ -138,10 +138,7 @@ def train(
         cache = features("training", pool.turns())
         validation = {name: [_validation_batch(p, features(name, p.turns()))] for name, p in validation_pools.items()}
     memory.float()
-    sample = torch.from_numpy(cache.sample(_KEY_SAMPLE, seed=request.training.seed)).float()
-    hidden, extra = sample[:, : memory.hidden_size], sample[:, memory.hidden_size :]
-    root = memory.match_keys(hidden, extra if memory.key_size else None)
-    with _no_denormals(), conditioned(memory, root):
+    with _no_denormals():
         MemoryTrainer(memory, head, pool, cache, validation, request.training, out, report).train()
     model.save_memory(out)
     return out

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch import Tensor
 
 from ..data.facts import FactPool
 from ..memory import GRUMemoryWithDecay
@@ -25,8 +23,6 @@ from .rows import Batch, make_batch
 BEST_NAME = "best.safetensors"
 LAST_NAME = "last.safetensors"
 LOG_NAME = "log.jsonl"
-
-_CONDITIONED_RATE = 4.0  # learning rate of whitened projections, whose weights are all of one size, against the others
 
 
 @dataclass
@@ -47,33 +43,6 @@ class TrainingConfig:
     write_weight: float = field(default=1.0, metadata={"help": "weight of writing what is told and nothing else"})
     validate_every: int = field(default=250, metadata={"help": "steps between validations and checkpoints"})
     seed: int = field(default=0, metadata={"help": "of sessions and sampling"})
-
-
-class _Conditioned(nn.Module):
-    """Weight = parameter @ root: the parameter sees whitened inputs, the module stays what it is."""
-
-    def __init__(self, root: Tensor) -> None:
-        super().__init__()
-        self.root, self.inverse = root, torch.linalg.inv(root)  # no buffers: they are not part of what is trained
-
-    def forward(self, parameter: Tensor) -> Tensor:
-        return parameter @ self.root
-
-    def right_inverse(self, weight: Tensor) -> Tensor:
-        return weight @ self.inverse
-
-
-@contextlib.contextmanager
-def conditioned(memory: GRUMemoryWithDecay, root: Tensor) -> Iterator[None]:
-    """Inside, the projections of keys and queries are trained in whitened coordinates; afterwards plain weights again."""
-    linears = (memory.key, memory.query, memory.strength_key)
-    for linear in linears:
-        parametrize.register_parametrization(linear, "weight", _Conditioned(root))
-    try:
-        yield
-    finally:
-        for linear in linears:
-            parametrize.remove_parametrizations(linear, "weight", leave_parametrized=True)
 
 
 class MemoryTrainer:
@@ -105,14 +74,8 @@ class MemoryTrainer:
         self.validation, self.config, self.folder = validation, config, Path(folder)
         self.report = report or (lambda values: None)
         self.folder.mkdir(parents=True, exist_ok=True)
-        groups = {1.0: [], _CONDITIONED_RATE: []}
-        for name, parameter in memory.named_parameters():
-            groups[_CONDITIONED_RATE if "parametrizations" in name else 1.0].append(parameter)
         self.optimizer = torch.optim.AdamW(
-            [{"params": group, "rate": rate} for rate, group in groups.items() if group],
-            lr=config.learning_rate,
-            betas=(0.9, 0.98),
-            weight_decay=config.weight_decay,
+            memory.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
         )
         self.step, self.best, self.seconds = 0, -1.0, 0.0
 
@@ -123,7 +86,7 @@ class MemoryTrainer:
         while self.step < config.steps:
             began = time.perf_counter()
             for group in self.optimizer.param_groups:
-                group["lr"] = group["rate"] * self._learning_rate()
+                group["lr"] = self._learning_rate()
             batch = self._batch()
             generator = torch.Generator().manual_seed(config.seed * 1_000_003 + self.step)
             outcome = compute_loss(
