@@ -164,9 +164,7 @@ def test_shuffled_sessions_ask_for_the_old_value_before_its_correction():
     generator = FactGenerator(corrected=1.0)
     sessions = [generator.session(4, 0, shuffle=True) for _ in range(20)]
     kinds = [(turn.kind, turn.fact) for session in sessions for turn in session.turns]
-    assert any(
-        ("ask", fact) in kinds[: kinds.index(("correct", fact))] for kind, fact in kinds if kind == "correct"
-    )
+    assert any(("ask", fact) in kinds[: kinds.index(("correct", fact))] for kind, fact in kinds if kind == "correct")
 
 
 def test_a_pool_makes_sessions_of_its_own_turns_only():

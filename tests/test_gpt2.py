@@ -181,7 +181,9 @@ def generates(size, dtype, new_tokens):
     model = with_numbers(on_meta(size), dtype)
     prompt = torch.tensor([[464, 3290, 318]])
     model.reset(batch_size=1)
-    sequences = model.generate(prompt, max_new_tokens=new_tokens, do_sample=False, eos_token_id=None, pad_token_id=50256)
+    sequences = model.generate(
+        prompt, max_new_tokens=new_tokens, do_sample=False, eos_token_id=None, pad_token_id=50256
+    )
     assert sequences.shape == (1, 3 + new_tokens)
     assert model.memory_state.tokens.item() == 3 + new_tokens
     assert model.memory_state.is_finite()

@@ -46,7 +46,9 @@ def test_chunks_give_what_steps_give(length, decay):
 def test_gradients_of_chunks_are_those_of_steps(length, decay):
     def gradients(form):
         inputs, slots = scan_inputs(length, decay)
-        leaves = [field.detach().clone().requires_grad_() for field in (inputs.values, inputs.write, inputs.query, slots)]
+        leaves = [
+            field.detach().clone().requires_grad_() for field in (inputs.values, inputs.write, inputs.query, slots)
+        ]
         values, write, query, slots = leaves
         reads, after = form(inputs._replace(values=values, write=write, query=query), slots)
         generator = torch.Generator().manual_seed(5)
@@ -62,9 +64,13 @@ def test_gradients_of_chunks_are_numerical_gradients(monkeypatch):
     monkeypatch.setattr(recurrence, "CHUNK_TOKENS", 2)
     inputs, slots = scan_inputs(5)
     first = ScanInputs(*(field[:1, :, :1] for field in inputs))
-    leaves = [field.detach().clone().requires_grad_() for field in (first.values, first.write, first.query, slots[:1, :1])]
+    leaves = [
+        field.detach().clone().requires_grad_() for field in (first.values, first.write, first.query, slots[:1, :1])
+    ]
     assert torch.autograd.gradcheck(
-        lambda values, write, query, slots: scan_chunked(first._replace(values=values, write=write, query=query), slots),
+        lambda values, write, query, slots: scan_chunked(
+            first._replace(values=values, write=write, query=query), slots
+        ),
         leaves,
     )
 

@@ -98,9 +98,7 @@ class Conversation:
         """The prefix, the turns still in sight and the new tokens; memory takes in what it has not seen yet."""
         prefix = self.renderer.prefix_ids
         context = [
-            token
-            for turn in self._context
-            for token in (*self.renderer.turn(*turn).ids, *self.renderer.separator_ids)
+            token for turn in self._context for token in (*self.renderer.turn(*turn).ids, *self.renderer.separator_ids)
         ]
         longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         total = len(prefix) + len(context) + len(ids) + room

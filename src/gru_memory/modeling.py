@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Cache, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from . import backbones
 from .cache import attach, find_layer
@@ -31,6 +32,7 @@ from .saving import MemorySavingMixin
 from .state import MemoryState
 
 _MODULES = "gru_memory"  # attribute of the model that holds the sites
+_CHECKPOINTS_HOOKS = "__call__" in GradientCheckpointingLayer.__dict__  # before transformers 5.23
 
 
 @dataclass
@@ -259,6 +261,11 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin):
         if source is None:
             raise ValueError("pass input_ids or inputs_embeds")
         batch, length = source.shape[:2]
+        if _CHECKPOINTS_HOOKS and self.training and set(self._sites) != {"top"} and self.is_gradient_checkpointing:
+            raise RuntimeError(
+                "this version of transformers runs hooks again when it recomputes a block, and the memory's gradients would "
+                "be lost: use transformers 5.23 or later, or sites=('top',), or model.gradient_checkpointing_disable()"
+            )
         cache = arguments.get("past_key_values")
         layer = find_layer(cache)
         if memory_state is None:
@@ -396,9 +403,7 @@ def _last_columns(mask: Tensor | None, batch: int, length: int, device: torch.de
     return mask[:, -length:].to(device).bool()
 
 
-def _turn_starts(
-    position_ids: Tensor | None, valid: Tensor, past_length: int, attention_mask: Tensor | None
-) -> Tensor:
+def _turn_starts(position_ids: Tensor | None, valid: Tensor, past_length: int, attention_mask: Tensor | None) -> Tensor:
     """(B, T) bool, True at position 0 of each turn: where positions restart, or at the first token without a past."""
     if position_ids is not None:
         return (position_ids.expand(valid.shape).to(valid.device) == 0) & valid

@@ -34,7 +34,9 @@ def train_command(
     learning_rate: Annotated[float, option(TrainingConfig, "learning_rate")] = TrainingConfig.learning_rate,
     max_facts: Annotated[int, option(TrainingConfig, "max_facts")] = TrainingConfig.max_facts,
     max_between: Annotated[int, option(TrainingConfig, "max_between")] = TrainingConfig.max_between,
+    curriculum_steps: Annotated[int, option(TrainingConfig, "curriculum_steps")] = TrainingConfig.curriculum_steps,
     address_weight: Annotated[float, option(TrainingConfig, "address_weight")] = TrainingConfig.address_weight,
+    write_weight: Annotated[float, option(TrainingConfig, "write_weight")] = TrainingConfig.write_weight,
     base_weight: Annotated[float, option(TrainingConfig, "base_weight")] = TrainingConfig.base_weight,
     validate_every: Annotated[int, option(TrainingConfig, "validate_every")] = TrainingConfig.validate_every,
     seed: Annotated[int, option(TrainingConfig, "seed")] = TrainingConfig.seed,
@@ -68,6 +70,8 @@ def train_command(
         max_between=max_between,
         base_weight=base_weight,
         address_weight=address_weight,
+        write_weight=write_weight,
+        curriculum_steps=curriculum_steps,
         validate_every=validate_every,
         seed=seed,
     )

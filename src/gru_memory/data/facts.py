@@ -107,9 +107,7 @@ class FactGenerator:
         fact = self.fact()
         worded = [fact, *(self.reworded(fact) for _ in range(max(tells, asks) - 1))]
         corrections = tuple(dict.fromkeys(f.correction for f in worded[:tells] if f.correction))
-        early = (
-            (self._ask(self._attributes[fact.attribute], fact.id, fact.old_value),) if fact.correction else ()
-        )
+        early = (self._ask(self._attributes[fact.attribute], fact.id, fact.old_value),) if fact.correction else ()
         return FactTurns(
             fact,
             tuple(dict.fromkeys(f.tell for f in worded[:tells])),
@@ -166,9 +164,7 @@ class FactGenerator:
 class FactPool:
     """A finite pool of turns, recombined into any number of sessions: work on a turn can be done once."""
 
-    def __init__(
-        self, generator: FactGenerator, num_facts: int, num_talk: int, tells: int = 2, asks: int = 2
-    ):
+    def __init__(self, generator: FactGenerator, num_facts: int, num_talk: int, tells: int = 2, asks: int = 2):
         if num_facts < 1:
             raise ValueError(f"a pool needs at least one fact, not {num_facts}")
         self.facts = [generator.fact_turns(tells, asks) for _ in range(num_facts)]
@@ -199,9 +195,7 @@ def arrange(rng: Random, facts: Sequence[FactTurns], talk: Sequence[Turn], shuff
         told.append(steps)
         asked.append([rng.choice(turns.asks) for _ in range(1 + (shuffle and rng.random() < ASKED_TWICE))])
     if shuffle:
-        turns = _merge(
-            rng, [steps + asks for steps, asks in zip(told, asked, strict=True)] + [[turn] for turn in talk]
-        )
+        turns = _merge(rng, [steps + asks for steps, asks in zip(told, asked, strict=True)] + [[turn] for turn in talk])
     else:
         turns = _merge(rng, told) + list(talk) + _merge(rng, asked)
     meta = {"facts": len(facts), "between": len(talk), "shuffle": shuffle}
@@ -235,9 +229,7 @@ def _without_clashes(draw: Callable[[], FactTurns], number: int) -> list[FactTur
             chosen.append(turns)
     if len(chosen) == number:
         return chosen
-    raise ValueError(
-        f"could not draw {number} facts with different attributes and values; ask for fewer per session"
-    )
+    raise ValueError(f"could not draw {number} facts with different attributes and values; ask for fewer per session")
 
 
 def _fill(text: str, value: str) -> str:

@@ -102,9 +102,7 @@ def _add_message(by_turn: dict[int, dict[str, dict]], message: dict) -> None:
         return
     expected = "assistant" if "user" in turn else "user"
     if role != expected or role in turn:
-        raise ValueError(
-            f"turn {index} has a {role!r} message; a turn is one user message, then at most one reply"
-        )
+        raise ValueError(f"turn {index} has a {role!r} message; a turn is one user message, then at most one reply")
     turn[role] = message
 
 

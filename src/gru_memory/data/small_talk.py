@@ -155,12 +155,8 @@ def _capital(rng: Random, split: str) -> Pair:
 def _arithmetic(rng: Random, split: str) -> Pair:
     a, b = rng.randint(2, 99), rng.randint(2, 30)
     sign, word, result = rng.choice((("+", "plus", a + b), ("-", "minus", a - b), ("x", "times", a * b)))
-    ask = rng.choice(
-        (f"What is {a} {word} {b}?", f"Please calculate {a} {sign} {b}.", f"How much is {a} {word} {b}?")
-    )
-    return ask, rng.choice(
-        (f"{a} {word} {b} is {result}.", f"The result is {result}.", f"That makes {result}.")
-    )
+    ask = rng.choice((f"What is {a} {word} {b}?", f"Please calculate {a} {sign} {b}.", f"How much is {a} {word} {b}?"))
+    return ask, rng.choice((f"{a} {word} {b} is {result}.", f"The result is {result}.", f"That makes {result}."))
 
 
 def _chemistry(rng: Random, split: str) -> Pair:
@@ -183,9 +179,7 @@ def _opposite(rng: Random, split: str) -> Pair:
 def _translate(rng: Random, split: str) -> Pair:
     english, spanish, german = rng.choice(SPANISH_GERMAN)
     language, word = rng.choice((("Spanish", spanish), ("German", german)))
-    ask = rng.choice(
-        (f'Translate "{english}" into {language}.', f'How do you say "{english}" in {language}?')
-    )
+    ask = rng.choice((f'Translate "{english}" into {language}.', f'How do you say "{english}" in {language}?'))
     return ask, rng.choice((f'"{english}" is "{word}" in {language}.', f'In {language} you say "{word}".'))
 
 
@@ -246,9 +240,7 @@ def _tips(rng: Random, split: str) -> Pair:
 
 
 def _compare(rng: Random, split: str) -> Pair:
-    one, two = rng.sample(
-        _side(rng.choice((w.ANIMALS, w.INSTRUMENTS, w.HOBBIES, w.SUBJECTS, w.DISHES)), split), 2
-    )
+    one, two = rng.sample(_side(rng.choice((w.ANIMALS, w.INSTRUMENTS, w.HOBBIES, w.SUBJECTS, w.DISHES)), split), 2)
     ask = rng.choice(
         (
             f"What do {one} and {two} have in common?",
@@ -274,9 +266,7 @@ def _define(rng: Random, split: str) -> Pair:
         )
     )
     if ask.startswith("Use"):
-        return ask, rng.choice(
-            (f"Yesterday we talked about the {word} for an hour.", f"Nobody expected the {word}.")
-        )
+        return ask, rng.choice((f"Yesterday we talked about the {word} for an hour.", f"Nobody expected the {word}."))
     if ask.startswith("How"):
         return ask, f'The word "{word}" has {len(word)} letters.'
     return ask, "-".join(word.upper()) + "."

@@ -36,9 +36,7 @@ def split_of(text: str) -> str:
     return "test" if int.from_bytes(digest[:8], "big") % 100 < TEST_PERCENT else "train"
 
 
-def sample_value(
-    kind: str, rng: Random, split: str = "train", accept: Callable[[str], bool] | None = None
-) -> str:
+def sample_value(kind: str, rng: Random, split: str = "train", accept: Callable[[str], bool] | None = None) -> str:
     """A value of `kind` on its side of the split (closed kinds have no sides) for which `accept` holds."""
     if kind not in MAKERS:
         raise ValueError(f"unknown kind of value {kind!r}; use one of {sorted(MAKERS)}")
@@ -99,18 +97,14 @@ def source(name: str) -> tuple[str, ...]:
     try:
         return _SOURCES[name]()
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f'{error}; the data generators need: pip install "gru-memory[train]"'
-        ) from error
+        raise ModuleNotFoundError(f'{error}; the data generators need: pip install "gru-memory[train]"') from error
 
 
 def _jobs() -> tuple[str, ...]:
     """Faker's index-style titles ("Surveyor, mining") the way they are said ("mining surveyor"), and ours."""
     listed = importlib.import_module("faker.providers.job.en_US").Provider.jobs
     said = [" ".join(reversed(job.lower().split(", "))) for job in listed]
-    return tuple(
-        dict.fromkeys([*w.JOBS, *(job for job in said if re.fullmatch(r"[a-z]+( [a-z]+){0,2}", job))])
-    )
+    return tuple(dict.fromkeys([*w.JOBS, *(job for job in said if re.fullmatch(r"[a-z]+( [a-z]+){0,2}", job))]))
 
 
 _SOURCES: dict[str, Callable[[], tuple[str, ...]]] = {
@@ -172,9 +166,7 @@ def _made_up(rng: Random) -> str:
     onsets = word_list("b,br,c,ch,d,dr,f,fl,g,gr,h,j,k,kl,l,m,n,p,pr,qu,r,s,sh,sk,st,t,th,tr,v,w,y,z,zh")
     nuclei = word_list("a,a,e,e,i,i,o,o,u,ai,ea,io,ou")
     codas = ["", "", "", "n", "r", "l", "s", "m", "x", "nd", "rk", "sk", "th"]
-    parts = [
-        rng.choice(onsets) + rng.choice(nuclei) + rng.choice(codas) for _ in range(rng.choice((2, 2, 3)))
-    ]
+    parts = [rng.choice(onsets) + rng.choice(nuclei) + rng.choice(codas) for _ in range(rng.choice((2, 2, 3)))]
     return _cap("".join(parts))
 
 
@@ -182,9 +174,7 @@ def _phrase(rng: Random) -> str:
     if rng.random() < 0.5:
         return f"{rng.choice(w.PHRASE_THINGS)} {rng.choice(w.PHRASE_PLACES)}"
     adjective = rng.choice(source("adjective"))
-    return f"{article(adjective)} {adjective} {_noun(rng)}" + rng.choice(
-        ("", f" {rng.choice(w.PHRASE_PLACES)}")
-    )
+    return f"{article(adjective)} {adjective} {_noun(rng)}" + rng.choice(("", f" {rng.choice(w.PHRASE_PLACES)}"))
 
 
 def _food(rng: Random) -> str:
@@ -209,9 +199,7 @@ def _brand(rng: Random) -> str:
 def _company(rng: Random) -> str:
     form = rng.randrange(5)
     if form == 0:
-        return (
-            f"{_surname(rng)} & {rng.choice(('Sons', 'Daughters', 'Partners', rng.choice(source('last'))))}"
-        )
+        return f"{_surname(rng)} & {rng.choice(('Sons', 'Daughters', 'Partners', rng.choice(source('last'))))}"
     if form == 1:
         return f"{_adjective_noun(rng)} {rng.choice(w.COMPANY_ENDS)}"
     return f"{rng.choice((_made_up, _surname, _nickname))(rng)} {rng.choice(w.COMPANY_ENDS)}"
@@ -237,9 +225,7 @@ def _date(rng: Random) -> str:
     day, month = rng.randint(1, 28), rng.choice(w.MONTHS)
     ending = "th" if 10 < day < 20 else {1: "st", 2: "nd", 3: "rd"}.get(day % 10, "th")
     year = rng.randint(1950, 2035)
-    return rng.choice(
-        (f"{month} {day}", f"{day} {month}", f"the {day}{ending} of {month}", f"{day} {month} {year}")
-    )
+    return rng.choice((f"{month} {day}", f"{day} {month}", f"the {day}{ending} of {month}", f"{day} {month} {year}"))
 
 
 def _time(rng: Random) -> str:
@@ -248,13 +234,9 @@ def _time(rng: Random) -> str:
 
 
 def _price(rng: Random) -> str:
-    amount = rng.choice(
-        (f"{rng.randint(3, 1999)}", f"{rng.randint(2, 199)}.{rng.choice((25, 49, 50, 75, 90, 99))}")
-    )
+    amount = rng.choice((f"{rng.randint(3, 1999)}", f"{rng.randint(2, 199)}.{rng.choice((25, 49, 50, 75, 90, 99))}"))
     return (
-        rng.choice("$€£") + amount
-        if rng.random() < 0.6
-        else f"{amount} {rng.choice(('euros', 'dollars', 'pounds'))}"
+        rng.choice("$€£") + amount if rng.random() < 0.6 else f"{amount} {rng.choice(('euros', 'dollars', 'pounds'))}"
     )
 
 

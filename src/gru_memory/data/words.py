@@ -55,9 +55,7 @@ COOKING = word_list(
     """grilled, roasted, smoked, pickled, fried, baked, stewed, steamed, marinated, caramelised, spiced,
 braised"""
 )
-FOOD_FORMS = word_list(
-    """soup, curry, stew, salad, pie, tart, casserole, sandwich, pasta, stir-fry, gratin, dip"""
-)
+FOOD_FORMS = word_list("""soup, curry, stew, salad, pie, tart, casserole, sandwich, pasta, stir-fry, gratin, dip""")
 
 INSTRUMENTS = word_list(
     """piano, violin, viola, cello, double bass, harp, guitar, ukulele, banjo, mandolin, lute, sitar,
@@ -188,9 +186,7 @@ EVENTS = word_list(
     """Marathon, Half Marathon, Triathlon, Regatta, Cup, Open, Ultra, Relay, Fun Run, Challenge, Festival,
 Championship"""
 )
-STREET_ENDS = word_list(
-    """Street, Road, Lane, Avenue, Way, Close, Drive, Court, Terrace, Square, Hill, Crescent"""
-)
+STREET_ENDS = word_list("""Street, Road, Lane, Avenue, Way, Close, Drive, Court, Terrace, Square, Hill, Crescent""")
 COMPANY_ENDS = word_list(
     """Ltd, Group, Partners, Systems, Labs, Industries, Works, Logistics, Foods, Media, Studios, Bank,
 Insurance, Energy"""

@@ -29,19 +29,19 @@ LOG_NAME = "log.jsonl"
 class TrainingConfig:
     """How long and on what; see `MemoryTrainer`."""
 
-    steps: int = field(default=3500, metadata={"help": "optimiser steps"})
-    rows: int = field(default=12, metadata={"help": "sessions in a step of three facts; more facts, fewer sessions"})
-    learning_rate: float = field(default=3e-3, metadata={"help": "peak; linear warm-up, then a cosine to 2%"})
+    steps: int = field(default=1150, metadata={"help": "optimiser steps"})
+    rows: int = field(default=16, metadata={"help": "sessions in a step of three facts; more facts, fewer sessions"})
+    learning_rate: float = field(default=1.2e-3, metadata={"help": "peak; linear warm-up, then a cosine to 2%"})
     warmup_steps: int = field(default=50, metadata={"help": "steps of warm-up"})
     weight_decay: float = field(default=0.01, metadata={"help": "AdamW"})
     clip_norm: float = field(default=1.0, metadata={"help": "gradient norm"})
     max_facts: int = field(default=8, metadata={"help": "facts in a session, drawn from 1 to this"})
     max_between: int = field(default=4, metadata={"help": "unrelated turns in a session, drawn from 0 to this"})
-    curriculum_steps: int = field(default=300, metadata={"help": "steps over which max_facts grows from 2"})
+    curriculum_steps: int = field(default=200, metadata={"help": "steps over which max_facts grows from 2"})
     base_weight: float = field(default=1.0, metadata={"help": "weight of staying close to the base model"})
     address_weight: float = field(default=1.0, metadata={"help": "weight of reading where the answer was written"})
     write_weight: float = field(default=1.0, metadata={"help": "weight of writing what is told and nothing else"})
-    validate_every: int = field(default=250, metadata={"help": "steps between validations and checkpoints"})
+    validate_every: int = field(default=115, metadata={"help": "steps between validations and checkpoints"})
     seed: int = field(default=0, metadata={"help": "of sessions and sampling"})
 
 
