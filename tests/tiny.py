@@ -51,7 +51,13 @@ def base_model(family: str = "gpt2", seed: int = 0) -> PreTrainedModel:
     torch.manual_seed(seed)
     if family == "gpt2":
         dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-        shape = {"n_positions": 256, "n_embd": HIDDEN, "n_layer": LAYERS, "n_head": 4, "initializer_range": 0.2}
+        shape = {
+            "n_positions": 256,
+            "n_embd": HIDDEN,
+            "n_layer": LAYERS,
+            "n_head": 4,
+            "initializer_range": 0.2,
+        }
         model = GPT2LMHeadModel(GPT2Config(**_TOKENS, **shape, **dropout))
     elif family == "llama":
         model = LlamaForCausalLM(LlamaConfig(**_TOKENS, **_WIDE))
