@@ -59,9 +59,7 @@ def assert_untrained(model):
         assert not site.value_hidden.weight.any()
         assert not site.key.bias.any()
         d = site.slot_size
-        assert torch.allclose(
-            site.weight_ih[:, 2 * d :].diagonal(dim1=1, dim2=2).mean(), torch.tensor(1.0), atol=0.05
-        )
+        assert torch.allclose(site.weight_ih[:, 2 * d :].diagonal(dim1=1, dim2=2).mean(), torch.tensor(1.0), atol=0.05)
         assert (site.bias_ih[:, d : 2 * d] == -2).all()
 
 
@@ -119,9 +117,7 @@ def test_a_checkpoint_without_a_memory_is_given_an_untrained_one(checkpoint):
 
 
 def test_a_model_from_its_config(tmp_path):
-    config = GPT2Config(
-        vocab_size=101, n_embd=HIDDEN, n_layer=LAYERS, n_head=4, eos_token_id=EOS, pad_token_id=PAD
-    )
+    config = GPT2Config(vocab_size=101, n_embd=HIDDEN, n_layer=LAYERS, n_head=4, eos_token_id=EOS, pad_token_id=PAD)
     model = GPT2WithGRUMemory(config).eval()
     assert_untrained(model)
     assert not torch.equal(model.transformer.wte.weight, torch.zeros_like(model.transformer.wte.weight))

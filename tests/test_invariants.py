@@ -209,10 +209,7 @@ def test_memory_mask_hides_tokens_from_memory_only(model):
 
 def ends(sequences, prompt, ended=lambda row, end: False):
     """How long each row is: up to and with the first token at which `ended(row, length)` is true."""
-    return [
-        next((end for end in range(prompt + 1, len(row) + 1) if ended(row, end)), len(row))
-        for row in sequences
-    ]
+    return [next((end for end in range(prompt + 1, len(row) + 1) if ended(row, end)), len(row)) for row in sequences]
 
 
 def at_word(words):
@@ -341,9 +338,7 @@ def tokenizer():
     characters = {"<pad>": PAD, "<s>": BOS, "</s>": EOS, **{character(i): i for i in range(3, VOCABULARY)}}
     plain = Tokenizer(models.BPE(characters, []))
     plain.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=plain, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=plain, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
 
 
 def character(token):
@@ -436,9 +431,7 @@ def test_a_conversation_that_keeps_its_cache(family_model, given):
 def test_the_text_is_that_of_the_logits(model):
     """Greedy decoding step by step, by forward alone, gives the same tokens."""
     prompt, start = random_ids(2, 6), some_state(model)
-    sequences = model.generate(
-        prompt, memory_state=start, max_new_tokens=6, do_sample=False, eos_token_id=None
-    )
+    sequences = model.generate(prompt, memory_state=start, max_new_tokens=6, do_sample=False, eos_token_id=None)
     ids = prompt
     with torch.no_grad():
         for _ in range(6):
@@ -530,9 +523,7 @@ def test_a_failing_generate_leaves_the_state(model):
     model.memory_state = before = some_state(model)
     copies = before.clone()
     with pytest.raises(ArithmeticError):
-        model.generate(
-            random_ids(), max_new_tokens=5, logits_processor=LogitsProcessorList([Fails()]), do_sample=False
-        )
+        model.generate(random_ids(), max_new_tokens=5, logits_processor=LogitsProcessorList([Fails()]), do_sample=False)
     assert model.memory_state is before
     assert_same_state(before, copies, 0)
     model.generate(random_ids(), max_new_tokens=2, do_sample=False)
@@ -677,9 +668,7 @@ def test_only_the_memory_learns(model):
     found = gradients(model, loss_of(model(random_ids(), use_cache=False).logits))
     assert set(found) == {name for name, _ in model.named_parameters() if name.startswith("gru_memory.")}
     assert all(gradient.abs().max() > 0 for gradient in found.values())
-    assert {id(p) for p in model.parameters() if p.requires_grad} == {
-        id(p) for p in model.memory_parameters()
-    }
+    assert {id(p) for p in model.parameters() if p.requires_grad} == {id(p) for p in model.memory_parameters()}
 
 
 def test_gradients_of_chunks_are_those_of_the_whole(model):
@@ -697,9 +686,7 @@ def test_gradients_are_those_of_the_plain_recurrence(model, monkeypatch):
     ids, start = random_ids(2, 21), some_state(model)
     got = gradients(model, loss_of(model(ids, memory_state=start, use_cache=False).logits))
     monkeypatch.setattr(recurrence, "scan", recurrence.scan_reference)
-    assert_same_gradients(
-        got, gradients(model, loss_of(model(ids, memory_state=start, use_cache=False).logits))
-    )
+    assert_same_gradients(got, gradients(model, loss_of(model(ids, memory_state=start, use_cache=False).logits)))
 
 
 def test_gradients_flow_through_the_state(family_model):
@@ -714,9 +701,7 @@ def test_gradients_flow_through_the_state(family_model):
     family_model.zero_grad()
 
 
-@pytest.mark.filterwarnings(
-    "ignore:.gradient_checkpointing_enable. is deprecated"
-)  # but new in 5.23 is its heir
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated")  # but new in 5.23 is its heir
 @pytest.mark.parametrize("reentrant", (False, True))
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
@@ -794,9 +779,7 @@ def test_a_memory_saved_alone(model, tmp_path):
 def test_a_base_model_and_a_memory_by_their_folders(family_model, tmp_path):
     base_model(family_model.config.model_type).double().save_pretrained(tmp_path / "base")
     family_model.save_memory(tmp_path / "memory")
-    model = AutoModelWithGRUMemory.from_pretrained(
-        tmp_path / "base", tmp_path / "memory", dtype=torch.float64
-    )
+    model = AutoModelWithGRUMemory.from_pretrained(tmp_path / "base", tmp_path / "memory", dtype=torch.float64)
     assert torch.equal(model(random_ids()).logits, family_model(random_ids()).logits)
     with pytest.raises(ValueError, match="memory="):
         AutoModelWithGRUMemory.from_pretrained(tmp_path / "base")

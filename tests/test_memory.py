@@ -144,9 +144,7 @@ def test_decay_of_each_head_or_slot(decay, table):
 
 
 @pytest.mark.parametrize("build", (lambda decay: site(decay=decay), lambda decay: MemoryConfig(decay=decay)))
-@pytest.mark.parametrize(
-    "decay", (0, 0.0, -0.5, 1.5, math.nan, math.inf, "0.9", None, [0.9, 0.0], [], [0.9] * 5)
-)
+@pytest.mark.parametrize("decay", (0, 0.0, -0.5, 1.5, math.nan, math.inf, "0.9", None, [0.9, 0.0], [], [0.9] * 5))
 def test_impossible_decays_are_refused(build, decay):
     with pytest.raises(ValueError, match="decay"):
         build(decay)
@@ -170,9 +168,7 @@ def test_whole_is_chunks_is_steps(cell, clock):
     whole, after = memory(x, e, turn_starts=starts)
     for sizes in ([7, 1, 20, 9], [1] * 37):
         state, parts = None, []
-        for part_x, part_e, part_s in zip(
-            x.split(sizes, 1), e.split(sizes, 1), starts.split(sizes, 1), strict=True
-        ):
+        for part_x, part_e, part_s in zip(x.split(sizes, 1), e.split(sizes, 1), starts.split(sizes, 1), strict=True):
             part, state = memory(part_x, part_e, state, turn_starts=part_s)
             parts.append(part)
         assert_close(torch.cat(parts, 1), whole)
@@ -201,9 +197,7 @@ def test_masked_positions_hold_the_state(cell, clock):
 def test_an_all_masked_stretch_returns_the_state_it_got(length):
     memory = site()
     before = random_state(memory)
-    _, after = memory(
-        *stream(length), before, torch.zeros(2, length, dtype=torch.bool), torch.ones(2, length) > 0
-    )
+    _, after = memory(*stream(length), before, torch.zeros(2, length, dtype=torch.bool), torch.ones(2, length) > 0)
     for key in before:
         assert torch.equal(after[key], before[key])
 
@@ -257,9 +251,7 @@ def test_the_write_address_comes_from_the_visible_position_before():
 
 def test_what_is_stored_under_a_key_comes_back_where_it_is_asked_for():
     torch.manual_seed(0)
-    memory = GRUMemoryWithDecay(
-        64, num_heads=4, num_slots=16, slot_size=16, decay=1.0, cell="mingru", gate_init=1.0
-    )
+    memory = GRUMemoryWithDecay(64, num_heads=4, num_slots=16, slot_size=16, decay=1.0, cell="mingru", gate_init=1.0)
     set_strength(memory, 4.0)
     # ask, alice, other, bob, ask: at the end the embedding of alice must be nearer than that of bob
     hidden, alice, bob, other = torch.randn(4, 64)
@@ -279,9 +271,7 @@ def test_the_turn_clock_ticks_once_a_turn():
     starts[1, 3] = True
     before = random_state(memory)
     _, after = memory(*stream(), before, turn_starts=starts)
-    assert_close(
-        after["slots"], torch.tensor([0.125, 0.5]).double().view(2, 1, 1, 1) * before["slots"], 1e-12
-    )
+    assert_close(after["slots"], torch.tensor([0.125, 0.5]).double().view(2, 1, 1, 1) * before["slots"], 1e-12)
     _, unticked = memory(*stream(), before)
     assert_close(unticked["slots"], before["slots"], 1e-12)
 
@@ -357,20 +347,12 @@ def test_no_state_is_kept_or_changed_in_place():
 
 def test_matched_embeddings_are_recognised_among_all_tokens():
     torch.manual_seed(0)
-    shared = (
-        torch.randn(64) * 5
-    )  # a direction that holds most of every embedding's length, as in pretrained models
+    shared = torch.randn(64) * 5  # a direction that holds most of every embedding's length, as in pretrained models
     embeddings = torch.randn(500, 64) + shared
 
     def recognised(memory):
         stored = memory.value_embed(F.rms_norm(embeddings, (64,), eps=1e-6)).tanh()
-        return (
-            ((stored @ memory.output.weight.t()) @ embeddings.t())
-            .argmax(-1)
-            .eq(torch.arange(500))
-            .float()
-            .mean()
-        )
+        return ((stored @ memory.output.weight.t()) @ embeddings.t()).argmax(-1).eq(torch.arange(500)).float().mean()
 
     memory = GRUMemoryWithDecay(64, num_heads=2, num_slots=4, slot_size=24, cell="mingru")
     assert recognised(memory) < 0.5

@@ -24,11 +24,7 @@ def scan_inputs(length, decay=0.97, dtype=torch.float64, width=D, seed=0):
     values = torch.randn(B, length, N, width, dtype=dtype).tanh()
     address = torch.randn(B, length, N, S, dtype=dtype).mul(2).softmax(-1)
     write = torch.rand(B, length, N, 1, dtype=dtype) * address
-    keep = (
-        torch.where(torch.rand(B, length, 1, 1, dtype=dtype) < 0.7, decay, 1.0)
-        .expand(B, length, N, S)
-        .to(dtype)
-    )
+    keep = torch.where(torch.rand(B, length, 1, 1, dtype=dtype) < 0.7, decay, 1.0).expand(B, length, N, S).to(dtype)
     query = torch.randn(B, length, N, S, dtype=dtype).softmax(-1)
     slots = torch.rand(B, N, S, D, dtype=dtype) * 2 - 1
     return ScanInputs(values, address, write, keep, query), slots
@@ -59,15 +55,12 @@ def test_gradients_of_chunks_are_those_of_steps(length, decay):
     def gradients(form):
         inputs, slots = scan_inputs(length, decay)
         leaves = [
-            field.detach().clone().requires_grad_()
-            for field in (inputs.values, inputs.write, inputs.query, slots)
+            field.detach().clone().requires_grad_() for field in (inputs.values, inputs.write, inputs.query, slots)
         ]
         values, write, query, slots = leaves
         reads, after = form(inputs._replace(values=values, write=write, query=query), slots)
         generator = torch.Generator().manual_seed(5)
-        loss = sum(
-            (t * torch.randn(t.shape, generator=generator, dtype=t.dtype)).sum() for t in (reads, after)
-        )
+        loss = sum((t * torch.randn(t.shape, generator=generator, dtype=t.dtype)).sum() for t in (reads, after))
         return torch.autograd.grad(loss, leaves)
 
     for got, wanted in zip(gradients(scan_chunked), gradients(scan_reference), strict=True):
@@ -80,8 +73,7 @@ def test_gradients_of_chunks_are_numerical_gradients(monkeypatch):
     inputs, slots = scan_inputs(5)
     first = ScanInputs(*(field[:1, :, :1] for field in inputs))
     leaves = [
-        field.detach().clone().requires_grad_()
-        for field in (first.values, first.write, first.query, slots[:1, :1])
+        field.detach().clone().requires_grad_() for field in (first.values, first.write, first.query, slots[:1, :1])
     ]
     assert torch.autograd.gradcheck(
         lambda values, write, query, slots: scan_chunked(

@@ -127,9 +127,7 @@ def test_save_and_load_keep_every_bit(model, state, tmp_path):
     loaded = MemoryState.load(tmp_path / "state", model.memory_fingerprint())
     assert_same_state(loaded, state, 0)
     assert loaded.fingerprint == state.fingerprint
-    assert {k: t.dtype for k, t in loaded.sites["top"].items()} == {
-        k: t.dtype for k, t in state.sites["top"].items()
-    }
+    assert {k: t.dtype for k, t in loaded.sites["top"].items()} == {k: t.dtype for k, t in state.sites["top"].items()}
     assert_same_state(loaded.decay(2), state.decay(2), 0)
     assert MemoryState.read_metadata(tmp_path / "state")["who"] == "Ada"
     ids = random_ids(3, 4, seed=9)
