@@ -1005,3 +1005,19 @@ def test_the_pipeline(family_model):
 def test_trainable_parameters_are_counted(family_model, capsys):
     family_model.print_trainable_parameters()
     assert f"{family_model.num_memory_parameters():,}" in capsys.readouterr().out
+
+
+def test_a_state_of_another_memory_is_refused_by_generate_and_by_the_setter(model):
+    state = model.initial_memory_state(1)
+    prompt = torch.randint(3, 60, (1, 5))
+    with torch.no_grad():
+        next(iter(model.memory_parameters())).add_(0.5)
+    try:
+        with pytest.raises(ValueError, match="other weights"):
+            model.generate(prompt, max_new_tokens=2, memory_state=state)
+        with pytest.raises(ValueError, match="other weights"):
+            model.memory_state = state
+    finally:
+        with torch.no_grad():
+            next(iter(model.memory_parameters())).sub_(0.5)
+    model.generate(prompt, max_new_tokens=2, memory_state=model.initial_memory_state(1), pad_token_id=0)

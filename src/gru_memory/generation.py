@@ -124,7 +124,7 @@ class MemoryGenerationMixin:
             run.start = layer.state  # the user's cache goes on where it was
         if run.start is None:
             run.start = self.initial_memory_state(batch_size)
-        self.check_memory_state(run.start, batch_size)
+        self.check_memory_state(run.start, batch_size, whose=True)
         expanded = run.start.repeat_interleave(max(generation_config.num_beams, generation_config.num_return_sequences))
         if cache is not None:
             attach(cache, expanded, self.config.get_text_config().num_hidden_layers)

@@ -177,7 +177,7 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin):
     @memory_state.setter
     def memory_state(self, state: MemoryState | None) -> None:
         if state is not None:
-            self.check_memory_state(state, state.batch_size)
+            self.check_memory_state(state, state.batch_size, whose=True)
         self._memory_state = state
 
     def reset(self, batch_size: int = 1) -> None:
@@ -220,8 +220,11 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin):
             self.__dict__["_fingerprint"] = cached
         return cached[1]
 
-    def check_memory_state(self, state: MemoryState, batch_size: int) -> None:
-        """Raise ValueError unless `state` is one of this memory for `batch_size` rows."""
+    def check_memory_state(self, state: MemoryState, batch_size: int, whose: bool = False) -> None:
+        """Raise ValueError unless `state` is one of this memory for `batch_size` rows.
+
+        `whose` also asks for the fingerprint of this very model and memory (states made in training carry none).
+        """
         if not isinstance(state, MemoryState):
             raise ValueError(
                 f"memory_state is a {type(state).__name__}: pass a MemoryState (model.initial_memory_state())"
@@ -239,6 +242,11 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin):
         for name, site in self._sites.items():
             if isinstance(site, GRUMemoryWithDecay):
                 site.check_state(state.sites[name], batch_size)
+        if whose and state.fingerprint not in (None, self.memory_fingerprint()):
+            raise ValueError(
+                "this state was made by another model or by a memory with other weights: start from "
+                "model.initial_memory_state(), or load the memory that made it"
+            )
 
     @contextlib.contextmanager
     def disable_memory(self) -> Iterator[None]:
@@ -295,7 +303,8 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin):
         weight = self.get_output_embeddings().weight
         if input_ids is not None:
             return F.embedding(input_ids, weight)
-        return embeds if embeds.shape[-1] == weight.shape[1] else None
+        # Input embeddings are what is stored only where the model ties them to its head.
+        return embeds if self.get_input_embeddings().weight is weight else None
 
     def run_site(self, site: str, hidden_states: Tensor, call: MemoryCall) -> Tensor:
         """Let one site read and write; its new state is kept in `call`."""
