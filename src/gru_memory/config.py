@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -46,6 +47,8 @@ class MemoryConfig:
     )
 
     def __post_init__(self) -> None:
+        if isinstance(self.sites, str):
+            raise ValueError(f"sites is the text {self.sites!r}: give a tuple, such as ({self.sites!r},)")
         self.sites = tuple(self.sites)
         self.key_layers = tuple(self.key_layers)
         if not self.sites:
@@ -65,6 +68,12 @@ class MemoryConfig:
             raise ValueError(f"decay_every is {self.decay_every!r}: choose one of {CLOCKS}")
         if self.mode not in MODES:
             raise ValueError(f"mode is {self.mode!r}: choose one of {MODES}")
+        if any(not isinstance(layer, int) or isinstance(layer, bool) or layer < 0 for layer in self.key_layers):
+            raise ValueError(f"key_layers is {self.key_layers}: a key layer is the number of a block, counted from 0")
+        if len(set(self.key_layers)) != len(self.key_layers):
+            raise ValueError(f"key_layers {self.key_layers} names a block twice: give each one once")
+        if not isinstance(self.gate_init, (int, float)) or not math.isfinite(self.gate_init):
+            raise ValueError(f"gate_init is {self.gate_init!r}: it must be a finite number, 0 for a silent memory")
         check_decay(self.decay, self.num_heads, self.num_slots)
 
     def to_dict(self) -> dict[str, Any]:
@@ -78,6 +87,8 @@ class MemoryConfig:
         """Inverse of `to_dict`. Unknown fields and newer formats are refused."""
         values = dict(values)
         version = values.pop("format_version", FORMAT_VERSION)
+        if not isinstance(version, int) or version < 1:
+            raise ValueError(f"format_version is {version!r}: it must be a whole number; save the memory again")
         if version > FORMAT_VERSION:
             raise ValueError(
                 f"memory format {version} is newer than this library reads ({FORMAT_VERSION}): upgrade gru-memory"
@@ -114,7 +125,7 @@ def check_decay(decay: float | list, num_heads: int, num_slots: int) -> list[lis
             f"decay has {len(rows)} numbers: give one, or one a head ({num_heads}), or one a slot ({num_slots})"
         )
     for value in (value for row in table for value in row):
-        if not isinstance(value, (int, float)) or not 0 < value <= 1:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
             raise ValueError(
                 f"decay {value!r} is not in (0, 1]: use 1 to keep traces for ever, 0.99 slow, 0.9 fast fading"
             )

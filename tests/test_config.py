@@ -1,0 +1,53 @@
+"""`MemoryConfig` refuses what no memory could be made of, in words that say what to do."""
+
+import json
+
+import pytest
+
+from gru_memory import MemoryConfig
+from gru_memory.config import CONFIG_NAME
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sites": ()}, "name at least one"),
+        ({"sites": "top"}, "give a tuple"),
+        ({"sites": ("bottom",)}, "unknown site 'bottom'"),
+        ({"sites": ("top", "top")}, "twice"),
+        ({"num_slots": 0}, "num_slots is 0"),
+        ({"num_heads": 2.0}, "num_heads is 2.0"),
+        ({"cell": "lstm"}, "choose one of"),
+        ({"decay_every": "day"}, "choose one of"),
+        ({"mode": "eternal"}, "choose one of"),
+        ({"decay": 0}, "not in"),
+        ({"decay": 1.5}, "not in"),
+        ({"decay": True}, "not in"),
+        ({"decay": [0.9, 0.9, 0.9]}, "3 numbers"),
+        ({"gate_init": float("nan")}, "finite"),
+        ({"key_layers": ("1",)}, "number of a block"),
+        ({"key_layers": (1, 1)}, "twice"),
+    ],
+)
+def test_bad_settings_name_the_remedy(settings, message):
+    with pytest.raises(ValueError, match=message):
+        MemoryConfig(**settings)
+
+
+def test_configs_survive_a_round_trip(tmp_path):
+    config = MemoryConfig(sites=("input", "layer:3"), decay=[0.9, 0.99, 0.97, 1.0], key_layers=(1, 2), cell="mingru")
+    config.save(tmp_path)
+    assert MemoryConfig.from_dict(json.loads((tmp_path / CONFIG_NAME).read_text())) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format_version": 99}, "newer"),
+        ({"format_version": "1"}, "whole number"),
+        ({"colour": "red"}, "unknown fields"),
+    ],
+)
+def test_configs_of_other_formats_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        MemoryConfig.from_dict({**MemoryConfig().to_dict(), **change})
