@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 CONFIG_NAME = "memory_config.json"
@@ -99,10 +97,6 @@ class MemoryConfig:
                 f"unknown fields {sorted(unknown)} in the memory config; known: {[f.name for f in fields(cls)]}"
             )
         return cls(**values)
-
-    def save(self, folder: str | Path) -> None:
-        """Write `memory_config.json` into `folder`."""
-        Path(folder, CONFIG_NAME).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
 
 
 def check_decay(decay: float | list, num_heads: int, num_slots: int) -> list[list[float]]:

@@ -56,12 +56,6 @@ def article(value: str) -> str:
     return "an" if value[0].lower() in "aeio" else "a"
 
 
-def count_values(kind: str, draws: int = 20000) -> int:
-    """How many distinct values `draws` draws give: a lower bound of the size of a kind."""
-    rng = Random(0)
-    return len({MAKERS[kind](rng) for _ in range(draws)})
-
-
 def _latin(text: str) -> str | None:
     """`text` without diacritics, or None where letters of another script, brackets or stops remain."""
     plain = unicodedata.normalize("NFKD", text.translate(str.maketrans("łŁøØðıß", "lLoOdis")))

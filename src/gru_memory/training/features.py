@@ -54,10 +54,6 @@ class FeatureCache:
     def __len__(self) -> int:
         return len(self._reply_starts)
 
-    @property
-    def num_tokens(self) -> int:
-        return int(self._offsets[-1])
-
     def find(self, text: Text) -> int:
         """Number of a turn. Raises KeyError if the cache was built without it."""
         return self._index[text]

@@ -124,7 +124,9 @@ def train(
     torch.nn.init.constant_(memory.strength_key.bias, _QUIET)
 
     renderer = TurnRenderer(tokenizer)
-    with model.disable_memory(), _frozen_dtype(model, request.bfloat16), _no_denormals():
+    if request.bfloat16:
+        model.to(torch.bfloat16)
+    with model.disable_memory(), _no_denormals():
         pool, validation_pools = _pools(request, model, renderer, cache_folder, fingerprint, progress)
 
         def features(name: str, turns: Iterator[Turn]) -> FeatureCache:
@@ -214,13 +216,6 @@ def _training_gate(head: torch.Tensor, width: int) -> float:
 def _weights_digest(model: torch.nn.Module) -> str:
     """Names a set of weights by a few numbers of each tensor: cheap, and enough to tell caches apart."""
     return str(round(sum(float(p.detach().double().abs().sum()) for p in model.parameters()), 3))
-
-
-@contextlib.contextmanager
-def _frozen_dtype(model: torch.nn.Module, bfloat16: bool) -> Iterator[None]:
-    if bfloat16:
-        model.to(torch.bfloat16)
-    yield
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -183,8 +184,6 @@ class MemoryTrainer:
         path = self.folder / LAST_NAME
         if not path.exists():
             return False
-        from safetensors import safe_open
-
         with safe_open(path, "pt") as file:
             progress = json.loads(file.metadata()["progress"])
         mine, theirs = asdict(self.config), progress["config"]
