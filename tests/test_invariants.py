@@ -760,7 +760,8 @@ def test_a_model_saved_with_its_memory_loads_as_its_base(family_model, tmp_path)
 def test_a_memory_saved_alone(model, tmp_path):
     ids, start = random_ids(), some_state(model)
     model.save_memory(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"memory_config.json", "memory_model.safetensors"}
+    files = {"memory_config.json", "memory_model.safetensors", "README.md"}
+    assert {path.name for path in tmp_path.iterdir()} == files
     with safe_open(tmp_path / "memory_model.safetensors", "pt") as file:
         saved = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118
         assert all(name.split(".")[0] in model.memory_config.sites for name in file.keys())  # noqa: SIM118

@@ -8,11 +8,23 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 CONFIG_NAME = "memory_config.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: base models by name and weights, own sites by class, several memories in a config.json
 
 CELLS = ("gru", "mingru")
 CLOCKS = ("token", "turn")
 MODES = ("persistent", "ephemeral")
+# All but the mode and the first gate: they are how a memory is used and began, not what a state of it means.
+_FORMAT_1_MEANING = (
+    "format_version",
+    "sites",
+    "num_heads",
+    "num_slots",
+    "slot_size",
+    "decay",
+    "decay_every",
+    "cell",
+    "key_layers",
+)
 _LAYER_SITE = re.compile(r"layer:(\d+)")
 
 
@@ -94,9 +106,20 @@ class MemoryConfig:
         unknown = set(values) - {f.name for f in fields(cls)}
         if unknown:
             raise ValueError(
-                f"unknown fields {sorted(unknown)} in the memory config; known: {[f.name for f in fields(cls)]}"
+                f"unknown fields {sorted(unknown)} in the memory config; known: {[f.name for f in fields(cls)]}. If a newer "
+                "gru-memory wrote it: upgrade gru-memory"
             )
         return cls(**values)
+
+    def meaning(self) -> dict[str, Any]:
+        """The fields that say what a state of this memory means, for fingerprints.
+
+        Those of format 1 always, and as that format wrote them; a later field only where it is not at its default. So the
+        states that earlier versions kept go on being accepted.
+        """
+        values, defaults = {**self.to_dict(), "format_version": 1}, MemoryConfig().to_dict()
+        later = set(values) - set(_FORMAT_1_MEANING) - {"mode", "gate_init"}
+        return {k: v for k, v in values.items() if k in _FORMAT_1_MEANING or (k in later and v != defaults[k])}
 
 
 def check_decay(decay: float | list, num_heads: int, num_slots: int) -> list[list[float]]:

@@ -28,10 +28,10 @@ from .cache import attach, find_layer
 from .config import MemoryConfig
 from .generation import MemoryGenerationMixin
 from .memory import GRUMemoryWithDecay
+from .named import DEFAULT_NAME, NamedMemoriesMixin, check_name
 from .saving import MemorySavingMixin
 from .state import MemoryState
 
-_MODULES = "gru_memory"  # attribute of the model that holds the sites
 _CHECKPOINTS_HOOKS = "__call__" in GradientCheckpointingLayer.__dict__  # before transformers 5.23
 
 
@@ -52,20 +52,24 @@ _call: ContextVar[MemoryCall | None] = ContextVar("gru_memory_call", default=Non
 _disabled: ContextVar[tuple[int, ...]] = ContextVar("gru_memory_disabled", default=())
 
 
-class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin):
+class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, NamedMemoriesMixin):
     """What a causal LM gains with a memory. Comes before the model's class in the bases."""
-
-    memory_config: MemoryConfig
 
     def __init_subclass__(cls, **kwargs) -> None:
         super().__init_subclass__(**kwargs)
         if "forward" not in cls.__dict__ and issubclass(cls, PreTrainedModel):
             cls.forward = _memory_forward(cls)
 
-    def attach_memory(self, config: MemoryConfig, sites: dict[str, nn.Module] | None = None) -> None:
-        """Build the sites of `config` and hook them in. `sites` replaces the built-in module at the named sites."""
+    def attach_memory(
+        self, config: MemoryConfig, sites: dict[str, nn.Module] | None = None, name: str | None = None
+    ) -> None:
+        """Build the sites of `config` and hook them in. `sites` replaces the built-in module at the named sites.
+
+        A memory of this name is replaced, the active one if none is given. A further one waits for `set_memory`.
+        """
         # All that can fail comes first, so that a refused memory leaves the model as it was.
-        blocks, final_norm = backbones.blocks_of(self), backbones.final_norm_of(self)
+        name = check_name(name if name is not None else self.active_memory or DEFAULT_NAME)
+        blocks = backbones.blocks_of(self)
         places = {site: _site_index(site, len(blocks)) for site in config.sites}
         for layer in config.key_layers:
             if not 0 <= layer < len(blocks):
@@ -84,31 +88,35 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin):
             container.to(device=reference.device, dtype=reference.dtype)
             for part in container.modules():
                 part._is_hf_initialized = True  # transformers initialises no module that says so
+        self._install_memory(name, config, container)
+        ignored = list(getattr(self.config, "keys_to_ignore_at_inference", None) or [])
+        if "memory_state" not in ignored:
+            self.config.keys_to_ignore_at_inference = [*ignored, "memory_state"]
+
+    def _activate_memory(self, name: str, state: MemoryState | None) -> None:
+        """Hook this memory in instead of the one that was, and go on from its state."""
+        config, blocks, final_norm = self.memories[name], backbones.blocks_of(self), backbones.final_norm_of(self)
         self._remove_memory_hooks()
-        self.memory_config = config
-        self.__dict__.pop("_fingerprint", None)  # the address of a new weight may be that of an old one
-        self.add_module(_MODULES, container)
-        self._memory_state: MemoryState | None = None
+        self._active_memory = name
+        self._memory_state: MemoryState | None = state
         self._memory_hooks = []
         for layer in config.key_layers:
             self._memory_hooks.append(
                 blocks[layer].register_forward_hook(functools.partial(_keep_key_states, layer=layer))
             )
-        for site, place in places.items():
+        for site in config.sites:
+            place = _site_index(site, len(blocks))
             if site == "input":
                 self._memory_hooks.append(blocks[0].register_forward_pre_hook(_run_before, with_kwargs=True))
             else:
                 target = final_norm if place is None else blocks[place]
                 self._memory_hooks.append(target.register_forward_hook(functools.partial(_run_after, site=site)))
-        ignored = list(getattr(self.config, "keys_to_ignore_at_inference", None) or [])
-        if "memory_state" not in ignored:
-            self.config.keys_to_ignore_at_inference = [*ignored, "memory_state"]
 
-    def build_site(self, config: MemoryConfig) -> GRUMemoryWithDecay:
-        """A fresh site of this config for this model."""
+    def build_site(self, config: MemoryConfig, device: torch.device | str | None = None) -> GRUMemoryWithDecay:
+        """A fresh site of this config for this model, where the model is if `device` is None."""
         embeddings = self.get_output_embeddings().weight
         hidden_size = self.config.get_text_config().hidden_size
-        with torch.device("cpu" if embeddings.device.type == "meta" else embeddings.device):
+        with torch.device(device or ("cpu" if embeddings.device.type == "meta" else embeddings.device)):
             return GRUMemoryWithDecay(
                 hidden_size,
                 num_heads=config.num_heads,
@@ -129,25 +137,29 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """The memory has its own initialisation, not the base model's rule. Weights that were loaded stay."""
-        if not any(module is part for site in self._sites.values() for part in site.modules()):
+        owners = {part: name for name in self.memories for part in self._container(name).modules()}
+        if module not in owners:
             super()._init_weights(module)
         elif isinstance(module, GRUMemoryWithDecay):
-            fresh = dict(self.build_site(self.memory_config).named_parameters())
+            fresh = dict(self.build_site(self.memories[owners[module]]).named_parameters())
             for name, parameter in module.named_parameters():
                 if not getattr(parameter, "_is_hf_initialized", False):
                     parameter.copy_(fresh[name])
 
     @property
     def _sites(self) -> dict[str, nn.Module]:
-        container = self._modules.get(_MODULES)
-        return {} if container is None else {site: container[_module_name(site)] for site in self.memory_config.sites}
+        return self._sites_of(self.active_memory)
+
+    def _sites_of(self, name: str | None) -> dict[str, nn.Module]:
+        container = self._container(name)
+        return {} if container is None else {site: container[_module_name(site)] for site in self.memories[name].sites}
 
     def memory_sites(self) -> dict[str, nn.Module]:
-        """The memory modules by the name of their site."""
+        """The modules of the active memory by the name of their site."""
         return dict(self._sites)
 
     def memory_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters to train: those of the memory alone."""
+        """The parameters to train: those of the active memory alone."""
         for site in self._sites.values():
             yield from site.parameters()
 
@@ -204,21 +216,32 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin):
         )
 
     def memory_fingerprint(self) -> str:
-        """Names this model and this memory, weights included: a state with another fingerprint means nothing here."""
+        """Names this model and its active memory, weights included: a state with another one means nothing here."""
+        return self._fingerprint_of(self.active_memory)
+
+    def _fingerprint_of(self, name: str) -> str:
+        parameters = [p for site in self._sites_of(name).values() for p in site.parameters()]
         # `.to()` puts new numbers under the same parameter and version, hence the type and the address.
-        versions = tuple((id(p), p._version, p.dtype, p.data_ptr()) for p in self.memory_parameters())
-        cached = self.__dict__.get("_fingerprint")
+        versions = tuple((id(p), p._version, p.dtype, p.data_ptr()) for p in parameters)
+        fingerprints = self.__dict__.setdefault("_fingerprints", {})
+        cached = fingerprints.get(name)
         if cached is None or cached[0] != versions:
             config = self.config.get_text_config()
             base = [config.model_type, config.hidden_size, config.num_hidden_layers, config.vocab_size]
-            # The mode is how a memory is used, not what a state of it means.
-            memory = {k: v for k, v in self.memory_config.to_dict().items() if k not in ("mode", "gate_init")}
-            digest = hashlib.sha256(json.dumps([base, memory]).encode())
-            for parameter in self.memory_parameters():
+            digest = hashlib.sha256(json.dumps([base, self.memories[name].meaning()]).encode())
+            for parameter in parameters:
                 digest.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
             cached = (versions, digest.hexdigest()[:32])
-            self.__dict__["_fingerprint"] = cached
+            fingerprints[name] = cached
         return cached[1]
+
+    def _owner_of(self, state: MemoryState) -> str | None:
+        """The memory on this model that made `state`, if that is not the active one."""
+        if state.fingerprint is None:
+            return None
+        others = (name for name in self.memories if name != self.active_memory)
+        owner = next((name for name in others if self._fingerprint_of(name) == state.fingerprint), None)
+        return None if owner is None or self.memory_fingerprint() == state.fingerprint else owner
 
     def check_memory_state(self, state: MemoryState, batch_size: int, whose: bool = False) -> None:
         """Raise ValueError unless `state` is one of this memory for `batch_size` rows.
@@ -228,6 +251,11 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin):
         if not isinstance(state, MemoryState):
             raise ValueError(
                 f"memory_state is a {type(state).__name__}: pass a MemoryState (model.initial_memory_state())"
+            )
+        if (owner := self._owner_of(state)) is not None:
+            raise ValueError(
+                f"this state belongs to the memory {owner!r}, and {self.active_memory!r} is active: call "
+                f"model.set_memory({owner!r}) first, or start from model.initial_memory_state()"
             )
         if set(state.sites) != set(self._sites):
             raise ValueError(

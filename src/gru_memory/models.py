@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2LMHeadModel, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from .config import CONFIG_NAME, MemoryConfig
+from .config import CONFIG_NAME, FORMAT_VERSION, MemoryConfig
 from .modeling import MemoryMixin
+from .named import DEFAULT_NAME, check_name
+from .saving import OWN_SITES_KEY, own_sites, read_memory, require_own_sites
 
 CONFIG_KEY = "gru_memory"  # field of a saved model's config.json
 
@@ -20,44 +23,89 @@ CONFIG_KEY = "gru_memory"  # field of a saved model's config.json
 # (docs/memory.md has the figures).
 UNTRAINED = {"sites": ("input", "middle", "top"), "gate_init": 0.1}
 
+# What finds a file on the hub: the config is asked for with the same words as the weights.
+_HUB = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download", "gguf_file")
+_HUB_OF_MEMORY = ("token", "cache_dir", "local_files_only")  # what a base model and a memory beside it share
+
+Sites = dict[str, nn.Module] | dict[str, dict[str, nn.Module]]
+
 
 class _FromConfig(MemoryMixin):
     """A memory model that builds its memory from its config, as `from_pretrained` and `Class(config)` need."""
 
-    def __init__(self, config, *args, **kwargs) -> None:
+    def __init__(self, config, *args, sites: Sites | None = None, **kwargs) -> None:
         super().__init__(config, *args, **kwargs)
-        values = getattr(config, CONFIG_KEY, None)
-        self.attach_memory(MemoryConfig(**UNTRAINED) if values is None else MemoryConfig.from_dict(values))
+        active, entries = _read_memories(getattr(config, CONFIG_KEY, None))
+        given = _sites_by_memory(sites, active, entries)
+        for name in sorted(entries, key=lambda name: name != active):  # the first one is in use
+            require_own_sites(entries[name][1], given.get(name, {}), f"the memory {name!r}")
+            self.attach_memory(entries[name][0], given.get(name), name)
+        self._memories = {name: self._memories[name] for name in entries}
+        self._memories_changed()
 
-    def attach_memory(self, config: MemoryConfig, sites: dict[str, nn.Module] | None = None) -> None:
-        super().attach_memory(config, sites)
-        setattr(self.config, CONFIG_KEY, config.to_dict())
+    def _memories_changed(self) -> None:
+        memories = {}
+        for name, config in self.memories.items():
+            own = own_sites(self._sites_of(name))
+            memories[name] = config.to_dict() | ({OWN_SITES_KEY: own} if own else {})
+        values = {"format_version": FORMAT_VERSION, "active": self.active_memory, "memories": memories}
+        setattr(self.config, CONFIG_KEY, values)
+
+    def save_pretrained(self, *args, **kwargs) -> Any:
+        """`PreTrainedModel.save_pretrained`: the whole model, with all of its memories."""
+        self._memories_changed()  # a config may have been changed in place, such as its mode
+        return super().save_pretrained(*args, **kwargs)
+
+    def __reduce_ex__(self, protocol) -> Any:
+        # A class that `memory_class` made exists in this process only. Pickles and copies name its base, and make it again.
+        make, args, state, *rest = super().__reduce_ex__(protocol)
+        base = self._base_class()
+        if type(self) is memory_class(base):
+            make, args = _blank, (base,)
+        state = {k: v for k, v in state.items() if k != "_fingerprints"}  # they go by addresses of this process
+        return make, args, state, *rest
 
     @classmethod
-    def from_pretrained_with_memory(cls, name_or_path: str, *, decay: float | list | None = None, **kwargs) -> Any:
-        """Load a base model and give it an untrained memory.
+    def from_pretrained_with_memory(
+        cls,
+        name_or_path: str,
+        *,
+        decay: float | list | None = None,
+        memory: str | Path | None = None,
+        check_base: bool = True,
+        **kwargs,
+    ) -> Any:
+        """Load a base model and give it an untrained memory, or the one saved in `memory`.
 
         Args:
             name_or_path: hub name or folder of the base model.
             decay: what a tick keeps of every slot, in (0, 1].
+            memory: folder or hub name ("user/repo") of a saved memory, which brings its own settings. `token`, `cache_dir` and
+                `local_files_only` go for it too, `revision` and `subfolder` for the base model alone (for those of a
+                memory, see `load_memory`).
+            check_base: also refuse other weights under the memory, not only another family or other sizes.
             **kwargs: fields of `MemoryConfig`; everything else goes to the base model's `from_pretrained`.
+
+        Raises:
+            ValueError: settings that are out of range, or together with `memory`; and as for `load_memory`.
         """
-        return _load_with_memory(cls._base_class(), name_or_path, decay, kwargs)
+        return _load_with_memory(cls._base_class(), name_or_path, decay, memory, check_base, kwargs)
 
     @classmethod
     def from_pretrained(cls, name_or_path, *args, **kwargs) -> Any:
-        """`PreTrainedModel.from_pretrained`; a checkpoint without a memory is given an untrained one."""
-        config = kwargs.get("config")
-        if config is None:
-            hub = {
-                k: kwargs[k]
-                for k in ("revision", "token", "cache_dir", "subfolder", "local_files_only", "gguf_file")
-                if k in kwargs
-            }
-            config = AutoConfig.from_pretrained(name_or_path, **hub)
-        if getattr(config, CONFIG_KEY, None) is None:
+        """`PreTrainedModel.from_pretrained`; a checkpoint without a memory is given an untrained one.
+
+        Only the active memory is trainable after it. `sites` gives the modules of your own that the model was saved
+        with, by site, or by memory and site if several memories have some.
+
+        Raises:
+            ValueError: a memory of a newer version, or one with a module of your own that `sites` does not give.
+        """
+        if getattr(_config_of(name_or_path, kwargs), CONFIG_KEY, None) is None:
             return cls.from_pretrained_with_memory(name_or_path, *args, **kwargs)
-        return super().from_pretrained(name_or_path, *args, **kwargs)
+        result = super().from_pretrained(name_or_path, *args, **kwargs)
+        (result[0] if isinstance(result, tuple) else result).freeze_base()  # a tuple with output_loading_info=True
+        return result
 
     @classmethod
     def _base_class(cls) -> type[PreTrainedModel]:
@@ -95,15 +143,7 @@ def add_memory(
     Raises:
         ValueError: a family that is not known, or a site that the model does not have. The model is then unchanged.
     """
-    base = type(model)
-    model.__class__ = memory_class(base)
-    try:
-        model.attach_memory(config or MemoryConfig(), sites)
-    except Exception:
-        model.__class__ = base
-        raise
-    model.freeze_base()
-    return model
+    return _convert(model, lambda model: model.attach_memory(config or MemoryConfig(), sites))
 
 
 class AutoModelWithGRUMemory:
@@ -113,19 +153,28 @@ class AutoModelWithGRUMemory:
         raise OSError("use AutoModelWithGRUMemory.from_pretrained(...) or .from_pretrained_with_memory(...)")
 
     @staticmethod
-    def from_pretrained_with_memory(name_or_path: str, *, decay: float | list | None = None, **kwargs) -> Any:
-        """Load any supported base model and give it an untrained memory; arguments as in `GPT2WithGRUMemory`."""
-        return _load_with_memory(AutoModelForCausalLM, name_or_path, decay, kwargs)
+    def from_pretrained_with_memory(
+        name_or_path: str,
+        *,
+        decay: float | list | None = None,
+        memory: str | Path | None = None,
+        check_base: bool = True,
+        **kwargs,
+    ) -> Any:
+        """Load any supported base model and give it a memory; arguments and errors as for `GPT2WithGRUMemory`."""
+        return _load_with_memory(AutoModelForCausalLM, name_or_path, decay, memory, check_base, kwargs)
 
     @staticmethod
-    def from_pretrained(name_or_path: str, memory: str | Path | None = None, **kwargs) -> Any:
-        """Load a model saved with its memory, or a base model and the memory saved in the folder `memory`."""
+    def from_pretrained(
+        name_or_path: str, memory: str | Path | None = None, *, check_base: bool = True, **kwargs
+    ) -> Any:
+        """Load a model saved with its memories, or a base model and the saved `memory` (a folder or "user/repo").
+
+        Arguments and errors as for `from_pretrained_with_memory`, and `sites` as for `GPT2WithGRUMemory.from_pretrained`.
+        """
         if memory is not None:
-            model = add_memory(AutoModelForCausalLM.from_pretrained(name_or_path, **kwargs))
-            model.load_memory(memory)
-            model.freeze_base()
-            return model
-        config = AutoConfig.from_pretrained(name_or_path)
+            return _load_with_memory(AutoModelForCausalLM, name_or_path, None, memory, check_base, kwargs)
+        config = _config_of(name_or_path, kwargs)
         if getattr(config, CONFIG_KEY, None) is None:
             raise ValueError(
                 f"{name_or_path} was saved without a memory: name the memory's folder (memory=..., it holds {CONFIG_NAME}), "
@@ -135,11 +184,87 @@ class AutoModelWithGRUMemory:
 
 
 def _load_with_memory(
-    base: Any, name_or_path: str, decay: float | list | None, kwargs: dict[str, Any]
+    base: Any,
+    name_or_path: str,
+    decay: float | list | None,
+    memory: str | Path | None,
+    check_base: bool,
+    kwargs: dict[str, Any],
 ) -> PreTrainedModel:
     names = {f.name for f in fields(MemoryConfig)}
-    settings = {**UNTRAINED, **{k: kwargs.pop(k) for k in list(kwargs) if k in names}}
+    settings = {k: kwargs.pop(k) for k in list(kwargs) if k in names}
     if decay is not None:
         settings["decay"] = decay
-    config = MemoryConfig(**settings)  # bad settings are refused before anything is loaded
-    return add_memory(base.from_pretrained(name_or_path, **kwargs), config)
+    modules = settings.pop("sites") if isinstance(settings.get("sites"), dict) else None
+    if memory is None:
+        if modules is not None:
+            raise ValueError(
+                "sites holds modules, for a memory that was saved: name their places, or use add_memory(sites=)"
+            )
+        config = MemoryConfig(**{**UNTRAINED, **settings})  # bad settings are refused before anything is loaded
+        return add_memory(base.from_pretrained(name_or_path, **kwargs), config)
+    if settings:
+        raise ValueError(f"{', '.join(sorted(settings))} cannot be set together with memory=, which brings its own")
+    saved = read_memory(memory, **{k: kwargs[k] for k in _HUB_OF_MEMORY if k in kwargs})
+    model = base.from_pretrained(name_or_path, **kwargs)
+    return _convert(model, lambda model: model._load_saved(saved, None, modules, check_base))
+
+
+def _convert(model: PreTrainedModel, attach: Callable[[PreTrainedModel], None]) -> PreTrainedModel:
+    """Make a base model one with memory. If `attach` fails it is what it was."""
+    base = type(model)
+    model.__class__ = memory_class(base)
+    try:
+        attach(model)
+    except Exception:
+        model.__class__ = base
+        raise
+    model.freeze_base()
+    return model
+
+
+def _config_of(name_or_path: str, kwargs: dict[str, Any]) -> Any:
+    """The config of a checkpoint: the one that is given, or the one that is there."""
+    config = kwargs.get("config")
+    if config is None or isinstance(config, (str, Path)):
+        config = AutoConfig.from_pretrained(config or name_or_path, **{k: kwargs[k] for k in _HUB if k in kwargs})
+    return config
+
+
+def _read_memories(values: dict[str, Any] | None) -> tuple[str, dict[str, tuple[MemoryConfig, dict[str, str]]]]:
+    """The active memory, and config and own sites of each, from a config.json. Format 1 knew one memory only."""
+    if values is None:
+        return DEFAULT_NAME, {DEFAULT_NAME: (MemoryConfig(**UNTRAINED), {})}
+    if "memories" not in values:
+        return DEFAULT_NAME, {DEFAULT_NAME: (MemoryConfig.from_dict(values), {})}
+    try:
+        entries, active = {}, values["active"]
+        for name, entry in values["memories"].items():
+            entry = {"format_version": values["format_version"], **entry}
+            own = dict(entry.pop(OWN_SITES_KEY, {}))
+            entries[check_name(name)] = MemoryConfig.from_dict(entry), own
+        if active not in entries:
+            raise KeyError(active)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{CONFIG_KEY} in config.json is damaged ({error}): save the model again") from error
+    return active, entries
+
+
+def _sites_by_memory(sites: Sites | None, active: str, entries: dict[str, Any]) -> dict[str, dict[str, nn.Module]]:
+    """`sites` by memory and site. Without names of memories they are for the one that has sites of its own."""
+    if not sites:
+        return {}
+    if all(isinstance(given, dict) for given in sites.values()):
+        if unknown := set(sites) - set(entries):
+            raise ValueError(f"sites are given for memories {sorted(unknown)}, and there are {sorted(entries)}")
+        return dict(sites)
+    owners = [name for name, (_, own) in entries.items() if own]
+    if len(owners) > 1:
+        raise ValueError(f"the memories {owners} all have sites of their own: give sites={{memory: {{site: module}}}}")
+    return {owners[0] if owners else active: dict(sites)}
+
+
+def _blank(base: type[PreTrainedModel]) -> PreTrainedModel:
+    """An object of the memory class of `base` that nothing was done to yet: pickle fills it."""
+    kind = memory_class(base)
+    return kind.__new__(kind)

@@ -1,93 +1,358 @@
-"""Memories on disk: `memory_config.json` and `memory_model.safetensors`, the memory alone, never a base weight."""
+"""Memories on disk and on the hub: `memory_config.json`, `memory_model.safetensors` and a model card.
+
+The memory alone, never a base weight, and never a pickle. `save_pretrained` writes the whole model instead.
+"""
 
 from __future__ import annotations
 
 import json
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from .base_identity import REPO_ID, check_base, describe_base
 from .config import CONFIG_NAME, MemoryConfig
+from .memory import GRUMemoryWithDecay
+from .model_card import CARD_NAME, is_ours, memory_card
 
 WEIGHTS_NAME = "memory_model.safetensors"
 BASE_KEY = "base_model"
+OWN_SITES_KEY = "own_sites"
+MAX_CONFIG_BYTES = 1 << 20
+_HEADER_BYTES = 1 << 20  # room for what a safetensors file holds besides its tensors
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
-def describe_base(model: Any) -> dict[str, Any]:
-    """What a memory needs of the model under it."""
-    config = model.config.get_text_config()
+@dataclass(frozen=True)
+class SavedMemory:
+    """A memory on disk, its config read and its weights not yet.
+
+    Attributes:
+        where: the folder or the name on the hub, for messages.
+        config: the memory's.
+        base: what `describe_base` said of the model under it.
+        own_sites: site -> class, of the sites that are modules of the user's own.
+        weights: the safetensors file.
+    """
+
+    where: str
+    config: MemoryConfig
+    base: dict[str, Any]
+    own_sites: dict[str, str]
+    weights: Path
+
+    def read_weights(self, wanted: dict[str, torch.Size]) -> dict[str, Tensor]:
+        """The tensors of these names and shapes. Nothing is read before the file holds exactly those.
+
+        Raises:
+            ValueError: a file that is damaged, of another kind, larger than those tensors could make it, or that holds
+                other tensors or numbers that are not finite.
+        """
+        size, limit = self.weights.stat().st_size, _HEADER_BYTES + 8 * sum(shape.numel() for shape in wanted.values())
+        if size > limit:
+            raise ValueError(
+                f"{self.weights} has {size:,} bytes, and a memory of this {CONFIG_NAME} at most {limit:,}: nothing was read. "
+                "Copy or save the memory again"
+            )
+        try:
+            with safe_open(self.weights, "pt") as file:
+                found = {name: torch.Size(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+                if found != wanted:
+                    names = sorted(name for name in {**found, **wanted} if found.get(name) != wanted.get(name))
+                    raise ValueError(
+                        f"the weights in {self.where} do not fit its {CONFIG_NAME} ({', '.join(names[:3])}"
+                        f"{', ...' if len(names) > 3 else ''}): copy or save the memory again"
+                    )
+                # Clones, since what safetensors returns may still lie in the file.
+                weights = {name: file.get_tensor(name).clone() for name in wanted}
+        except SafetensorError as error:
+            raise ValueError(_not_safetensors(self.weights, error)) from error
+        for name, tensor in weights.items():
+            if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
+                raise ValueError(f"{name} in {self.weights} holds NaN or infinite numbers: restore it from a copy")
+        return weights
+
+
+def read_memory(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    subfolder: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> SavedMemory:
+    """Find a saved memory and read its config.
+
+    Args:
+        source: a folder, or a repository on the hub, "user/repo" (where no folder has that name).
+        revision, token, cache_dir, local_files_only: of the hub, as for `huggingface_hub.hf_hub_download`.
+        subfolder: where in the folder or repository the memory is.
+
+    Raises:
+        ValueError: no memory there, or a config that is damaged or from a newer version.
+        OSError: the repository or revision does not exist, or cannot be reached.
+    """
+    folder = Path(source).expanduser()
+    if isinstance(source, str) and not folder.exists() and REPO_ID.fullmatch(source):
+        where = "/".join([source, *([subfolder] if subfolder else [])]) + (f" at {revision}" if revision else "")
+        options = {"revision": revision, "token": token, "subfolder": subfolder}
+        options |= {"cache_dir": cache_dir, "local_files_only": local_files_only}
+        config_path = _download(source, CONFIG_NAME, where, options)
+        config, base, own_sites = _read_config(config_path)  # refused before the weights are fetched
+        return SavedMemory(where, config, base, own_sites, _download(source, WEIGHTS_NAME, where, options))
+    folder = folder / (subfolder or "")
+    for name in (CONFIG_NAME, WEIGHTS_NAME):
+        if (folder / name).is_file():
+            continue
+        pickles = [path.name for suffix in _PICKLES for path in sorted(folder.glob(f"*{suffix}"))]
+        if pickles:
+            raise ValueError(
+                f"{folder} holds {pickles[0]} and no {name}: pickle files can run code and are never read. Ask for the memory as "
+                "save_memory writes it"
+            )
+        raise ValueError(
+            f"{folder} holds no memory: {name} is missing. Write one with model.save_memory({str(folder)!r})"
+        )
+    return SavedMemory(str(folder), *_read_config(folder / CONFIG_NAME), folder / WEIGHTS_NAME)
+
+
+def own_sites(sites: dict[str, nn.Module]) -> dict[str, str]:
+    """site -> class, for the modules that this library cannot build again."""
+    classes = {site: type(module) for site, module in sites.items()}
     return {
-        "model_type": config.model_type,
-        "hidden_size": config.hidden_size,
-        "num_hidden_layers": config.num_hidden_layers,
-        "vocab_size": config.vocab_size,
+        site: f"{kind.__module__}.{kind.__qualname__}"
+        for site, kind in classes.items()
+        if kind is not GRUMemoryWithDecay
     }
 
 
-def read_memory(folder: str | Path) -> tuple[MemoryConfig, dict[str, Any], dict[str, Tensor]]:
-    """Config, description of the base model, and weights of a saved memory. Raises ValueError with the reason."""
-    folder = Path(folder)
-    config_path, weights_path = folder / CONFIG_NAME, folder / WEIGHTS_NAME
-    for path in (config_path, weights_path):
-        if not path.is_file():
+def require_own_sites(named: dict[str, str], given: dict[str, nn.Module], where: str) -> None:
+    """Raise ValueError unless a module is given for every site that was one of the user's own."""
+    for site, kind in named.items():
+        if site not in given:
             raise ValueError(
-                f"{folder} holds no memory: {path.name} is missing. Write one with model.save_memory({str(folder)!r})"
+                f"site {site!r} of {where} is a module of somebody's own ({kind}), which cannot be built from a file: pass "
+                f"sites={{{site!r}: module}} with one made as the saved one was; its weights are then read into it"
             )
-    try:
-        values = json.loads(config_path.read_text(encoding="utf-8"))
-        base = values.pop(BASE_KEY)
-        config = MemoryConfig.from_dict(values)
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{config_path} is not a memory config ({error}): save the memory again") from error
-    try:
-        with safe_open(weights_path, "pt") as file:
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except SafetensorError as error:
-        raise ValueError(
-            f"{weights_path} is damaged or not a safetensors file ({error}): copy or save it again"
-        ) from error
-    return config, base, weights
 
 
 class MemorySavingMixin:
-    """Saving and loading of the memory alone."""
+    """Saving, loading and sharing of the memory alone."""
 
-    def save_memory(self, folder: str | Path) -> None:
-        """Write the memory (not the model under it, and not its state) into `folder`."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        weights = {
-            f"{site}.{name}": tensor.detach().cpu().contiguous()
-            for site, module in self.memory_sites().items()
-            for name, tensor in module.state_dict().items()
-        }
-        part = folder / f"{WEIGHTS_NAME}.part"
-        save_file(weights, part, {"format": "pt"})
-        part.replace(folder / WEIGHTS_NAME)
-        values = {**self.memory_config.to_dict(), BASE_KEY: describe_base(self)}
-        (folder / CONFIG_NAME).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    def save_memory(
+        self,
+        folder: str | Path,
+        name: str | None = None,
+        *,
+        recall: str | Path | dict[str, Any] | None = None,
+        card: dict[str, Any] | None = None,
+    ) -> None:
+        """Write a memory (not the model under it, and not its state) and its model card into `folder`.
 
-    def load_memory(self, folder: str | Path) -> None:
-        """Replace this model's memory by the one in `folder`; its state starts empty.
+        A README.md there that somebody else wrote stays as it is.
+
+        Args:
+            folder: made if it does not exist.
+            name: which memory of the model; the active one if None.
+            recall: what `gru-memory eval recall` wrote (recall.json), for the figures on the card.
+            card: fields of `huggingface_hub.ModelCardData` to set, such as license, language or base_model.
 
         Raises:
-            ValueError: no memory there, a damaged one, or one for another base model. The model keeps what it has.
+            ValueError: no memory of that name, or a `recall` of another kind. Nothing is written then.
         """
-        config, base, weights = read_memory(folder)
-        if (mine := describe_base(self)) != base:
-            raise ValueError(
-                f"the memory in {folder} is for {base}, this model is {mine}: load the model it was trained on"
-            )
-        sites = {site: self.build_site(config) for site in config.sites}
+        self._write_memory(Path(folder), name, recall, card, None)
+
+    def load_memory(
+        self,
+        source: str | Path,
+        name: str | None = None,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        subfolder: str | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        sites: dict[str, nn.Module] | None = None,
+        check_base: bool = True,
+    ) -> None:
+        """Put a saved memory on this model; its state starts empty.
+
+        Args:
+            source: a folder, or a repository on the hub ("user/repo"). Where both exist, the folder.
+            name: to load it under. A memory of that name is replaced; a further one waits for `set_memory`. None
+                replaces the active one.
+            revision, token, subfolder, cache_dir, local_files_only: as for `read_memory`.
+            sites: a module for every site that was a module of your own when the memory was saved.
+            check_base: also refuse other weights under the memory, not only another family or other sizes.
+
+        Raises:
+            ValueError: no memory there, a damaged one, one of a newer version, or one for another base model.
+            OSError: the repository or revision does not exist, or cannot be reached.
+            The model keeps what it has.
+        """
+        saved = read_memory(
+            source,
+            revision=revision,
+            token=token,
+            subfolder=subfolder,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+        )
+        self._load_saved(saved, name, sites, check_base)
+
+    def push_memory_to_hub(
+        self,
+        repo_id: str,
+        name: str | None = None,
+        *,
+        recall: str | Path | dict[str, Any] | None = None,
+        card: dict[str, Any] | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        subfolder: str | None = None,
+        commit_message: str = "Upload memory",
+        create_pr: bool = False,
+    ) -> str:
+        """Upload what `save_memory` writes; `push_to_hub` uploads the whole model instead.
+
+        Args:
+            repo_id: "user/repo", made if it does not exist. A README.md there that somebody else wrote stays as it is.
+            name, recall, card: as for `save_memory`.
+            private: whether a repository that is made is private.
+            token: of the hub; None takes the one that is stored on this machine.
+            revision: branch to write to, made if it does not exist.
+            subfolder: where in the repository.
+            commit_message, create_pr: as for `huggingface_hub.HfApi.upload_folder`.
+
+        Returns:
+            The commit's URL.
+
+        Raises:
+            ValueError: as for `save_memory`. Nothing has been sent then.
+            OSError: the hub refuses, or cannot be reached.
+        """
+        from . import __version__
+
+        with tempfile.TemporaryDirectory() as folder:
+            self._write_memory(Path(folder), name, recall, card, repo_id)
+            api = HfApi(token=token, library_name="gru-memory", library_version=__version__)
+            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            if revision is not None:
+                api.create_branch(repo_id, branch=revision, exist_ok=True)
+            card_path = f"{subfolder}/{CARD_NAME}" if subfolder else CARD_NAME
+            keep = False
+            if api.file_exists(repo_id, card_path, revision=revision):
+                theirs = api.hf_hub_download(repo_id, card_path, revision=revision, local_dir=f"{folder}/hub")
+                keep = not is_ours(Path(theirs).read_text(encoding="utf-8"))
+            return api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                path_in_repo=subfolder,
+                commit_message=commit_message,
+                revision=revision,
+                create_pr=create_pr,
+                allow_patterns=[CONFIG_NAME, WEIGHTS_NAME, *([] if keep else [CARD_NAME])],
+            ).commit_url
+
+    def _write_memory(self, folder: Path, name: str | None, recall: Any, card: Any, repo_id: str | None) -> None:
+        name = self._require(name)
+        sites, config = self._sites_of(name), self.memories[name]
+        weights = {
+            f"{site}.{key}": tensor.detach().cpu().contiguous()
+            for site, module in sites.items()
+            for key, tensor in module.state_dict().items()
+        }
+        base = describe_base(self)
+        values = {**config.to_dict(), BASE_KEY: base}
+        if own := own_sites(sites):
+            values[OWN_SITES_KEY] = own
+        text = memory_card(config, base, sum(t.numel() for t in weights.values()), recall, card, repo_id)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as part:  # whole files or none
+            save_file(weights, Path(part, WEIGHTS_NAME), {"format": "pt"})
+            Path(part, CONFIG_NAME).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+            names = [WEIGHTS_NAME, CONFIG_NAME]
+            present = folder / CARD_NAME
+            if not present.exists() or is_ours(present.read_text(encoding="utf-8", errors="replace")):
+                Path(part, CARD_NAME).write_text(text, encoding="utf-8")
+                names.append(CARD_NAME)
+            for written in names:
+                Path(part, written).replace(folder / written)
+
+    def _load_saved(
+        self, saved: SavedMemory, name: str | None, given: dict[str, nn.Module] | None, weights_too: bool
+    ) -> None:
+        given = given or {}
+        check_base(saved.base, self, saved.where, weights_too)
+        require_own_sites(saved.own_sites, given, saved.where)
+        try:
+            # On no device: whatever sizes the config asks for, nothing is allocated before the file is seen to have them.
+            sites = {
+                site: given[site] if site in given else self.build_site(saved.config, "meta")
+                for site in saved.config.sites
+            }
+        except (RuntimeError, OverflowError, TypeError) as error:
+            raise ValueError(f"no memory can have the sizes in {saved.where} ({error}): save it again") from error
+        wanted = {f"{site}.{k}": v.shape for site, module in sites.items() for k, v in module.state_dict().items()}
+        weights = saved.read_weights(wanted)
         for site, module in sites.items():
             own = {k.removeprefix(f"{site}."): v for k, v in weights.items() if k.startswith(f"{site}.")}
-            try:
-                module.load_state_dict(own)
-            except RuntimeError as error:
-                raise ValueError(
-                    f"the weights in {folder} do not fit its {CONFIG_NAME} ({error}): save it again"
-                ) from error
-        self.attach_memory(config, sites)
+            module.load_state_dict(own, assign=site not in given)
+        self.attach_memory(saved.config, sites, name)
+
+
+def _read_config(path: Path) -> tuple[MemoryConfig, dict[str, Any], dict[str, str]]:
+    """Config, base model and own sites. Format 1 knew neither the base model's name and weights nor own sites."""
+    if path.stat().st_size > MAX_CONFIG_BYTES:
+        raise ValueError(f"{path} has {path.stat().st_size:,} bytes: no memory config is that large, nothing was read")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        base, own = dict(values.pop(BASE_KEY)), dict(values.pop(OWN_SITES_KEY, {}))
+        return MemoryConfig.from_dict(values), base, own
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not a memory config ({error}): save the memory again") from error
+
+
+def _download(repo_id: str, filename: str, where: str, options: dict[str, Any]) -> Path:
+    from . import __version__
+
+    try:
+        return Path(
+            hf_hub_download(repo_id, filename, library_name="gru-memory", library_version=__version__, **options)
+        )
+    except LocalEntryNotFoundError as error:
+        raise OSError(
+            f"there is no folder {repo_id!r} here, and {filename} of {where} is not in the cache and the hub cannot be reached: "
+            f"check the path, or the connection ({error})"
+        ) from error
+    except EntryNotFoundError as error:
+        raise ValueError(
+            f"{where} holds no memory: {filename} is missing. Upload one with model.push_memory_to_hub({repo_id!r})"
+        ) from error
+    except HfHubHTTPError as error:
+        raise OSError(
+            f"there is no folder {repo_id!r} here, and the hub does not give {filename} of {where} ({error}): check the name and "
+            "the revision; a private repository also needs a token"
+        ) from error
+
+
+def _not_safetensors(path: Path, error: Exception) -> str:
+    with path.open("rb") as file:
+        start = file.read(4)
+    # A zip archive, as torch.save makes, or the first byte of a pickle and the number of its protocol
+    if start == b"PK\x03\x04" or (start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")):
+        return (
+            f"{path} is a pickle file under the name of a safetensors file: pickle files can run code and are never read. "
+            "Ask for the memory as save_memory writes it"
+        )
+    return f"{path} is damaged or not a safetensors file ({error}): copy or save the memory again"

@@ -42,9 +42,9 @@ def load_with_memory(model: str = EMBEDDED_NAME, memory: str | os.PathLike[str] 
 
     Args:
         model: "smollm2", a folder, a `.gguf` file or a hub name; see `load_model`.
-        memory: folder of a saved memory; None takes the one that ships for this model.
+        memory: folder of a saved memory, or its hub name ("user/repo"); None takes the one that ships for this model.
     """
-    folder = shipped_memory(model) if memory is None else Path(memory)
+    folder = shipped_memory(model) if memory is None else memory
     read_memory(folder)  # a wrong folder is refused before the model takes its time
     base, tokenizer = load_model(model)
     base = add_memory(base)
