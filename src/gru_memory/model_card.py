@@ -117,7 +117,8 @@ def _eval_result(row: dict[str, Any]) -> EvalResult:
         task_type="text-generation",
         task_name="Recall of facts that left the context",
         dataset_type="synthetic",
-        dataset_name=str(row["label"]),
+        dataset_name="Facts told in a conversation",
+        dataset_config=str(row["label"]),  # rows that differ in nothing but their dataset's name are taken for one
         metric_type="accuracy",
         metric_name="share of replies that contain the value",
         metric_value=round(float(row["memory"]["share"]), 4),

@@ -47,7 +47,8 @@ class _FromConfig(MemoryMixin):
         memories = {}
         for name, config in self.memories.items():
             own = own_sites(self._sites_of(name))
-            memories[name] = config.to_dict() | ({OWN_SITES_KEY: own} if own else {})
+            values = {k: v for k, v in config.to_dict().items() if k != "format_version"}  # one for all of them
+            memories[name] = values | ({OWN_SITES_KEY: own} if own else {})
         values = {"format_version": FORMAT_VERSION, "active": self.active_memory, "memories": memories}
         setattr(self.config, CONFIG_KEY, values)
 
@@ -240,7 +241,7 @@ def _read_memories(values: dict[str, Any] | None) -> tuple[str, dict[str, tuple[
     try:
         entries, active = {}, values["active"]
         for name, entry in values["memories"].items():
-            entry = {"format_version": values["format_version"], **entry}
+            entry = {**entry, "format_version": values["format_version"]}
             own = dict(entry.pop(OWN_SITES_KEY, {}))
             entries[check_name(name)] = MemoryConfig.from_dict(entry), own
         if active not in entries:

@@ -239,7 +239,7 @@ class MemorySavingMixin:
 
         Raises:
             ValueError: as for `save_memory`. Nothing has been sent then.
-            OSError: the hub refuses, or cannot be reached.
+            huggingface_hub.errors.HfHubHTTPError: the hub refuses.
         """
         from . import __version__
 
@@ -333,7 +333,7 @@ def _download(repo_id: str, filename: str, where: str, options: dict[str, Any]) 
     except LocalEntryNotFoundError as error:
         raise OSError(
             f"there is no folder {repo_id!r} here, and {filename} of {where} is not in the cache and the hub cannot be reached: "
-            f"check the path, or the connection ({error})"
+            "check the path, or the connection"
         ) from error
     except EntryNotFoundError as error:
         raise ValueError(
@@ -341,8 +341,8 @@ def _download(repo_id: str, filename: str, where: str, options: dict[str, Any]) 
         ) from error
     except HfHubHTTPError as error:
         raise OSError(
-            f"there is no folder {repo_id!r} here, and the hub does not give {filename} of {where} ({error}): check the name and "
-            "the revision; a private repository also needs a token"
+            f"there is no folder {repo_id!r} here, and the hub does not give {filename} of {where} ({type(error).__name__}): "
+            "check the name and the revision; a private repository also needs a token"
         ) from error
 
 

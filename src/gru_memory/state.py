@@ -179,7 +179,9 @@ class MemoryState:
                 dtypes = json.loads(header["dtypes"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
                 state = cls._from_named(
-                    {k: t.to(getattr(torch, dtypes.get(k, "float32"))) for k, t in tensors.items()}, header
+                    # Copies: what safetensors returns may still lie in the file, and change or vanish with it.
+                    {k: t.to(getattr(torch, dtypes.get(k, "float32")), copy=True) for k, t in tensors.items()},
+                    header,
                 )
         except (SafetensorError, KeyError, AttributeError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(
