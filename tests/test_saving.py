@@ -750,3 +750,23 @@ def test_a_whole_model_on_the_hub_is_found_by_revision_and_token(family, hub, tm
     found = asked(hub, "ann/whole")
     assert {token for _, token in found} == {"Bearer hf_ann"}
     assert {path.split("/")[4] for path, _ in found} == {"v1"}
+
+
+# The documents
+
+
+def test_the_code_in_the_document_runs(family, hub, repository, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    base_model(family).save_pretrained("base")
+    recall_report(tmp_path / "results" / "recall.json")
+    text = (repository / "docs" / "saving.md").read_text(encoding="utf-8")
+    pieces = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    assert len(pieces) == text.count("```") // 2 == 4
+    names = {}
+    for piece in pieces:
+        exec(compile(piece, "docs/saving.md", "exec"), names)
+    assert "['default', 'fr'] default" in capsys.readouterr().out
+    assert hub.private == {"ann/boats": True}
+    assert len(ModelCard.load("boats/README.md").data.eval_results) == 2
+    assert {path.name for path in (tmp_path / "boats-fr").iterdir()} == FILES
+    assert list(names["model"].memories) == ["default"]

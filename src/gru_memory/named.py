@@ -60,7 +60,7 @@ class NamedMemoriesMixin:
         Raises:
             ValueError: no memory of this name. Nothing has changed then.
         """
-        self._require(name)
+        name = self._require(name)
         if name == self.active_memory:
             return
         parked = self.__dict__.setdefault("_parked_states", {})
@@ -76,7 +76,7 @@ class NamedMemoriesMixin:
         Raises:
             ValueError: no memory of this name, or the active one. Nothing has changed then.
         """
-        self._require(name)
+        name = self._require(name)
         if name == self.active_memory:
             raise ValueError(
                 f"the memory {name!r} is in use: set another one first (model.set_memory), or load over it"
