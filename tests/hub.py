@@ -56,15 +56,17 @@ class Hub:
         return None
 
     def file(self, path: str) -> tuple[str, bytes | None]:
-        """(error code, content) of /user/repo/resolve/revision/path."""
+        """(commit, content) of /user/repo/resolve/revision/path, or (error code, None)."""
         parts = [unquote(part) for part in path.strip("/").split("/")]
         name, revision, inside = "/".join(parts[:2]), parts[3] if len(parts) > 3 else "", "/".join(parts[4:])
         if len(parts) < 5 or parts[2] != "resolve" or name not in self.repositories:
             return "RepoNotFound", None
         if revision not in self.repositories[name]:
             return "RevisionNotFound", None
-        content = self.repositories[name][revision].get(inside)
-        return ("" if content is not None else "EntryNotFound"), content
+        files = self.repositories[name][revision]
+        if inside not in files:
+            return "EntryNotFound", None
+        return hashlib.sha1(b"".join(key.encode() + files[key] for key in sorted(files))).hexdigest(), files[inside]
 
 
 def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
@@ -95,12 +97,12 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             )
 
         def do_GET(self) -> None:
-            error, content = hub.file(self._begin())
+            commit, content = hub.file(self._begin())
             if content is None:
-                self._answer(404, b"", {"X-Error-Code": error, "X-Error-Message": error})
+                self._answer(404, b"", {"X-Error-Code": commit, "X-Error-Message": commit})
             else:
                 etag = hashlib.sha1(content).hexdigest()
-                self._answer(200, content, {"ETag": f'"{etag}"', "X-Repo-Commit": f"{len(hub.commits):040x}"})
+                self._answer(200, content, {"ETag": f'"{etag}"', "X-Repo-Commit": commit})
 
         do_HEAD = do_GET
 

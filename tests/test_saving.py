@@ -723,9 +723,8 @@ def test_a_base_model_and_a_memory_by_their_names_on_the_hub(family, hub, tmp_pa
     base_model(family).double().push_to_hub("ann/base", revision="main")
     model = memory_model(family)
     model.push_memory_to_hub("ann/boats")
-    hub.repositories["ann/base"]["v1"] = hub.repositories["ann/base"].pop(
-        "main"
-    )  # nothing on main: the revision matters
+    branches = hub.repositories["ann/base"]
+    branches["v1"], branches["main"] = branches["main"], {}
     settings = {"revision": "v1", "token": "hf_ann", "cache_dir": tmp_path / "cache", "dtype": torch.float64}
     classes = [AutoModelWithGRUMemory, *([GPT2WithGRUMemory] if family == "gpt2" else [])]
     for cls in classes:
@@ -742,14 +741,16 @@ def test_a_base_model_and_a_memory_by_their_names_on_the_hub(family, hub, tmp_pa
 def test_a_whole_model_on_the_hub_is_found_by_revision_and_token(family, hub, tmp_path):
     model = memory_model(family)
     model.push_to_hub("ann/whole")
-    hub.repositories["ann/whole"]["v1"] = hub.repositories["ann/whole"].pop("main")
+    branches = hub.repositories["ann/whole"]
+    branches["v1"], branches["main"] = branches["main"], {}
     hub.requests.clear()
     settings = {"revision": "v1", "token": "hf_ann", "cache_dir": tmp_path / "cache"}
     loaded = AutoModelWithGRUMemory.from_pretrained("ann/whole", dtype=torch.float64, **settings)
     assert torch.equal(loaded(random_ids()).logits, model(random_ids()).logits)
     found = asked(hub, "ann/whole")
     assert {token for _, token in found} == {"Bearer hf_ann"}
-    assert {path.split("/")[4] for path, _ in found} == {"v1"}
+    # transformers 5.17 looks for a peft adapter on the main branch, whatever the revision.
+    assert {path.split("/")[4] for path, _ in found if not path.endswith("adapter_config.json")} == {"v1"}
 
 
 # The documents
