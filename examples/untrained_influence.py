@@ -1,6 +1,6 @@
 """How loudly an untrained memory speaks, by its gate: KL to the base model, loss, and next tokens that change.
 
-    python examples/untrained_influence.py [--model smollm2]
+    python examples/untrained_influence.py [--model smollm2] [--gates 0 0.1 1]
 
 Prints the table in docs/memory.md. The text is a dozen unrelated chat turns from the library's own generator.
 """
@@ -22,14 +22,16 @@ GATES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2")
-    model, tokenizer = load_model(parser.parse_args().model)
+    parser.add_argument("--gates", type=float, nargs="+", default=GATES)
+    arguments = parser.parse_args()
+    model, tokenizer = load_model(arguments.model)
     rng = Random(0)
     turns = [sample_talk(rng, "test") for _ in range(12)]
     ids = tokenizer("\n".join(f"{turn.user}\n{turn.assistant}" for turn in turns), return_tensors="pt")["input_ids"]
     base = model(ids).logits.log_softmax(-1)[0]
     print(f"{ids.shape[1]} tokens\n{'sites':22}{'gate':>6}{'mean KL':>10}{'median KL':>11}{'loss':>8}{'changed':>9}")
     for sites in SITES:
-        for gate in GATES:
+        for gate in arguments.gates:
             torch.manual_seed(0)
             model = add_memory(model, MemoryConfig(sites=sites, gate_init=gate))
             log_p = model(ids).logits.log_softmax(-1)[0]
