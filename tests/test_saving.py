@@ -114,7 +114,7 @@ def test_the_config_says_which_base_model_it_is_for(family, tmp_path):
     model.config._name_or_path = "ann/base"
     model.save_memory(tmp_path)
     values = json.loads((tmp_path / "memory_config.json").read_text())
-    assert values["format_version"] == 2
+    assert values["format_version"] == 3
     base = values["base_model"]
     assert base == {
         "name": "ann/base",
@@ -356,7 +356,7 @@ DAMAGES = {
     "other shape": (weights_with(lambda w: {**w, "top.gate": torch.ones(2)}), "do not fit.*top.gate"),
     "lacks one": (weights_with(lambda w: {k: v for k, v in w.items() if k != "top.gate"}), "do not fit.*top.gate"),
     "one too many": (weights_with(lambda w: {**w, "transformer.wte": torch.ones(2)}), "do not fit.*transformer.wte"),
-    "newer format": (config_with(format_version=3), "newer.*upgrade"),
+    "newer format": (config_with(format_version=4), "newer.*upgrade"),
     "unknown keys": (config_with(surprise=1), r"unknown fields \['surprise'\].*upgrade"),
     "no version": (config_with(format_version="two"), "format_version"),
     "impossible sizes": (config_with(num_slots=10**30), "no memory can have the sizes"),
@@ -424,13 +424,40 @@ def test_files_of_format_1_load_and_say_the_same(family, how):
     assert_close(got.logits, expected["logits"], 1e-4)
     assert_close(got.memory_state.sites["top"]["slots"], expected["slots"], 1e-4)
     assert (without.logits - expected["logits"]).abs().max() > 0.1
+    assert {site.gate.shape for site in model.memory_sites().values()} == {(1,)}  # FSDP2 refuses ()
+    assert all(site.gate.requires_grad for site in model.memory_sites().values())
+
+
+def test_gates_of_format_2_load_from_a_model_of_several_memories(tmp_path):
+    """Gates were numbers, shape (), before format 3, in a whole model as well as in a memory's own file."""
+    model = memory_model("llama")
+    model.attach_memory(MemoryConfig(sites=("top",), num_slots=3, gate_init=0.25), name="second")
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    gates = {name for name in weights if name.endswith(".gate")}
+    assert len(gates) == 4
+    old = {name: tensor.reshape(()) if name in gates else tensor for name, tensor in weights.items()}
+    (tmp_path / "model.safetensors").unlink()
+    save_file(old, tmp_path / "model.safetensors", {"format": "pt"})
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["gru_memory"]["format_version"] = 2
+    (tmp_path / "config.json").write_text(json.dumps(config))
+
+    again = AutoModelWithGRUMemory.from_pretrained(tmp_path, dtype=torch.float64)
+    for name in ("default", "second"):
+        again.set_memory(name)
+        model.set_memory(name)
+        assert {site.gate.shape for site in again.memory_sites().values()} == {(1,)}
+        assert torch.equal(again(random_ids()).logits, model(random_ids()).logits)
+    model.load_state_dict(old)  # what Trainer does to resume
+    assert model.config.gru_memory["format_version"] == again.config.gru_memory["format_version"] == 3
 
 
 def test_a_memory_of_format_1_is_saved_in_the_present_one(family, tmp_path):
     folder = DATA / "format-1" / family
     model = AutoModelWithGRUMemory.from_pretrained(folder / "model", folder / "memory")
     model.save_memory(tmp_path)
-    assert json.loads((tmp_path / "memory_config.json").read_text())["format_version"] == 2
+    assert json.loads((tmp_path / "memory_config.json").read_text())["format_version"] == 3
     again = AutoModelWithGRUMemory.from_pretrained(folder / "model", tmp_path)
     assert again.memory_fingerprint() == model.memory_fingerprint()
 
@@ -456,7 +483,7 @@ def test_a_config_json_of_a_newer_version_is_refused(family, tmp_path):
     path = tmp_path / "config.json"
     values = json.loads(path.read_text())
     for change, message in (
-        ({"format_version": 3}, "newer"),
+        ({"format_version": 4}, "newer"),
         ({"active": "fr"}, "damaged"),
         ({"memories": {"de.fault": {}}}, "cannot be the name"),
     ):

@@ -6,6 +6,8 @@ import random
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -172,7 +174,8 @@ def run(memory, model, pool, cache, folder, steps, **settings):
     return [entry["answer_loss"] for entry in log if "step" in entry]
 
 
-def test_resumed_run_has_the_curve_of_an_uninterrupted_one(model, pool, build, tmp_path, monkeypatch):
+@pytest.mark.parametrize("older", [False, True])
+def test_resumed_run_has_the_curve_of_an_uninterrupted_one(model, pool, build, tmp_path, monkeypatch, older):
     cache = build(pool.turns())
     straight = run(make_memory(), model, pool, cache, tmp_path / "a", 8)
 
@@ -188,6 +191,14 @@ def test_resumed_run_has_the_curve_of_an_uninterrupted_one(model, pool, build, t
         patch.setattr(MemoryTrainer, "_checkpoint", stop)
         run(make_memory(), model, pool, cache, tmp_path / "b", 8)
     assert calls == [4]
+    if older:  # gates were numbers, shape ()
+        with safe_open(tmp_path / "b" / "last.safetensors", "pt") as file:
+            metadata = file.metadata()
+        tensors = load_file(tmp_path / "b" / "last.safetensors")
+        gate = [name for name, _ in make_memory().named_parameters()].index("gate")
+        for name in ("memory.gate", f"optimizer.exp_avg.{gate}", f"optimizer.exp_avg_sq.{gate}"):
+            tensors[name] = tensors[name].reshape(())
+        save_file(tensors, tmp_path / "b" / "last.safetensors", metadata)
     resumed = run(make_memory(gate=7.0), model, pool, cache, tmp_path / "b", 8)  # its own weights are replaced
     assert len(straight) == 8
     assert resumed == pytest.approx(straight[4:], rel=1e-4)

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 CONFIG_NAME = "memory_config.json"
-FORMAT_VERSION = 2  # 2: base models by name and weights, own sites by class, several memories in a config.json
+# 2: base models by name and weights, own sites by class, several memories in a config.json. 3: gates of shape (1,), not ().
+FORMAT_VERSION = 3
 
 CELLS = ("gru", "mingru")
 CLOCKS = ("token", "turn")

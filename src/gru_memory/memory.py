@@ -91,7 +91,7 @@ class GRUMemoryWithDecay(nn.Module):
         self.value_hidden = nn.Linear(hidden_size, width, bias=False)
         self.read_gate = nn.Linear(hidden_size, num_heads)
         self.output = nn.Linear(width, hidden_size, bias=False)
-        self.gate = nn.Parameter(torch.empty(()))
+        self.gate = nn.Parameter(torch.empty(1))  # FSDP2 refuses parameters of no dimension
         if cell == "gru":
             self.weight_ih = nn.Parameter(torch.empty(num_heads, 3 * slot_size, slot_size))
             self.weight_hh = nn.Parameter(torch.empty(num_heads, 3 * slot_size, slot_size))
@@ -144,6 +144,12 @@ class GRUMemoryWithDecay(nn.Module):
         self.value_embed.weight.copy_(mixing.to(root.device) @ root)
         if self.embed_size == self.hidden_size:
             self.output.weight.copy_(self.value_embed.weight.t())
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args) -> None:
+        gate = state_dict.get(f"{prefix}gate")
+        if gate is not None and gate.dim() == 0:  # as before format 3
+            state_dict[f"{prefix}gate"] = gate.reshape(1)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @property
     def state_dtype(self) -> torch.dtype:

@@ -144,7 +144,7 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, NamedMemoriesMixin):
             fresh = dict(self.build_site(self.memories[owners[module]]).named_parameters())
             for name, parameter in module.named_parameters():
                 if not getattr(parameter, "_is_hf_initialized", False):
-                    parameter.copy_(fresh[name])
+                    parameter.copy_(fresh[name].reshape(parameter.shape))
 
     @property
     def _sites(self) -> dict[str, nn.Module]:

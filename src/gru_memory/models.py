@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GPT2LMHeadModel, PreT
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from .config import CONFIG_NAME, FORMAT_VERSION, MemoryConfig
+from .memory import GRUMemoryWithDecay
 from .modeling import MemoryMixin
 from .named import DEFAULT_NAME, check_name
 from .saving import OWN_SITES_KEY, own_sites, read_memory, require_own_sites
@@ -33,7 +34,7 @@ Sites = dict[str, nn.Module] | dict[str, dict[str, nn.Module]]
 class _FromConfig(MemoryMixin):
     """A memory model that builds its memory from its config, as `from_pretrained` and `Class(config)` need."""
 
-    def __init__(self, config, *args, sites: Sites | None = None, **kwargs) -> None:
+    def __init__(self, config, *args, sites: Sites | None = None, scalar_gates: bool = False, **kwargs) -> None:
         super().__init__(config, *args, **kwargs)
         active, entries = _read_memories(getattr(config, CONFIG_KEY, None))
         given = _sites_by_memory(sites, active, entries)
@@ -42,6 +43,16 @@ class _FromConfig(MemoryMixin):
             self.attach_memory(entries[name][0], given.get(name), name)
         self._memories = {name: self._memories[name] for name in entries}
         self._memories_changed()
+        if scalar_gates:  # as before format 3, for `from_pretrained` to read such weights
+            self._reshape_gates(())
+
+    def _reshape_gates(self, shape: tuple[int, ...]) -> None:
+        for name in self.memories:
+            for site in self._sites_of(name).values():
+                if isinstance(site, GRUMemoryWithDecay):
+                    loaded = getattr(site.gate, "_is_hf_initialized", False)
+                    site.gate = nn.Parameter(site.gate.detach().reshape(shape), site.gate.requires_grad)
+                    site.gate._is_hf_initialized = loaded
 
     def _memories_changed(self) -> None:
         memories = {}
@@ -102,10 +113,15 @@ class _FromConfig(MemoryMixin):
         Raises:
             ValueError: a memory of a newer version, or one with a module of your own that `sites` does not give.
         """
-        if getattr(_config_of(name_or_path, kwargs), CONFIG_KEY, None) is None:
+        memories = getattr(_config_of(name_or_path, kwargs), CONFIG_KEY, None)
+        if memories is None:
             return cls.from_pretrained_with_memory(name_or_path, *args, **kwargs)
-        result = super().from_pretrained(name_or_path, *args, **kwargs)
-        (result[0] if isinstance(result, tuple) else result).freeze_base()  # a tuple with output_loading_info=True
+        older = memories.get("format_version", FORMAT_VERSION) < 3
+        result = super().from_pretrained(name_or_path, *args, **kwargs, **({"scalar_gates": True} if older else {}))
+        model = result[0] if isinstance(result, tuple) else result  # a tuple with output_loading_info=True
+        if older:
+            model._reshape_gates((1,))
+        model.freeze_base()
         return result
 
     @classmethod

@@ -65,14 +65,14 @@ class SavedMemory:
         try:
             with safe_open(self.weights, "pt") as file:
                 found = {name: torch.Size(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-                if found != wanted:
-                    names = sorted(name for name in {**found, **wanted} if found.get(name) != wanted.get(name))
+                names = sorted(name for name in {**found, **wanted} if not _fits(found.get(name), wanted.get(name)))
+                if names:
                     raise ValueError(
                         f"the weights in {self.where} do not fit its {CONFIG_NAME} ({', '.join(names[:3])}"
                         f"{', ...' if len(names) > 3 else ''}): copy or save the memory again"
                     )
                 # Clones, since what safetensors returns may still lie in the file.
-                weights = {name: file.get_tensor(name).clone() for name in wanted}
+                weights = {name: file.get_tensor(name).clone().reshape(shape) for name, shape in wanted.items()}
         except SafetensorError as error:
             raise ValueError(_not_safetensors(self.weights, error)) from error
         for name, tensor in weights.items():
@@ -344,6 +344,10 @@ def _download(repo_id: str, filename: str, where: str, options: dict[str, Any]) 
             f"there is no folder {repo_id!r} here, and the hub does not give {filename} of {where} ({type(error).__name__}): "
             "check the name and the revision; a private repository also needs a token"
         ) from error
+
+
+def _fits(found: torch.Size | None, wanted: torch.Size | None) -> bool:
+    return found == wanted or (found == () and wanted == (1,))  # a gate was a number before format 3
 
 
 def _not_safetensors(path: Path, error: Exception) -> str:

@@ -198,10 +198,13 @@ class MemoryTrainer:
             {k.removeprefix("memory."): v for k, v in tensors.items() if k.startswith("memory.")}
         )
         state = self.optimizer.state_dict()
-        count = sum(1 for _ in self.memory.parameters())
         state["state"] = {
-            i: {kind: tensors[f"optimizer.{kind}.{i}"] for kind in ("exp_avg", "exp_avg_sq", "step")}
-            for i in range(count)
+            i: {
+                # The gate's moments have its shape, which was () in earlier versions.
+                **{kind: tensors[f"optimizer.{kind}.{i}"].reshape(p.shape) for kind in ("exp_avg", "exp_avg_sq")},
+                "step": tensors[f"optimizer.step.{i}"],
+            }
+            for i, p in enumerate(self.memory.parameters())
         }
         self.optimizer.load_state_dict(state)
         self.step, self.best, self.seconds = progress["step"], progress["best"], progress["seconds"]
