@@ -1,19 +1,11 @@
-"""The fast forms of the recurrence against the plain one: outputs and gradients."""
+"""The chunked form of the recurrence against the plain one, and what holds whichever form `scan` picks."""
 
 import pytest
 import torch
 from tiny import assert_close, one_thread  # noqa: F401
 
-from gru_memory import scan as recurrence
-from gru_memory.scan import (
-    BLOCK_TOKENS,
-    CHUNK_TOKENS,
-    CellWeights,
-    ScanInputs,
-    scan,
-    scan_chunked,
-    scan_reference,
-)
+from gru_memory.scan import CellWeights, ScanInputs, chunked, scan, scan_chunked, scan_reference
+from gru_memory.scan.chunked import BLOCK_TOKENS, CHUNK_TOKENS
 
 B, N, S, D = 2, 3, 4, 5
 
@@ -69,7 +61,7 @@ def test_gradients_of_chunks_are_those_of_steps(length, decay):
 
 
 def test_gradients_of_chunks_are_numerical_gradients(monkeypatch):
-    monkeypatch.setattr(recurrence, "CHUNK_TOKENS", 2)
+    monkeypatch.setattr(chunked, "CHUNK_TOKENS", 2)
     inputs, slots = scan_inputs(5)
     first = ScanInputs(*(field[:1, :, :1] for field in inputs))
     leaves = [

@@ -1,0 +1,79 @@
+"""Which form of the recurrence runs: the first in the table that can."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .chunked import scan_chunked
+from .reference import scan_one, scan_reference
+from .types import CellWeights, ScanInputs
+
+_warned: set[str] = set()
+
+
+class Form(NamedTuple):
+    """One way to run the recurrence."""
+
+    can: Callable[[ScanInputs, Tensor, CellWeights | None], bool]
+    run: Callable[[ScanInputs, Tensor, CellWeights | None], tuple[Tensor, Tensor]]
+
+
+def _is_one_token(inputs: ScanInputs, slots: Tensor, cell: CellWeights | None) -> bool:
+    return inputs.address.shape[1] == 1
+
+
+def _can_compile(inputs: ScanInputs, slots: Tensor, cell: CellWeights | None) -> bool:
+    if slots.device.type != "cpu" or torch.compiler.is_compiling() or slots.numel() == 0:
+        return False
+    if find_spec("numba") is not None:
+        return True
+    _warn_once("the memory runs slowly on this CPU without numba: pip install 'gru-memory[fast]'")
+    return False
+
+
+def _run_compiled(inputs: ScanInputs, slots: Tensor, cell: CellWeights | None) -> tuple[Tensor, Tensor]:
+    from .compiled import scan_compiled  # numba takes half a second to import
+
+    return scan_compiled(inputs, slots, cell)
+
+
+def _is_mingru(inputs: ScanInputs, slots: Tensor, cell: CellWeights | None) -> bool:
+    return cell is None
+
+
+def _always(inputs: ScanInputs, slots: Tensor, cell: CellWeights | None) -> bool:
+    return True
+
+
+def _warn_once(message: str) -> None:
+    if message not in _warned:
+        _warned.add(message)
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+
+FORMS: dict[str, Form] = {
+    "one": Form(_is_one_token, scan_one),
+    "compiled": Form(_can_compile, _run_compiled),
+    "chunked": Form(_is_mingru, scan_chunked),
+    "reference": Form(_always, scan_reference),
+}
+
+
+def pick_form(inputs: ScanInputs, slots: Tensor, cell: CellWeights | None = None) -> str:
+    """Name of the first form in `FORMS` that can run these inputs."""
+    return next(name for name, form in FORMS.items() if form.can(inputs, slots, cell))
+
+
+def scan(
+    inputs: ScanInputs, slots: Tensor, cell: CellWeights | None = None, form: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """The recurrence, in the fastest form for these inputs or in the one named. Otherwise as `scan_reference`."""
+    if form is not None and form not in FORMS:
+        raise ValueError(f"form is {form!r}: choose one of {tuple(FORMS)}")
+    return FORMS[form or pick_form(inputs, slots, cell)].run(inputs, slots, cell)
