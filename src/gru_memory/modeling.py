@@ -303,6 +303,7 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, NamedMemoriesMixin):
                 "be lost: use transformers 5.23 or later, or sites=('top',), or model.gradient_checkpointing_disable()"
             )
         cache = arguments.get("past_key_values")
+        _refuse_cached_turns(self, arguments)
         layer = find_layer(cache)
         if memory_state is None:
             memory_state = layer.state if layer is not None else None
@@ -451,6 +452,24 @@ def _turn_starts(position_ids: Tensor | None, valid: Tensor, past_length: int, a
         return torch.zeros_like(valid)
     seen = attention_mask[:, : -valid.shape[1]].to(valid.device).bool().any(dim=1)  # (B,) the past may be all padding
     return first & ~seen.unsqueeze(1)
+
+
+def _refuse_cached_turns(model: nn.Module, arguments: dict[str, Any]) -> None:
+    """Raise ValueError where transformers would let attention see across the turns of one row.
+
+    It makes the block-diagonal mask of packed rows only without a mask and without a cache, and says nothing otherwise.
+    """
+    position_ids, use_cache = arguments.get("position_ids"), arguments.get("use_cache")
+    if position_ids is None or arguments.get("attention_mask") is not None or torch.compiler.is_compiling():
+        return
+    if use_cache is None:
+        use_cache = getattr(model.config.get_text_config(), "use_cache", False)
+    cached = use_cache or arguments.get("past_key_values") is not None
+    if cached and not (model.training and model.is_gradient_checkpointing) and bool((position_ids[..., 1:] == 0).any()):
+        raise ValueError(
+            "position_ids restart within a row, so it holds several turns; with a key-value cache attention would see across "
+            "them: pass use_cache=False (and no past_key_values)"
+        )
 
 
 def _ticks(starts: Tensor, visible: Tensor, pending: Tensor) -> tuple[Tensor, Tensor]:
