@@ -41,3 +41,13 @@ def books() -> Path:
     if not any(folder.glob("*.txt")):
         pytest.skip(f"no .txt books in {folder}; set GRU_MEMORY_BOOKS to a folder that has some")
     return folder
+
+
+@pytest.fixture(scope="session")
+def postgres():
+    """A running PostgreSQL; skipped where it is not installed, but not in CI."""
+    from postgres import Postgres
+
+    cluster = Postgres()
+    yield cluster
+    cluster.remove()

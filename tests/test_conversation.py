@@ -1,5 +1,8 @@
 """`Conversation`: what attention sees, what memory takes in once, and files."""
 
+import json
+from dataclasses import replace
+
 import pytest
 import torch
 from talking import FAMILIES, POSITIONS, talking_model, talking_tokenizer
@@ -104,6 +107,38 @@ def test_a_saved_conversation_gives_the_same_next_reply(model, tokenizer, tmp_pa
     assert second.turns == first.turns
     assert second.say("Where do I live?") == first.say("Where do I live?")
     assert_same_state(second.state, first.state, tolerance=0)
+
+
+def test_bytes_are_as_good_as_a_file(model, tokenizer):
+    first = read_all(Conversation(model, tokenizer, context_turns=2))
+    second = Conversation(model, tokenizer, context_turns=2)
+    second.load(first.to_bytes())
+    assert_same_state(second.state, first.state, tolerance=0)
+    assert second.inputs("And now?")["input_ids"].tolist() == first.inputs("And now?")["input_ids"].tolist()
+    half = first.to_bytes(torch.float16)
+    assert len(half) < len(first.to_bytes())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"turns": "3"}, {"turns": -1}, {"system": 3}, {"context": [["a"]]}, {"context": [[1, "b"]]}, {"context": 3}],
+)
+def test_a_header_of_the_wrong_types_is_refused(model, tokenizer, wrong):
+    about = {"turns": 1, "context": [], "system": None, "context_turns": 1, **wrong}
+    data = model.initial_memory_state(1).to_bytes(metadata={"conversation": json.dumps(about)})
+    conversation = Conversation(model, tokenizer)
+    with pytest.raises(ValueError, match="not a conversation"):
+        conversation.load(data)
+    assert conversation.turns == 0
+
+
+def test_a_state_of_another_shape_is_refused_at_once(model, tokenizer):
+    state = model.initial_memory_state(1)
+    cut = {"top": {**state.sites["top"], "slots": state.sites["top"]["slots"][:, :, :1]}}
+    about = {"turns": 1, "context": [], "system": None, "context_turns": 1}
+    data = replace(state, sites=cut).to_bytes(metadata={"conversation": json.dumps(about)})
+    with pytest.raises(ValueError, match="slots"):
+        Conversation(model, tokenizer).load(data)
 
 
 def test_a_refused_file_leaves_the_conversation_as_it_was(family, model, tokenizer, tmp_path):

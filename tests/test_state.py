@@ -135,6 +135,15 @@ def test_save_and_load_keep_every_bit(model, state, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
 
 
+def test_bytes_are_those_of_the_file(state, tmp_path):
+    state.save(tmp_path / "state", torch.float16, {"who": "Ada"})
+    data = state.to_bytes(torch.float16, {"who": "Ada"})
+    assert MemoryState.read_metadata(data) == MemoryState.read_metadata(tmp_path / "state")
+    assert_same_state(MemoryState.from_bytes(data), MemoryState.load(tmp_path / "state"), 0)
+    with pytest.raises(ValueError, match="the upload is damaged"):
+        MemoryState.from_bytes(data[:-1], name="the upload")
+
+
 def test_half_precision_on_disk_is_close_and_smaller(model, state, tmp_path):
     state.save(tmp_path / "whole")
     state.save(tmp_path / "half", torch.float16)
@@ -243,11 +252,12 @@ def test_a_save_that_fails_leaves_what_was_there(model, state, tmp_path, monkeyp
     state.save(tmp_path / "state")
     before = (tmp_path / "state").read_bytes()
 
-    def full_disk(tensors, path, metadata):
-        path.write_bytes(b"half of it")
+    def full_disk(path, data):
+        with path.open("wb") as file:
+            file.write(data[: len(data) // 2])
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(gru_memory.state, "save_file", full_disk)
+    monkeypatch.setattr("pathlib.Path.write_bytes", full_disk)
     with pytest.raises(OSError, match="no space"):
         model.initial_memory_state(3).save(tmp_path / "state")
     assert (tmp_path / "state").read_bytes() == before

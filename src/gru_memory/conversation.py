@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .rendering import TurnRenderer
-from .state import MemoryState
+from .state import MemoryState, write_whole
 
 
 class Conversation:
@@ -48,18 +48,16 @@ class Conversation:
     @torch.no_grad()
     def read(self, text: str, reply: str | None = None) -> None:
         """Take a turn in without generating. `reply` is what the assistant is known to have answered, if anything."""
-        _require_text(text)
-        inputs = self._inputs(self.renderer.turn(text, reply).ids)
+        inputs = self.inputs(text, reply)
         state = self.model(**inputs, memory_state=self.state, logits_to_keep=1, use_cache=False).memory_state
         if not state.is_finite():
             raise FloatingPointError("the memory became NaN or infinite on this turn; the state from before it is kept")
-        self._commit(state, text, reply)
+        self.commit(state, text, reply)
 
     def say(self, text: str, **generation: Any) -> str:
         """Take a turn in and return the reply; arguments as for `generate`, over the defaults of this conversation."""
-        _require_text(text)
         settings = {**self.generation, **generation}
-        inputs = self._inputs(self.renderer.prompt(text), settings.get("max_new_tokens") or 0)
+        inputs = self.prompt(text, settings.get("max_new_tokens") or 0)
         if settings.get("pad_token_id") is None and self.tokenizer.pad_token_id is None:
             settings["pad_token_id"] = self.tokenizer.eos_token_id
         output = self.model.generate(**inputs, memory_state=self.state, return_dict_in_generate=True, **settings)
@@ -67,29 +65,68 @@ class Conversation:
             raise ValueError("a conversation has one reply: leave num_return_sequences at 1")
         new = output.sequences[0, inputs["input_ids"].shape[1] :]
         reply = self.tokenizer.decode(new, skip_special_tokens=True).strip()
-        self._commit(output.memory_state, text, reply)
+        self.commit(output.memory_state, text, reply)
         return reply
 
-    def save(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write the conversation as one safetensors file: its state and the turns that attention still sees."""
+    def inputs(self, text: str, reply: str | None = None) -> dict[str, torch.Tensor]:
+        """What `read` feeds to the model: one row of `input_ids`, `attention_mask` and `memory_mask`, each (1, T)."""
+        _require_text(text)
+        return self._inputs(self.renderer.turn(text, reply).ids)
+
+    def prompt(self, text: str, max_new_tokens: int = 0) -> dict[str, torch.Tensor]:
+        """What `say` feeds to the model, up to the point where the reply begins.
+
+        With `commit` this is for those who run the model themselves, many conversations in one batch for example.
+
+        Raises:
+            ValueError: an empty turn, or one that does not fit with `max_new_tokens` after it.
+        """
+        _require_text(text)
+        return self._inputs(self.renderer.prompt(text), max_new_tokens)
+
+    def commit(self, state: MemoryState, text: str, reply: str | None) -> None:
+        """Go on from `state`, in which this turn was taken in."""
+        self.state = state
+        self.turns += 1
+        self._context = [*self._context, (text, reply)][-self.context_turns + 1 :] if self.context_turns > 1 else []
+
+    def to_bytes(self, dtype: torch.dtype | None = None) -> bytes:
+        """The conversation as the bytes of one safetensors file: its state and the turns that attention still sees.
+
+        `dtype` is that of `MemoryState.to_bytes`.
+        """
         about = {
             "turns": self.turns,
             "context": self._context,
             "system": self.system,
             "context_turns": self.context_turns,
         }
-        self.state.save(path, dtype, metadata={"conversation": json.dumps(about)})
+        return self.state.to_bytes(dtype, metadata={"conversation": json.dumps(about)})
 
-    def load(self, path: str | Path) -> None:
-        """Go on with a saved conversation. On any error (see `MemoryState.load`) this one stays as it was."""
-        state = MemoryState.load(path, self.model.memory_fingerprint())
+    def save(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write `to_bytes` to a file, whole or not at all."""
+        write_whole(path, self.to_bytes(dtype))
+
+    def load(self, source: str | Path | bytes) -> None:
+        """Go on with a saved conversation, a file or its bytes. On any error this one stays as it was.
+
+        Raises:
+            ValueError: what is there is no conversation, or not one of this model and memory; see `MemoryState.load`.
+        """
+        fingerprint = self.model.memory_fingerprint()
+        whole = isinstance(source, bytes)
+        state = MemoryState.from_bytes(source, fingerprint) if whole else MemoryState.load(source, fingerprint)
+        name = "this state" if whole else source
         try:
-            about = json.loads(MemoryState.read_metadata(path)["conversation"])
+            about = json.loads(MemoryState.read_metadata(source)["conversation"])
             turns, system, context = about["turns"], about["system"], [tuple(turn) for turn in about["context"]]
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} is a state, not a conversation: read it with MemoryState.load") from error
+            if not _is_conversation(turns, system, context):
+                raise TypeError("of the wrong types")
+        except (KeyError, TypeError, RecursionError, json.JSONDecodeError) as error:
+            raise ValueError(f"{name} is a state, not a conversation: read it with MemoryState.load") from error
         if state.batch_size != 1:
-            raise ValueError(f"{path} holds {state.batch_size} conversations, not one: read it with MemoryState.load")
+            raise ValueError(f"{name} holds {state.batch_size} conversations, not one: read it with MemoryState.load")
+        self.model.check_memory_state(state, 1, whose=True)
         self.renderer = TurnRenderer(self.tokenizer, system)
         self.state, self.turns, self.system = state.to(self.model.device), turns, system
         self._context = context[-self.context_turns + 1 :] if self.context_turns > 1 else []
@@ -113,10 +150,13 @@ class Conversation:
         memory_mask[:, :seen] = False
         return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "memory_mask": memory_mask}
 
-    def _commit(self, state: MemoryState, user: str, reply: str | None) -> None:
-        self.state = state
-        self.turns += 1
-        self._context = [*self._context, (user, reply)][-self.context_turns + 1 :] if self.context_turns > 1 else []
+
+def _is_conversation(turns: object, system: object, context: list[tuple]) -> bool:
+    """What the header of a saved conversation says has the types that it must have."""
+    pairs = all(
+        len(turn) == 2 and isinstance(turn[0], str) and isinstance(turn[1], (str, type(None))) for turn in context
+    )
+    return isinstance(turns, int) and turns >= 0 and isinstance(system, (str, type(None))) and pairs
 
 
 def _require_text(text: str) -> None:

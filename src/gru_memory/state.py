@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load as deserialize
+from safetensors.torch import save as serialize
 from torch import Tensor
 
 FORMAT_VERSION = 1
@@ -114,12 +115,11 @@ class MemoryState:
             sites[site]["slots"] = slots * (rate.to(slots) ** ticks).unsqueeze(-1)
         return replace(self, sites=sites)
 
-    def save(self, path: str | Path, dtype: torch.dtype | None = None, metadata: dict[str, str] | None = None) -> None:
-        """Write a safetensors file, whole or not at all.
+    def to_bytes(self, dtype: torch.dtype | None = None, metadata: dict[str, str] | None = None) -> bytes:
+        """The state as the bytes of a safetensors file.
 
         Args:
-            path: the file.
-            dtype: floating type on disk; None keeps every bit, `torch.float16` halves the file and costs about 5e-4
+            dtype: floating type to keep; None keeps every bit, `torch.float16` halves the size and costs about 5e-4
                 of a slot's range.
             metadata: further strings for the file's header; `read_metadata` gives them back.
         """
@@ -134,18 +134,17 @@ class MemoryState:
             "fingerprint": self.fingerprint or "",
             "dtypes": json.dumps(dtypes),
         }
-        part = Path(path).with_name(Path(path).name + ".part")
-        try:
-            save_file(tensors | rates, part, {**(metadata or {}), **header})
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        return serialize(tensors | rates, {**(metadata or {}), **header})
+
+    def save(self, path: str | Path, dtype: torch.dtype | None = None, metadata: dict[str, str] | None = None) -> None:
+        """Write `to_bytes` to a file, whole or not at all."""
+        write_whole(path, self.to_bytes(dtype, metadata))
 
     @staticmethod
-    def read_metadata(path: str | Path) -> dict[str, str]:
-        """The strings in the header of a saved state."""
-        with safe_open(path, "pt") as file:
-            return file.metadata() or {}
+    def read_metadata(source: str | Path | bytes) -> dict[str, str]:
+        """The strings in the header of a saved state: a file, or its bytes."""
+        data, name = _read(source)
+        return _open(data, name)[0]
 
     @classmethod
     def load(cls, path: str | Path, fingerprint: str | None = None) -> MemoryState:
@@ -158,37 +157,32 @@ class MemoryState:
         Raises:
             ValueError: not a state file, damaged, from a newer version, of another model or memory, or not finite.
         """
-        path = Path(path)
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise ValueError(f"{path} is {path.stat().st_size} bytes: no memory state is that large, nothing was read")
+        data, name = _read(path)
+        return cls.from_bytes(data, fingerprint, name)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, fingerprint: str | None = None, name: str = "this state") -> MemoryState:
+        """`load` from what `to_bytes` returned; `name` is what errors call it."""
+        header, tensors = _open(data, name)
         try:
-            with safe_open(path, "pt") as file:
-                header = file.metadata() or {}
-                if header.get("kind") != _KIND:
-                    raise ValueError(
-                        f"{path} is not a memory state: write one with MemoryState.save or Conversation.save"
-                    )
-                if not (version := header.get("version", "")).isdecimal():
-                    raise KeyError("version")
-                if int(version) > FORMAT_VERSION:
-                    raise ValueError(f"{path} was written by a newer version of gru-memory: upgrade to read it")
-                if fingerprint is not None and header.get("fingerprint") != fingerprint:
-                    raise ValueError(
-                        f"{path} belongs to another model or memory: load it with the pair that wrote it, or start anew"
-                    )
-                dtypes = json.loads(header["dtypes"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-                state = cls._from_named(
-                    # Copies: what safetensors returns may still lie in the file, and change or vanish with it.
-                    {k: t.to(getattr(torch, dtypes.get(k, "float32")), copy=True) for k, t in tensors.items()},
-                    header,
+            if header.get("kind") != _KIND:
+                raise ValueError(f"{name} is not a memory state: write one with MemoryState.save or Conversation.save")
+            if not (version := header.get("version", "")).isdecimal():
+                raise KeyError("version")
+            if int(version) > FORMAT_VERSION:
+                raise ValueError(f"{name} was written by a newer version of gru-memory: upgrade to read it")
+            if fingerprint is not None and header.get("fingerprint") != fingerprint:
+                raise ValueError(
+                    f"{name} belongs to another model or memory: load it with the pair that wrote it, or start anew"
                 )
-        except (SafetensorError, KeyError, AttributeError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(
-                f"{path} is damaged or not a memory state ({error}): restore it from a copy or start anew"
-            ) from error
+            dtypes = json.loads(header["dtypes"])
+            state = cls._from_named(
+                {k: t.to(getattr(torch, dtypes.get(k, "float32"))) for k, t in tensors.items()}, header
+            )
+        except (KeyError, AttributeError, TypeError, RecursionError, json.JSONDecodeError) as error:
+            raise ValueError(_damaged(name, error)) from error
         if not state.is_finite():
-            raise ValueError(f"{path} holds NaN or infinite numbers: restore it from a copy or start anew")
+            raise ValueError(f"{name} holds NaN or infinite numbers: restore it from a copy or start anew")
         return state
 
     @classmethod
@@ -228,3 +222,37 @@ class MemoryState:
         changed = {name: change(t) for name, t in self._named()}
         sites = {site: {key: changed[f"site/{site}/{key}"] for key in kept} for site, kept in self.sites.items()}
         return replace(self, sites=sites, **{name: changed[name] for name in ("tokens", "turns", "pending")})
+
+
+def write_whole(path: str | Path, data: bytes) -> None:
+    """Write a file in one step: on any error what was there before is still there."""
+    part = Path(path).with_name(Path(path).name + ".part")
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _read(source: str | Path | bytes) -> tuple[bytes, str]:
+    """The bytes of a state and what to call it; a file that is too large is not read."""
+    if isinstance(source, bytes):
+        return source, "this state"
+    path = Path(source)
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise ValueError(f"{path} is {path.stat().st_size} bytes: no memory state is that large, nothing was read")
+    return path.read_bytes(), str(path)
+
+
+def _open(data: bytes, name: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Header strings and tensors of safetensors bytes."""
+    try:
+        tensors = deserialize(data)  # checks every length and offset first
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
+    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(_damaged(name, error)) from error
+    return header, tensors
+
+
+def _damaged(name: str, error: Exception) -> str:
+    return f"{name} is damaged or not a memory state ({error}): restore it from a copy or start anew"

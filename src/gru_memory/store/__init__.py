@@ -1,0 +1,21 @@
+"""Named sessions that survive restarts: conversations in SQLite or PostgreSQL."""
+
+from .database import default_url
+from .errors import LimitExceeded, SessionConflict, SessionExists, SessionNotFound, StoreError, StoreUnavailable
+from .records import Limits, Session, Snapshot, TurnRecord
+from .sessions import SessionStore
+
+__all__ = [
+    "LimitExceeded",
+    "Limits",
+    "Session",
+    "SessionConflict",
+    "SessionExists",
+    "SessionNotFound",
+    "SessionStore",
+    "Snapshot",
+    "StoreError",
+    "StoreUnavailable",
+    "TurnRecord",
+    "default_url",
+]

@@ -1,0 +1,143 @@
+"""The connection: URL, SQLite's settings, migrations, and database errors as ours."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import platformdirs
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DatabaseError, InterfaceError, NoSuchModuleError, TimeoutError
+
+from .errors import StoreError, StoreUnavailable
+
+SQLITE_WAIT_SECONDS = 10.0  # for a lock that another writer holds
+_MIGRATION_LOCK = 0x6772756D  # of PostgreSQL's advisory locks: any number nobody else uses
+
+
+def default_url() -> str:
+    """$GRU_MEMORY_STORE, else a SQLite file in the user's data folder."""
+    if url := os.environ.get("GRU_MEMORY_STORE"):
+        return url
+    return f"sqlite:///{platformdirs.user_data_path('gru-memory', appauthor=False) / 'sessions.sqlite3'}"
+
+
+def connect(url: str | None = None) -> Engine:
+    """An engine for `url`: sqlite:///FILE, postgresql://..., or the path of a SQLite file.
+
+    Raises:
+        ValueError: a URL of another kind.
+        StoreError: the folder of the file cannot be made.
+    """
+    parsed = _parse(url or default_url())
+    if parsed.get_backend_name() == "sqlite":
+        return _connect_sqlite(parsed)
+    try:
+        return create_engine(
+            parsed, pool_pre_ping=True, pool_size=10, max_overflow=10, pool_timeout=SQLITE_WAIT_SECONDS,
+            connect_args={"connect_timeout": 5},
+        )  # fmt: skip
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"PostgreSQL needs {error.name}, which is not installed: pip install 'gru-memory[postgres]'"
+        ) from error
+
+
+def migrate(engine: Engine) -> None:
+    """Bring the tables to this library's version; one process at a time.
+
+    Raises:
+        StoreError: a newer version of the library made them.
+        StoreUnavailable: no database there.
+    """
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    with transaction(engine) as connection:
+        if connection.dialect.name == "postgresql":
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+        at = MigrationContext.configure(connection).get_current_revision()
+        if at == ScriptDirectory.from_config(config).get_current_head():
+            return
+        config.attributes["connection"] = connection
+        try:
+            command.upgrade(config, "head")
+        except CommandError as error:
+            raise StoreError(
+                f"{engine.url.render_as_string()} was made by a newer version of gru-memory: upgrade to use it"
+            ) from error
+
+
+@contextlib.contextmanager
+def transaction(engine: Engine, read_only: bool = False) -> Iterator[Connection]:
+    """All or nothing. What the database itself refuses comes out as `StoreUnavailable`.
+
+    A connection that breaks while it commits leaves open whether the change was made; only what returned is certain.
+    """
+    where = engine.url.render_as_string()  # without the password
+    try:
+        with engine.connect().execution_options(gru_read_only=read_only) as connection, connection.begin():
+            yield connection
+    except (DatabaseError, InterfaceError, TimeoutError, sqlite3.Error) as error:
+        reason = " ".join(str(getattr(error, "orig", None) or error).split())
+        raise StoreUnavailable(f"the session store {where} cannot be used: {reason}") from error
+
+
+def _parse(url: str) -> URL:
+    if "://" not in url:
+        return URL.create("sqlite", database=str(Path(url).expanduser()))
+    try:
+        parsed = make_url(url)
+        backend = parsed.get_backend_name()
+    except (ArgumentError, NoSuchModuleError, ValueError) as error:
+        raise ValueError(_wrong_url()) from error
+    if backend == "postgresql":
+        return parsed.set(drivername="postgresql+psycopg")
+    if backend != "sqlite":
+        raise ValueError(_wrong_url())
+    if not parsed.database or parsed.database == ":memory:":
+        raise ValueError("a SQLite store is a file: give its path, or sqlite:///PATH")
+    return parsed
+
+
+def _wrong_url() -> str:  # not the URL itself, there may be a password in it
+    return (
+        "this is no store: give the path of a SQLite file, sqlite:///PATH or postgresql://USER:PASSWORD@HOST/DATABASE"
+    )
+
+
+def _connect_sqlite(url: URL) -> Engine:
+    path = Path(url.database).expanduser()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not path.exists():  # what people say to a model is for their own eyes
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    except OSError as error:
+        raise StoreUnavailable(f"the session store {path} cannot be made: {error}") from error
+    engine = create_engine(url.set(database=str(path)), connect_args={"timeout": SQLITE_WAIT_SECONDS})
+
+    @event.listens_for(engine, "connect")
+    def set_up(connection, record) -> None:
+        connection.isolation_level = None  # we say BEGIN ourselves
+        cursor = connection.cursor()
+        for setting in ("foreign_keys=ON", "synchronous=FULL", "secure_delete=ON"):
+            cursor.execute(f"PRAGMA {setting}")
+        if cursor.execute("PRAGMA journal_mode").fetchone() != ("wal",):  # kept in the file; setting it takes a lock
+            cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def begin(connection) -> None:
+        # A transaction that reads first and writes later could not wait for another writer; so writers say so at once.
+        read_only = connection.get_execution_options().get("gru_read_only")
+        connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+    return engine

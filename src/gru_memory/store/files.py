@@ -1,0 +1,163 @@
+"""A session as one file: safetensors, with every state as bytes and everything else as JSON in the header."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from .digests import DIGEST_BYTES
+from .errors import LimitExceeded
+from .records import Limits, Session
+
+FORMAT_VERSION = 1
+_KIND = "gru-memory session"
+MAX_FILE_BYTES = 1 << 30  # read no further
+
+
+def pack(session: Session, rows: Sequence[Any]) -> bytes:
+    """The bytes of a file that holds the session and its rows."""
+    place = {row["id"]: number for number, row in enumerate(rows)}
+    about = {
+        "name": session.name,
+        "keep_text": session.keep_text,
+        "settings": session.settings,
+        "fingerprint": session.fingerprint,
+        "salt": session.salt.hex(),
+        "head": place.get(session.head),
+        "rows": [
+            {
+                "parent": place.get(row["parent"]),
+                "created_at": row["created_at"],
+                "turn_digest": row["turn_digest"].hex(),
+                "user_digest": row["user_digest"].hex(),
+                "user": row["user_text"],
+                "reply": row["reply_text"],
+                "turns": row["turns"],
+                "tokens": row["tokens"],
+            }
+            for row in rows
+        ],
+    }
+    states = {
+        f"state/{number}": torch.frombuffer(bytearray(row["state"]), dtype=torch.uint8)
+        for number, row in enumerate(rows)
+        if row["state"] is not None
+    }
+    header = {"kind": _KIND, "version": str(FORMAT_VERSION), "session": json.dumps(about)}
+    return save(states or {"state/none": torch.zeros(1, dtype=torch.uint8)}, header)
+
+
+def unpack(
+    data: bytes, check_state: Callable[[bytes], dict[str, Any]], limits: Limits
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What `pack` wrote: what is to be known of the session, and its rows; `id`, `parent` and `head` are places.
+
+    Raises:
+        ValueError: not such a file, damaged, or from a newer version of the library.
+        LimitExceeded: something in it is larger than `limits` allow.
+    """
+    if len(data) > MAX_FILE_BYTES:
+        raise LimitExceeded(f"the file has {len(data)} bytes: no session is that large")
+    tensors, header = _open(data)
+    if header.get("kind") != _KIND:
+        raise ValueError("this file is no session: write one with `gru-memory sessions export`")
+    if not (version := header.get("version", "")).isdecimal() or int(version) > FORMAT_VERSION:
+        raise ValueError("this session was exported by a newer version of gru-memory: upgrade to read it")
+    try:
+        about = json.loads(header["session"])
+        rows = [_row(number, row, limits) for number, row in enumerate(about["rows"])]
+        about = _about(about, len(rows))
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
+        raise ValueError(_damaged(f"{type(error).__name__}: {error}")) from error
+    if len(rows) > limits.max_turns:
+        raise LimitExceeded(f"the session has {len(rows)} turns: at most {limits.max_turns} are kept")
+    for name, tensor in tensors.items():
+        number = name.removeprefix("state/")
+        if number == "none":
+            continue
+        if not number.isdecimal() or int(number) >= len(rows) or tensor.dtype != torch.uint8 or tensor.dim() != 1:
+            raise ValueError(_damaged(f"{name} is not a state of it"))
+        if tensor.numel() > limits.max_state_bytes:
+            raise LimitExceeded(f"a state has {tensor.numel()} bytes: at most {limits.max_state_bytes} are kept")
+        state = bytes(tensor.numpy())
+        held = check_state(state)
+        if held["fingerprint"] != about["fingerprint"]:
+            raise ValueError(_damaged("its states are not of one memory"))
+        rows[int(number)] |= {"state": state, "turns": held["turns"], "tokens": held["tokens"]}
+    if rows and (about["head"] is None or rows[about["head"]]["state"] is None):
+        raise ValueError(_damaged("the state to go on from is missing"))
+    return about, rows
+
+
+def _open(data: bytes) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    try:
+        tensors = load(data)  # checks every length and offset first
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
+    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(_damaged(error)) from error
+    return tensors, header
+
+
+def _row(number: int, row: dict[str, Any], limits: Limits) -> dict[str, Any]:
+    texts = (row["user"], row["reply"])
+    if not all(text is None or isinstance(text, str) for text in texts) or any("\0" in (text or "") for text in texts):
+        raise TypeError("a message is not text")
+    if any(len((text or "").encode()) > limits.max_text_bytes for text in texts):
+        raise LimitExceeded(f"a message is too large: at most {limits.max_text_bytes} bytes are kept")
+    parent = row["parent"]
+    if parent is not None and not (isinstance(parent, int) and 0 <= parent < number):
+        raise TypeError("a turn follows one that is not before it")
+    return {
+        "id": number,
+        "parent": parent,
+        "created_at": float(row["created_at"]),
+        "turn_digest": _hex(row["turn_digest"], DIGEST_BYTES),
+        "user_digest": _hex(row["user_digest"], DIGEST_BYTES),
+        "user_text": row["user"],
+        "reply_text": row["reply"],
+        "turns": _count(row["turns"]),
+        "tokens": _count(row["tokens"]),
+        "state": None,
+    }
+
+
+def _about(about: dict[str, Any], rows: int) -> dict[str, Any]:
+    head, fingerprint = about["head"], about["fingerprint"]
+    if head is not None and not (isinstance(head, int) and 0 <= head < rows):
+        raise TypeError("the turn to go on from is not in it")
+    if not isinstance(about["settings"], dict) or not isinstance(about["keep_text"], bool):
+        raise TypeError("settings of the wrong types")
+    if fingerprint is not None and (not isinstance(fingerprint, str) or len(fingerprint) > 64):
+        raise TypeError("the fingerprint is not one")
+    if not isinstance(about["name"], str):
+        raise TypeError("the name is not text")
+    return {
+        "name": about["name"],
+        "keep_text": about["keep_text"],
+        "settings": about["settings"],
+        "fingerprint": fingerprint,
+        "salt": _hex(about["salt"], 16),
+        "head": head,
+    }
+
+
+def _hex(text: str, length: int) -> bytes:
+    value = bytes.fromhex(text)
+    if len(value) != length:
+        raise TypeError(f"{length} bytes were expected")
+    return value
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 31:
+        raise TypeError("a count is out of range")
+    return value
+
+
+def _damaged(reason: object) -> str:
+    return f"this file is no session or is damaged ({reason}): export it again"

@@ -1,0 +1,459 @@
+"""`SessionStore`: named conversations in a database. Every method is one transaction."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Row, and_, case, delete, func, insert, or_, select, update
+from sqlalchemy.exc import IntegrityError
+
+from ..state import MemoryState
+from . import files
+from .database import connect, migrate, transaction
+from .digests import turn_digest, user_digest
+from .errors import LimitExceeded, SessionConflict, SessionExists, SessionNotFound
+from .records import Limits, Session, Snapshot, TurnRecord
+from .schema import sessions, snapshots
+
+Turn = tuple[str, "str | None"]  # user message, reply
+
+MAX_NAME = 200
+MAX_SETTINGS_BYTES = 64 << 10
+
+
+class SessionStore:
+    """Conversations that survive restarts.
+
+    Args:
+        url: sqlite:///FILE or the path of a file, or postgresql://...; None is `default_url()`.
+        limits: bounds on what is kept.
+        clock: seconds since 1970.
+
+    A session has a name, unique among those of its owner, and a tree of snapshots, one for every response. `head` says
+    which of them the conversation goes on from. The store knows nothing of models: a state is what
+    `Conversation.to_bytes` returned.
+
+    All methods raise `StoreUnavailable` when the database cannot be used. A store may be shared by threads, and a
+    database by processes.
+    """
+
+    def __init__(
+        self, url: str | None = None, limits: Limits | None = None, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.limits, self.clock = limits or Limits(), clock
+        self.engine = connect(url)
+        try:
+            migrate(self.engine)
+        except BaseException:
+            self.engine.dispose()
+            raise
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+    def __enter__(self) -> SessionStore:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def check(self) -> None:
+        """Raise `StoreUnavailable` unless the database answers."""
+        with transaction(self.engine, read_only=True) as connection:
+            connection.execute(select(sessions.c.id).limit(1)).all()
+
+    # Sessions
+
+    def create(
+        self, name: str, owner: str = "", keep_text: bool = True, settings: dict[str, Any] | None = None
+    ) -> Session:
+        """A new session in which nothing was said yet.
+
+        Raises:
+            ValueError: not a name.
+            SessionExists: the owner has one of this name.
+            LimitExceeded: the owner has as many sessions as allowed.
+        """
+        check_name(name)
+        with transaction(self.engine) as connection:
+            return self._create(connection, name, owner, keep_text, settings or {})
+
+    def get(self, name: str, owner: str = "") -> Session:
+        """The session as it is now. Raises `SessionNotFound`."""
+        with transaction(self.engine, read_only=True) as connection:
+            return self._get(connection, name, owner)
+
+    def get_or_create(
+        self, name: str, owner: str = "", keep_text: bool = True, settings: dict[str, Any] | None = None
+    ) -> Session:
+        """`get`, or `create` where there is none."""
+        check_name(name)
+        for _ in range(3):  # two may find none at once, and one of them is second to make it
+            try:
+                return self.get(name, owner)
+            except SessionNotFound:
+                try:
+                    return self.create(name, owner, keep_text, settings)
+                except SessionExists:
+                    continue
+        return self.get(name, owner)
+
+    def list(self, owner: str = "", limit: int | None = None, offset: int = 0) -> list[Session]:
+        """The owner's sessions, the last one used first."""
+        query = select(sessions).where(sessions.c.owner == owner, self._alive()).limit(limit).offset(offset)
+        with transaction(self.engine, read_only=True) as connection:
+            rows = connection.execute(query.order_by(sessions.c.updated_at.desc(), sessions.c.name)).all()
+        return [_session(row) for row in rows]
+
+    def delete(self, name: str, owner: str = "") -> None:
+        """Remove this session with all its snapshots, and nothing else. Raises `SessionNotFound`."""
+        with transaction(self.engine) as connection:
+            session = self._get(connection, name, owner)
+            connection.execute(delete(sessions).where(sessions.c.id == session.id))
+
+    def purge_expired(self) -> int:
+        """Remove the sessions whose time is over; returns how many there were."""
+        with transaction(self.engine) as connection:
+            return connection.execute(delete(sessions).where(sessions.c.expires_at <= self.clock())).rowcount
+
+    # Snapshots
+
+    def commit(
+        self,
+        session: Session,
+        turns: Sequence[Turn],
+        state: bytes,
+        parent: str | None,
+        snapshot_id: str | None = None,
+        branch: bool = False,
+    ) -> Snapshot:
+        """Keep what the conversation is after these turns as a new snapshot, and go on from there.
+
+        Args:
+            session: as it was when the turns began.
+            turns: what was said since `parent`, at least one turn.
+            state: `Conversation.to_bytes` after the last of them.
+            parent: the snapshot these turns followed; None for an empty memory.
+            snapshot_id: None makes one up.
+            branch: let another writer go first without complaint; the session then only goes on from here if it still
+                stood at `parent`.
+
+        Raises:
+            SessionConflict: without `branch`, if somebody else wrote since `session` was read. Nothing was changed.
+            SessionNotFound: it was deleted since.
+            LimitExceeded: a state or text is too large.
+            ValueError: `state` is no state, or a text cannot be kept.
+        """
+        if not turns:
+            raise ValueError("a snapshot follows at least one turn")
+        held = self._check_state(state)
+        for turn in turns:
+            self._check_turn(turn)
+        now, last = self.clock(), snapshot_id or new_id("snap")
+        rows = []
+        for turn in turns:
+            rows.append(self._row(session, turn, parent if not rows else rows[-1]["id"], now, held))
+        rows[-1] |= {"id": last, "state": state}
+        with transaction(self.engine) as connection:
+            self._advance(connection, session, parent, last, held, len(state), now, branch)
+            self._append(connection, session.id, rows)
+            after = self._by_id(connection, session.id)
+        return Snapshot(last, after, rows[-1]["parent"], now, held["turns"], held["tokens"], state)
+
+    def snapshot(self, snapshot_id: str, owner: str = "") -> Snapshot:
+        """What the conversation was after one response. Raises `SessionNotFound` (also when its state was dropped)."""
+        query = (
+            select(snapshots, sessions)
+            .join(sessions, sessions.c.id == snapshots.c.session_id)
+            .where(snapshots.c.id == snapshot_id, snapshots.c.state.is_not(None))
+            .where(sessions.c.owner == owner, self._alive())
+        )
+        with transaction(self.engine, read_only=True) as connection:
+            row = connection.execute(query).one_or_none()
+        if row is None:
+            raise SessionNotFound(f"there is no snapshot {snapshot_id!r}, or not any more")
+        found, values = row._mapping, {c.name: row._mapping[c] for c in sessions.c}
+        return Snapshot(
+            snapshot_id, _session(values), found[snapshots.c.parent], found[snapshots.c.created_at],
+            found[snapshots.c.turns], found[snapshots.c.tokens], found[snapshots.c.state],
+        )  # fmt: skip
+
+    def head(self, session: Session) -> Snapshot | None:
+        """The snapshot that `session` goes on from; None before its first turn."""
+        return None if session.head is None else self.snapshot(session.head, session.owner)
+
+    def turns(self, session: Session) -> list[TurnRecord]:
+        """Every turn of the session's tree, in the order of writing."""
+        with transaction(self.engine, read_only=True) as connection:
+            rows = connection.execute(_turn_query(session.id)).all()
+        return [_turn(row) for row in rows]
+
+    def transcript(self, session: Session, at: str | None = None) -> list[TurnRecord]:
+        """The turns that led to a snapshot, oldest first; to the head, if none is given."""
+        return path_to(self.turns(session), at or session.head)
+
+    def replace_state(self, session: Session, state: bytes) -> Session:
+        """Put an edited state in the place of the head's, as a snapshot of its own without a turn of its own.
+
+        The snapshot before stays as it is. Raises as `commit` does.
+        """
+        held = self._check_state(state)
+        now, last = self.clock(), new_id("snap")
+        with transaction(self.engine) as connection:
+            head = connection.execute(select(snapshots).where(snapshots.c.id == session.head)).one_or_none()
+            if head is None:
+                raise SessionNotFound("there is nothing to edit: nothing was said in this session yet")
+            self._advance(connection, session, session.head, last, held, len(state), now, branch=False)
+            row = {**head._mapping, "id": last, "created_at": now, "state": state}
+            self._append(connection, session.id, [row | {"turns": held["turns"], "tokens": held["tokens"]}])
+            return self._by_id(connection, session.id)
+
+    def fork(self, session: Session, name: str, at: str | None = None) -> Session:
+        """A new session that goes on from a snapshot of this one (its head, if none is given). The two share nothing.
+
+        Raises:
+            SessionExists: the name is taken.
+            SessionNotFound: no such snapshot in this session, or its state was dropped.
+        """
+        check_name(name)
+        at = at or session.head
+        with transaction(self.engine) as connection:
+            self._by_id(connection, session.id)
+            rows = [row._mapping for row in connection.execute(_row_query(session.id)).all()]
+            chain = path_to(rows, at) if at else []
+            if at and (not chain or chain[-1]["state"] is None):
+                raise SessionNotFound(f"session {session.name!r} has no snapshot {at!r}, or not any more")
+            new = self._create(connection, name, session.owner, session.keep_text, session.settings, session.salt)
+            return self._fill(connection, new, chain, session.fingerprint)
+
+    # Files
+
+    def export(self, session: Session) -> bytes:
+        """The whole session, text and snapshots, as one safetensors file."""
+        with transaction(self.engine, read_only=True) as connection:
+            current = self._by_id(connection, session.id)
+            rows = [row._mapping for row in connection.execute(_row_query(session.id)).all()]
+        return files.pack(current, rows)
+
+    def import_file(self, data: bytes, owner: str = "", name: str | None = None) -> Session:
+        """Take in what `export` wrote, as a new session. Its snapshots get new ids.
+
+        Args:
+            name: instead of the one it was exported under.
+
+        Raises:
+            ValueError: not such a file, or damaged. Nothing was changed.
+            SessionExists: the name is taken; give another one.
+            LimitExceeded: something in it is too large.
+        """
+        about, rows = files.unpack(data, self._check_state, self.limits)
+        check_name(name := name if name is not None else about["name"])
+        with transaction(self.engine) as connection:
+            new = self._create(connection, name, owner, about["keep_text"], about["settings"], about["salt"])
+            return self._fill(connection, new, rows, about["fingerprint"], about["head"])
+
+    # Within a transaction
+
+    def _alive(self) -> Any:
+        return or_(sessions.c.expires_at.is_(None), sessions.c.expires_at > self.clock())
+
+    def _expiry(self, now: float) -> float | None:
+        return None if self.limits.ttl_seconds is None else now + self.limits.ttl_seconds
+
+    def _get(self, connection: Connection, name: str, owner: str) -> Session:
+        query = select(sessions).where(sessions.c.owner == owner, sessions.c.name == name, self._alive())
+        row = None if "\0" in name else connection.execute(query).one_or_none()
+        if row is None:
+            raise SessionNotFound(f"there is no session {name!r}")
+        return _session(row)
+
+    def _by_id(self, connection: Connection, session_id: str) -> Session:
+        row = connection.execute(select(sessions).where(sessions.c.id == session_id, self._alive())).one_or_none()
+        if row is None:
+            raise SessionNotFound("this session is no longer there")
+        return _session(row)
+
+    def _create(
+        self,
+        connection: Connection,
+        name: str,
+        owner: str,
+        keep_text: bool,
+        settings: dict[str, Any],
+        salt: bytes | None = None,
+    ) -> Session:
+        written = json.dumps(settings)
+        if len(written) > MAX_SETTINGS_BYTES:
+            raise LimitExceeded(f"settings of {len(written)} bytes: at most {MAX_SETTINGS_BYTES} are kept")
+        same = and_(sessions.c.owner == owner, sessions.c.name == name)
+        connection.execute(delete(sessions).where(same, sessions.c.expires_at <= self.clock()))
+        if (most := self.limits.max_sessions) is not None:
+            query = select(func.count()).select_from(sessions).where(sessions.c.owner == owner, self._alive())
+            if connection.execute(query).scalar() >= most:
+                raise LimitExceeded(f"there are {most} sessions already: delete one first")
+        now = self.clock()
+        values = {
+            "id": secrets.token_hex(16), "owner": owner, "name": name, "version": 0, "head": None,
+            "salt": salt or secrets.token_bytes(16), "keep_text": keep_text, "settings": written, "turns": 0,
+            "tokens": 0, "state_bytes": 0, "fingerprint": None, "created_at": now, "updated_at": now,
+            "expires_at": self._expiry(now),
+        }  # fmt: skip
+        try:
+            connection.execute(insert(sessions).values(**values))
+        except IntegrityError as error:
+            raise SessionExists(f"there is a session {name!r} already: choose another name, or delete it") from error
+        return _session(values)
+
+    def _advance(
+        self,
+        connection: Connection,
+        session: Session,
+        parent: str | None,
+        head: str,
+        held: dict[str, Any],
+        size: int,
+        now: float,
+        branch: bool,
+    ) -> None:
+        """Move the head and the version; from here on until the end no one else writes to this session."""
+        values = {"head": head, **held, "state_bytes": size}
+        if branch:
+            at_parent = sessions.c.head == parent if parent is not None else sessions.c.head.is_(None)
+            values = {name: case((at_parent, value), else_=sessions.c[name]) for name, value in values.items()}
+        change = update(sessions).where(sessions.c.id == session.id, self._alive())
+        if not branch:
+            change = change.where(sessions.c.version == session.version)
+        always = {"version": sessions.c.version + 1, "updated_at": now, "expires_at": self._expiry(now)}
+        if connection.execute(change.values(**values, **always)).rowcount != 1:
+            self._by_id(connection, session.id)
+            raise SessionConflict(
+                f"somebody else wrote to session {session.name!r} in the meantime: read it again and repeat the turn"
+            )
+
+    def _append(self, connection: Connection, session_id: str, rows: Sequence[dict[str, Any]]) -> None:
+        mine = snapshots.c.session_id == session_id
+        number = connection.execute(select(func.max(snapshots.c.number)).where(mine)).scalar() or 0
+        for row in rows:
+            number += 1
+            connection.execute(insert(snapshots).values(**{**row, "session_id": session_id, "number": number}))
+        # The oldest go: first states, far later what was said.
+        kept = select(snapshots.c.number).where(mine, snapshots.c.state.is_not(None))
+        edge = connection.execute(
+            kept.order_by(snapshots.c.number.desc()).offset(self.limits.max_states).limit(1)
+        ).scalar()
+        head = select(sessions.c.head).where(sessions.c.id == session_id).scalar_subquery()
+        if edge is not None:
+            old = and_(mine, snapshots.c.number <= edge, snapshots.c.id != head)
+            connection.execute(update(snapshots).where(old).values(state=None))
+        connection.execute(
+            delete(snapshots).where(mine, snapshots.c.number <= number - self.limits.max_turns, snapshots.c.id != head)
+        )
+
+    def _fill(
+        self,
+        connection: Connection,
+        session: Session,
+        rows: Sequence[Any],
+        fingerprint: str | None,
+        head: str | None = None,
+    ) -> Session:
+        """Give a new session the rows of another one, under new ids."""
+        if not rows:
+            return session
+        renamed = {row["id"]: new_id("snap") for row in rows}
+        copies = [{**row, "id": renamed[row["id"]], "parent": renamed.get(row["parent"])} for row in rows]
+        at = next(row for row in copies if row["id"] == renamed[head or rows[-1]["id"]])
+        now = self.clock()
+        held = {"turns": at["turns"], "tokens": at["tokens"], "fingerprint": fingerprint}
+        self._advance(connection, session, None, at["id"], held, len(at["state"]), now, branch=False)
+        self._append(connection, session.id, copies)
+        return self._by_id(connection, session.id)
+
+    def _row(self, session: Session, turn: Turn, parent: str | None, now: float, held: dict[str, Any]) -> dict:
+        user, reply = turn if session.keep_text else (None, None)
+        return {
+            "id": new_id("snap"),
+            "parent": parent,
+            "created_at": now,
+            "turn_digest": turn_digest(session.salt, *turn),
+            "user_digest": user_digest(session.salt, turn[0]),
+            "user_text": user,
+            "reply_text": reply,
+            "turns": held["turns"],
+            "tokens": held["tokens"],
+            "state": None,
+        }
+
+    def _check_state(self, state: bytes) -> dict[str, Any]:
+        """What the bytes say of themselves. Nothing that could not be read again is ever kept."""
+        if len(state) > self.limits.max_state_bytes:
+            raise LimitExceeded(f"the state has {len(state)} bytes: at most {self.limits.max_state_bytes} are kept")
+        read = MemoryState.from_bytes(state)
+        if read.batch_size != 1:
+            raise ValueError(f"a session is one conversation, this state holds {read.batch_size}")
+        return {"turns": int(read.turns), "tokens": int(read.tokens), "fingerprint": read.fingerprint}
+
+    def _check_turn(self, turn: Turn) -> None:
+        for text in turn:
+            if text is None:
+                continue
+            try:
+                size = len(text.encode())
+            except UnicodeEncodeError as error:
+                raise ValueError("the message is no valid Unicode text") from error
+            if "\0" in text:
+                raise ValueError("the message holds a NUL character, which no database keeps: leave it out")
+            if size > self.limits.max_text_bytes:
+                raise LimitExceeded(f"a message has {size} bytes: at most {self.limits.max_text_bytes} are kept")
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError unless this can be the name of a session."""
+    if not isinstance(name, str) or not name.strip() or len(name) > MAX_NAME or not name.isprintable():
+        raise ValueError(f"a session's name is 1 to {MAX_NAME} printable characters, and {str(name)[:40]!r} is not")
+
+
+def new_id(kind: str) -> str:
+    """An id that cannot be guessed, such as snap_..., 37 characters or so."""
+    return f"{kind}_{secrets.token_hex(16)}"
+
+
+def path_to(rows: Sequence[Any], at: str | None) -> list[Any]:
+    """The rows from the root to the one whose id is `at`; empty if there is none."""
+    by_id = {_field(row, "id"): row for row in rows}
+    path = []
+    while (row := by_id.pop(at, None)) is not None:
+        path.append(row)
+        at = _field(row, "parent")
+    return path[::-1]
+
+
+def _field(row: Any, name: str) -> Any:
+    return getattr(row, name) if isinstance(row, TurnRecord) else row[name]
+
+
+def _row_query(session_id: str) -> Any:
+    return select(snapshots).where(snapshots.c.session_id == session_id).order_by(snapshots.c.number)
+
+
+def _turn_query(session_id: str) -> Any:
+    light = [column for column in snapshots.c if column.name != "state"]
+    has_state = snapshots.c.state.is_not(None).label("has_state")
+    query = select(*light, has_state).where(snapshots.c.session_id == session_id)
+    return query.order_by(snapshots.c.number)
+
+
+def _turn(row: Row) -> TurnRecord:
+    return TurnRecord(
+        row.id, row.parent, row.number, row.created_at, row.turn_digest, row.user_digest, bool(row.has_state),
+        row.user_text, row.reply_text,
+    )  # fmt: skip
+
+
+def _session(row: Row | dict[str, Any]) -> Session:
+    values = dict(row) if isinstance(row, dict) else dict(row._mapping)
+    return Session(**{**values, "settings": json.loads(values["settings"])})
