@@ -25,7 +25,7 @@ def require(condition: object, reason: str) -> None:
 
 
 class Postgres:
-    """One cluster, with one empty database after the other."""
+    """One cluster, with one database."""
 
     def __init__(self) -> None:
         folders = sorted(glob.glob("/usr/lib/postgresql/*/bin"), key=lambda path: int(path.split("/")[-2]))
@@ -43,7 +43,13 @@ class Postgres:
         self.start()
 
     def start(self) -> None:
-        settings = [f"port={self.port}", "listen_addresses=127.0.0.1", f"unix_socket_directories={self.folder}"]
+        # fsync guards against a machine that loses power, which no test does
+        settings = [
+            f"port={self.port}",
+            "fsync=off",
+            "listen_addresses=127.0.0.1",
+            f"unix_socket_directories={self.folder}",
+        ]
         command = [self.programs / "postgres", "-D", self.data]
         for setting in settings:
             command += ["-c", setting]
@@ -66,10 +72,15 @@ class Postgres:
         self.stop(signal.SIGQUIT)
         shutil.rmtree(self.folder)
 
-    def database(self, name: str) -> str:
-        """The URL of a new, empty database."""
-        self._run("createdb", "-h", "127.0.0.1", "-p", self.port, "-U", "tests", name)
-        return f"postgresql://tests@127.0.0.1:{self.port}/{name}"
+    def empty(self) -> str:
+        """The URL of a database, emptied: that is a hundred files less than a new one."""
+        import psycopg
+
+        url = f"postgresql://tests@127.0.0.1:{self.port}/postgres"
+        with psycopg.connect(url) as connection:
+            connection.execute("DROP SCHEMA public CASCADE")
+            connection.execute("CREATE SCHEMA public")
+        return url
 
     def _run(self, program: str, *arguments: object, check: bool = True) -> int:
         command = [str(self.programs / program), *map(str, arguments)]

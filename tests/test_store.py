@@ -1,6 +1,5 @@
 """The session store, on SQLite and on a real PostgreSQL."""
 
-import itertools
 import json
 import sqlite3
 import stat
@@ -51,14 +50,11 @@ def states():
     return found
 
 
-numbers = itertools.count()
-
-
 @pytest.fixture(params=["sqlite", "postgres"])
 def url(request, tmp_path):
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'folder' / 'sessions.sqlite3'}"
-    return request.getfixturevalue("postgres").database(f"store{next(numbers)}")
+    return request.getfixturevalue("postgres").empty()
 
 
 @pytest.fixture
@@ -487,7 +483,7 @@ def test_a_locked_or_broken_file_is_one_clear_error(tmp_path, states, monkeypatc
 
 
 def test_a_postgres_that_restarts_is_found_again(postgres, states):
-    with SessionStore(postgres.database("restarted")) as store:
+    with SessionStore(postgres.empty()) as store:
         session, ids = talk(store, states, turns=1)
         postgres.stop()
         with pytest.raises(StoreUnavailable, match="cannot be used"):
