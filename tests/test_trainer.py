@@ -113,7 +113,17 @@ def trainable(family="llama", **config):
     return model
 
 
-def train(folder, model=None, data=None, steps=6, trainer=Trainer, resume=None, **settings):
+def train(
+    folder,
+    model=None,
+    data=None,
+    steps=6,
+    trainer=Trainer,
+    resume=None,
+    callbacks=(),
+    trainer_settings=None,
+    **settings,
+):
     """The losses of `steps` steps, four sessions each, and the trainer."""
     model = model or trainable()
     settings = {"per_device_train_batch_size": 4, "learning_rate": 3e-3, "max_grad_norm": 1.0, **settings}
@@ -122,7 +132,10 @@ def train(folder, model=None, data=None, steps=6, trainer=Trainer, resume=None, 
         save_strategy=settings.pop("save_strategy", "no"), **settings,
     )  # fmt: skip
     collate = SessionCollator(talking_tokenizer("llama"))
-    run = trainer(model=model, args=arguments, train_dataset=data or sessions(), data_collator=collate)
+    run = trainer(
+        model=model, args=arguments, train_dataset=data or sessions(), data_collator=collate, callbacks=list(callbacks),
+        **(trainer_settings or {}),
+    )  # fmt: skip
     run.train(resume_from_checkpoint=resume)
     return [entry["loss"] for entry in run.state.log_history if "loss" in entry], run
 
