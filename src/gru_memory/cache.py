@@ -2,27 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin, EncoderDecoderCache
 
 from .state import MemoryState
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """One forward pass that can be taken back: tokens fed, the state before them, and the state after the first n."""
+
+    length: int
+    before: MemoryState
+    until: Callable[[int], MemoryState]
+
+
 class MemoryCacheLayer(CacheLayerMixin):
     """A cache layer behind the attention layers that carries a `MemoryState` instead of keys and values.
 
     Beam search, `num_return_sequences` and batch selection act on caches layer by layer, and so reach the memory.
-    It cannot drop its last tokens: a recurrent state does not hold the states before it.
+    A recurrent state does not hold the states before it. After `activate_past_recording` the layer keeps what it takes
+    to compute them, so `crop(-n)` can take tokens back, as many as were fed since the last `crop`.
     """
 
     is_sliding = False
     is_compileable = False
-    is_croppable = False
+    is_croppable = True
     supports_early_init = False
 
     def __init__(self, state: MemoryState | None = None) -> None:
         super().__init__()
         self.state = state
+        self.record_past = False
+        self._past: list[Stretch] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Copies and pickles of a cache cannot take tokens back: what computes earlier states leads to the whole model.
+        return {**self.__dict__, "_past": []}
 
     def lazy_initialization(self, key_states, value_states) -> None:
         raise RuntimeError("a memory layer holds no keys and values")
@@ -51,26 +71,61 @@ class MemoryCacheLayer(CacheLayerMixin):
         """Nothing to do: a state is kilobytes."""
 
     def reset(self) -> None:
-        self.state = None
+        self._set(None)
+
+    def advance(self, state: MemoryState, stretch: Stretch | None = None) -> None:
+        """Go on to the state after a forward pass, which `stretch` can take back."""
+        self.state = state
+        if stretch is not None and self.record_past:
+            self._past.append(stretch)
+
+    def activate_past_recording(self) -> None:
+        """From the next forward pass on, keep what it takes to go back."""
+        self.record_past = True
+
+    def stop_recording(self) -> None:
+        self.record_past = False
+        self._past = []
 
     def crop(self, tokens_to_remove: int) -> None:
-        if tokens_to_remove:
+        """Take the last tokens back: -n goes to the state n tokens ago.
+
+        Raises:
+            ValueError: a positive number.
+            RuntimeError: more tokens than were recorded since the last crop.
+        """
+        if tokens_to_remove > 0:
+            raise ValueError(f"crop({tokens_to_remove}): pass a negative number, that of the tokens to take back")
+        missing, state = -tokens_to_remove, self.state
+        recorded = sum(stretch.length for stretch in self._past)
+        if missing > recorded and state is not None:
             raise RuntimeError(
-                "the memory cannot forget its last tokens: decode without an assistant model or prompt lookup, "
-                "or inside `with model.disable_memory():`"
+                f"the memory is to take {missing} token(s) back and has recorded {recorded} since the last crop: call "
+                "cache.activate_past_recording() before the forward pass that feeds them"
             )
+        for stretch in reversed(self._past):
+            if not missing:
+                break
+            kept = max(0, stretch.length - missing)
+            state = stretch.until(kept) if kept else stretch.before
+            missing -= stretch.length - kept
+        self._set(state)
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         if self.state is not None:
-            self.state = self.state.select(beam_idx)
+            self._set(self.state.select(beam_idx))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         if self.state is not None:
-            self.state = self.state.repeat_interleave(repeats)
+            self._set(self.state.repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         if self.state is not None:
-            self.state = self.state.select(indices)
+            self._set(self.state.select(indices))
+
+    def _set(self, state: MemoryState | None) -> None:
+        """Another state, with no way back from it."""
+        self.state, self._past = state, []
 
 
 def find_layer(cache: Cache | None) -> MemoryCacheLayer | None:
@@ -79,8 +134,8 @@ def find_layer(cache: Cache | None) -> MemoryCacheLayer | None:
     return next((layer for layer in layers if isinstance(layer, MemoryCacheLayer)), None)
 
 
-def attach(cache: Cache, state: MemoryState | None, num_layers: int) -> MemoryCacheLayer:
-    """The cache's memory layer, holding `state`; added behind the `num_layers` attention layers if there is none yet.
+def attach(cache: Cache, num_layers: int) -> MemoryCacheLayer:
+    """The cache's memory layer, added behind the `num_layers` attention layers if there is none yet.
 
     A bare `DynamicCache()` makes its layers one by one as they are asked for; it is filled up first, or the memory
     would take the place of an attention layer.
@@ -91,8 +146,8 @@ def attach(cache: Cache, state: MemoryState | None, num_layers: int) -> MemoryCa
         while len(cache.layers) < num_layers:
             cache.layers.append(cache.layer_class_to_replicate())
         layer = MemoryCacheLayer()
+        layer.record_past = any(getattr(other, "record_past", False) for other in cache.layers)
         cache.layers.append(layer)
-    layer.state = state
     return layer
 
 

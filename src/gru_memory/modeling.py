@@ -14,7 +14,7 @@ import inspect
 import json
 from collections.abc import Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from transformers import Cache, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from . import backbones
-from .cache import attach, find_layer
+from .cache import Stretch, attach, find_layer
 from .config import MemoryConfig
 from .generation import MemoryGenerationMixin
 from .memory import GRUMemoryWithDecay
@@ -40,12 +40,15 @@ class MemoryCall:
     """What the hooks of one forward pass share. Lives for that pass only; each thread has its own."""
 
     owner: nn.Module
-    state: MemoryState
+    before: MemoryState
+    state: MemoryState  # `before` with its counters after this call; its sites are still those of `before`
     token_embeds: Tensor | None
+    starts: Tensor  # (B, T) bool, position 0 of a turn
     visible: Tensor  # (B, T) bool
     ticks: Tensor  # (B, T) bool
     key_states: dict[int, Tensor] = field(default_factory=dict)
     new_sites: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    recorded: dict[str, tuple[nn.Module, dict[str, Tensor]]] | None = None  # what sites read, to take tokens back
 
 
 _call: ContextVar[MemoryCall | None] = ContextVar("gru_memory_call", default=None)
@@ -317,16 +320,10 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, NamedMemoriesMixin):
         valid = _last_columns(attention_mask, batch, length, source.device)
         visible = valid & _last_columns(memory_mask, batch, length, source.device)
         starts = _turn_starts(arguments.get("position_ids"), valid, past_length, attention_mask)
-        ticks, pending = _ticks(starts, visible, memory_state.pending)
-        state = MemoryState(
-            sites=memory_state.sites,
-            tokens=memory_state.tokens + visible.sum(dim=1),
-            turns=memory_state.turns + ticks.sum(dim=1),
-            pending=pending,
-            decay_rates=memory_state.decay_rates,
-            fingerprint=memory_state.fingerprint,
-        )
-        return MemoryCall(self, state, self._token_embeds(input_ids, embeds), visible, ticks)
+        ticks, state = _counted(memory_state, starts, visible)
+        call = MemoryCall(self, memory_state, state, self._token_embeds(input_ids, embeds), starts, visible, ticks)
+        call.recorded = {} if layer is not None and layer.record_past else None
+        return call
 
     def _token_embeds(self, input_ids: Tensor | None, embeds: Tensor | None) -> Tensor | None:
         weight = self.get_output_embeddings().weight
@@ -341,6 +338,8 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, NamedMemoriesMixin):
         extra = {}
         if self.memory_config.key_layers and isinstance(module, GRUMemoryWithDecay):
             extra["key_states"] = torch.cat([call.key_states[k] for k in self.memory_config.key_layers], dim=-1)
+        if call.recorded is not None:
+            call.recorded[site] = module, {"hidden_states": hidden_states, **extra}
         hidden_states, call.new_sites[site] = module(
             hidden_states,
             token_embeds=call.token_embeds,
@@ -368,11 +367,12 @@ def _memory_forward(cls: type):
             outputs = base(self, *args, **kwargs)
         finally:
             _call.reset(token)
-        state = MemoryState(**{**call.state.__dict__, "sites": {**call.state.sites, **call.new_sites}})
+        state = replace(call.state, sites={**call.state.sites, **call.new_sites})
         parts = outputs if isinstance(outputs, tuple) else outputs.values()
         cache = next((part for part in parts if isinstance(part, Cache)), None)
         if cache is not None:
-            attach(cache, state, self.config.get_text_config().num_hidden_layers)
+            layer = attach(cache, self.config.get_text_config().num_hidden_layers)
+            layer.advance(state, _stretch(call))
         if isinstance(outputs, tuple):
             return (*outputs, state)
         outputs["memory_state"] = state
@@ -386,6 +386,25 @@ def _memory_forward(cls: type):
     at = len(parameters) - (parameters[-1].kind is inspect.Parameter.VAR_KEYWORD)
     forward.__signature__ = signature.replace(parameters=[*parameters[:at], *extra, *parameters[at:]])
     return forward
+
+
+def _stretch(call: MemoryCall) -> Stretch | None:
+    """How to take tokens of this call back, if it was recorded."""
+    if call.recorded is None:
+        return None
+    return Stretch(call.visible.shape[1], call.before, functools.partial(_state_until, call))
+
+
+def _state_until(call: MemoryCall, length: int) -> MemoryState:
+    """The state after the first `length` tokens of a recorded call: its sites go over what they read again."""
+    visible = call.visible[:, :length]
+    ticks, state = _counted(call.before, call.starts[:, :length], visible)
+    embeds = None if call.token_embeds is None else call.token_embeds[:, :length]
+    sites = dict(call.before.sites)
+    for site, (module, given) in call.recorded.items():
+        given = {name: tensor[:, :length] for name, tensor in given.items()}
+        _, sites[site] = module(**given, token_embeds=embeds, state=sites[site], mask=visible, turn_starts=ticks)
+    return replace(state, sites=sites)
 
 
 def _keep_key_states(module: nn.Module, args: tuple, output: Any, layer: int) -> None:
@@ -470,6 +489,13 @@ def _refuse_cached_turns(model: nn.Module, arguments: dict[str, Any]) -> None:
             "position_ids restart within a row, so it holds several turns; with a key-value cache attention would see across "
             "them: pass use_cache=False (and no past_key_values)"
         )
+
+
+def _counted(state: MemoryState, starts: Tensor, visible: Tensor) -> tuple[Tensor, MemoryState]:
+    """Where the clock ticks along (B, T) positions, and `state` with its counters after them; its sites stay."""
+    ticks, pending = _ticks(starts, visible, state.pending)
+    tokens, turns = state.tokens + visible.sum(dim=1), state.turns + ticks.sum(dim=1)
+    return ticks, replace(state, tokens=tokens, turns=turns, pending=pending)
 
 
 def _ticks(starts: Tensor, visible: Tensor, pending: Tensor) -> tuple[Tensor, Tensor]:
