@@ -21,6 +21,15 @@ register_backbone("qwen2", Backbone(blocks="model.layers", final_norm="model.nor
 FAMILIES = ("gpt2", "llama", "qwen2")
 CELLS = ("gru", "mingru")
 CLOCKS = ("token", "turn")
+# Every pair of family, cell and clock is among these.
+KINDS = [
+    ("gpt2", "gru", "token"),
+    ("gpt2", "mingru", "turn"),
+    ("llama", "gru", "turn"),
+    ("llama", "mingru", "token"),
+    ("qwen2", "gru", "token"),
+    ("qwen2", "mingru", "turn"),
+]
 VOCABULARY, HIDDEN, LAYERS = 101, 32, 4
 PAD, BOS, EOS = 0, 1, 2
 
@@ -80,9 +89,9 @@ def wake(model: PreTrainedModel, seed: int = 1) -> PreTrainedModel:
     return model
 
 
-def memory_model(family: str = "gpt2", **config) -> PreTrainedModel:
+def memory_model(family: str = "gpt2", seed: int = 0, **config) -> PreTrainedModel:
     """A tiny model with an open memory at three sites, in float64."""
-    return wake(add_memory(base_model(family), MemoryConfig(**{**_MEMORY, **config}))).double()
+    return wake(add_memory(base_model(family, seed), MemoryConfig(**{**_MEMORY, **config}))).double()
 
 
 def random_ids(rows: int = 2, length: int = 20, seed: int = 0) -> torch.Tensor:

@@ -34,6 +34,7 @@ class GenerationRun:
     given: bool  # the caller passed `start`
     commits: bool = False  # the new state becomes that of the model
     custom: bool = False  # a function of the caller's decodes
+    assisted_by_model: bool = False
     drafting: bool = False  # this run proposes tokens to another one, which decides what becomes of them
     mode: GenerationMode | None = None
     conversations: int = 0  # B
@@ -58,6 +59,10 @@ class GenerationRun:
     def take_prompt(self, generation_config: Any, model_kwargs: dict[str, Any]) -> None:
         """Keep what describes the prompt. `memory_mask` leaves the arguments: an assistant need not know it."""
         self.prompt_embeds = model_kwargs.get("inputs_embeds")
+        if self.prompt_embeds is not None and self.assisted_by_model:
+            raise ValueError(
+                "an assistant model reads tokens: pass the prompt as input_ids, or decode by prompt_lookup_num_tokens"
+            )
         mask = model_kwargs.get("attention_mask")
         width = (self.prompt_ids if self.prompt_embeds is None else self.prompt_embeds).shape[1]
         # With a cache the prompt may be the new tokens alone; the mask then tells of all. One without padding is dropped.
@@ -213,6 +218,7 @@ class MemoryGenerationMixin:
             self, start=self.memory_state if persistent else memory_state, given=memory_state is not None
         )
         run.custom = kwargs.get("custom_generate") is not None
+        run.assisted_by_model = kwargs.get("assistant_model") is not None
         run.drafting = bool(getattr(kwargs.get("generation_config"), "is_assistant", False))
         run.commits = persistent and not run.drafting
         if run.drafting and outer is not None:
@@ -298,16 +304,19 @@ class MemoryGenerationMixin:
             run.cache_before = copy.deepcopy(run.cache)
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, *args, inputs_embeds: Tensor | None = None, **kwargs):
+        run, cache = _run.get(), kwargs.get("past_key_values")
+        run = run if run is not None and run.model is self else None
+        past = 0 if cache is None or run is None else int(cache.get_seq_length())
         if inputs_embeds is not None:
             kwargs["inputs_embeds"] = inputs_embeds
+        elif run and run.mode == _ASSISTED and kwargs.get("is_first_iteration") and past:
+            # transformers feeds the whole prompt here, whatever of it the caller's cache holds already.
+            whole = input_ids.shape[1] >= run.columns
+            kwargs["next_sequence_length"] = input_ids.shape[1] - past if whole else None
         inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
-        run = _run.get()
-        if run is None or run.model is not self or run.memory_mask is None:
-            return inputs
-        fed = inputs["inputs_embeds"] if inputs.get("input_ids") is None else inputs["input_ids"]
-        cache = inputs.get("past_key_values")
-        begin = 0 if cache is None else int(cache.get_seq_length())
-        inputs["memory_mask"] = run.written(begin, begin + fed.shape[1])
+        if run and run.memory_mask is not None:
+            fed = inputs["inputs_embeds"] if inputs.get("input_ids") is None else inputs["input_ids"]
+            inputs["memory_mask"] = run.written(past, past + fed.shape[1])
         return inputs
 
     def _get_stopping_criteria(self, *args, **kwargs) -> StoppingCriteriaList:
