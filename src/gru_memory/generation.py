@@ -34,7 +34,7 @@ class GenerationRun:
     given: bool  # the caller passed `start`
     commits: bool = False  # the new state becomes that of the model
     custom: bool = False  # a function of the caller's decodes
-    assisted_by_model: bool = False
+    by_model: bool = False  # an assistant model guesses
     drafting: bool = False  # this run proposes tokens to another one, which decides what becomes of them
     mode: GenerationMode | None = None
     conversations: int = 0  # B
@@ -59,11 +59,10 @@ class GenerationRun:
     def take_prompt(self, generation_config: Any, model_kwargs: dict[str, Any]) -> None:
         """Keep what describes the prompt. `memory_mask` leaves the arguments: an assistant need not know it."""
         self.prompt_embeds = model_kwargs.get("inputs_embeds")
-        if self.prompt_embeds is not None and self.assisted_by_model:
-            raise ValueError(
-                "an assistant model reads tokens: pass the prompt as input_ids, or decode by prompt_lookup_num_tokens"
-            )
         mask = model_kwargs.get("attention_mask")
+        if self.prompt_embeds is not None and self.mode == _ASSISTED and (self.by_model or mask is not None):
+            # An assistant model reads tokens, and transformers would cut the mask to the tokens that there are: none.
+            raise ValueError("assisted and prompt-lookup decoding need the prompt as input_ids, not as inputs_embeds")
         width = (self.prompt_ids if self.prompt_embeds is None else self.prompt_embeds).shape[1]
         # With a cache the prompt may be the new tokens alone; the mask then tells of all. One without padding is dropped.
         seen = getattr(generation_config, "_mask_length", width) if mask is None else mask.shape[1]
@@ -218,7 +217,7 @@ class MemoryGenerationMixin:
             self, start=self.memory_state if persistent else memory_state, given=memory_state is not None
         )
         run.custom = kwargs.get("custom_generate") is not None
-        run.assisted_by_model = kwargs.get("assistant_model") is not None
+        run.by_model = kwargs.get("assistant_model") is not None
         run.drafting = bool(getattr(kwargs.get("generation_config"), "is_assistant", False))
         run.commits = persistent and not run.drafting
         if run.drafting and outer is not None:
