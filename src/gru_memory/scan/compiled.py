@@ -13,6 +13,7 @@ from .threads import share
 from .types import CellWeights, ScanInputs
 
 MIN_CHUNK_TOKENS = 16
+SMALL_WEIGHT_BYTES = 16_384
 WORK_PER_THREAD = 100_000  # updates of a number in a slot; below it a second thread costs more than it brings
 
 
@@ -53,6 +54,11 @@ def _share(kernel, arrays: list, batch: int, heads: int, work_per_head: int) -> 
     share(lambda first, last: kernel(*arrays, first, last), batch * heads, -(-WORK_PER_THREAD // work_per_head))
 
 
+def _heads_together(weight: Tensor) -> int:
+    """As many heads as there are if the weights of all fit the cache nearest to the core, else one after the other."""
+    return len(weight) if weight.numel() * weight.element_size() <= SMALL_WEIGHT_BYTES else 1
+
+
 def _forward(tensors: list[Tensor | None], save: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
     """reads, slots afterwards, what to save of the gru cell, the state at the borders of chunks, and their length."""
     values, address, write, keep, query, slots, weight, bias = tensors
@@ -68,8 +74,8 @@ def _forward(tensors: list[Tensor | None], save: bool) -> tuple[Tensor, Tensor, 
         arrays = [values, write, keep, query, slots, reads, after, borders, chunk]
         _share(kernels.mingru_forward, arrays, batch, heads, work)
     else:
-        transposed = weight.transpose(1, 2).contiguous()
-        arrays = [values, address, write, keep, query, slots, transposed, bias, reads, after, saved, borders, chunk]
+        arrays = [values, address, write, keep, query, slots, weight, bias, reads, after, saved, borders, chunk]
+        arrays.append(_heads_together(weight))
         _share(kernels.gru_forward, arrays, batch, heads, work + 3 * length * size * size)
     return reads, after, saved, borders, chunk
 
@@ -102,6 +108,7 @@ class _Scan(torch.autograd.Function):
             grad_address, grad_recurrent = torch.empty_like(address), torch.empty_like(values)
             arrays = [values, address, write, keep, query, weight, saved, borders, ctx.chunk, grad_reads, grad_after]
             arrays += [grad_values, grad_address, grad_write, grad_keep, grad_query, grad_slots, grad_recurrent]
+            arrays.append(_heads_together(weight))
             _share(kernels.gru_backward, arrays, batch, heads, 6 * work + 3 * length * size * size)
             stored = saved[:, :, :, 1]  # (B, T, N, d)
             grad_weight = torch.einsum("btnk,btnd->nkd", grad_recurrent, stored)

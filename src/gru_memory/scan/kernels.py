@@ -1,9 +1,11 @@
-"""Machine code for the recurrence on a CPU, compiled by numba: one head of one row after the other.
+"""Machine code for the recurrence on a CPU, compiled by numba: row by row.
 
 Every function takes the heads `first` to `last` out of all B*N, so that threads share the work; none holds the GIL.
-Inside, the state lies as (d, S), so that the inner loops run along the slots. The backward pass keeps the state at
-the borders of chunks alone and computes those in between again: the update cannot be run backwards, since a write of
-strength 1 leaves nothing of what was there.
+The heads of a row advance together, token by token, so that the inputs are read in the order in which they lie in
+memory; a head at a time takes twice as long. (Large weights of a gru cell are the exception: see `group`.) The state
+lies as (d, S), so that the inner loops run along the slots. The backward pass keeps the state at the borders of
+chunks alone and computes those in between again: the update cannot be run backwards, since a write of strength 1
+leaves nothing of what was there.
 
 Literals are avoided in the loops: numba would take them for float64 and compute everything around them so.
 """
@@ -173,17 +175,23 @@ def mingru_forward(values, write, keep, query, slots, reads, after, borders, chu
     reads (B, T, N, d), after (B, N, S, d) and, unless it is empty, borders (B*N, T/chunk, d, S).
     """
     tokens, heads, size = values.shape[1:]
-    state = np.empty((size, write.shape[3]), slots.dtype)
-    for item in range(first, last):
-        b, n = divmod(item, heads)
-        n_keep = n if keep.shape[2] > 1 else 0
-        _load(state, slots[b, n])
+    state = np.empty((heads, size, write.shape[3]), slots.dtype)
+    item = first
+    while item < last:
+        b, start = divmod(item, heads)
+        stop = min(heads, start + last - item)
+        for n in range(start, stop):
+            _load(state[n - start], slots[b, n])
         for t in range(tokens):
-            if borders.shape[1] > 0 and t % chunk == 0:
-                borders[item, t // chunk] = state
-            _decay(state, keep[b, t, n_keep])
-            _write_and_read(state, values[b, t, n], write[b, t, n], query[b, t, n], reads[b, t, n])
-        _store(after[b, n], state)
+            for n in range(start, stop):
+                now = state[n - start]
+                if borders.shape[1] > 0 and t % chunk == 0:
+                    borders[item + n - start, t // chunk] = now
+                _decay(now, keep[b, t, n if keep.shape[2] > 1 else 0])
+                _write_and_read(now, values[b, t, n], write[b, t, n], query[b, t, n], reads[b, t, n])
+        for n in range(start, stop):
+            _store(after[b, n], state[n - start])
+        item += stop - start
 
 
 @_compiled
@@ -196,29 +204,37 @@ def mingru_backward(
     grad_keep (B, T, N, S), or empty where it is not asked for.
     """
     tokens, heads, size = values.shape[1:]
-    held = np.empty((chunk, size, write.shape[3]), values.dtype)
-    state = np.empty((size, write.shape[3]), values.dtype)
+    held = np.empty((chunk, heads, size, write.shape[3]), values.dtype)
+    state = np.empty((heads, size, write.shape[3]), values.dtype)
     grad = np.empty_like(state)
     no_keep = np.empty(0, values.dtype)
-    for item in range(first, last):
-        b, n = divmod(item, heads)
-        n_keep = n if keep.shape[2] > 1 else 0
-        _load(grad, grad_after[b, n])
+    item = first
+    while item < last:
+        b, start = divmod(item, heads)
+        stop = min(heads, start + last - item)
+        for n in range(start, stop):
+            _load(grad[n - start], grad_after[b, n])
         for part in range((tokens - 1) // chunk, -1, -1):
-            start = part * chunk
-            stop = min(start + chunk, tokens)
-            state[:] = borders[item, part]
-            for t in range(start, stop):
-                _decay(state, keep[b, t, n_keep])
-                _write(state, held[t - start], values[b, t, n], write[b, t, n])
-            for t in range(stop - 1, start - 1, -1):
-                _write_and_read_back(
-                    grad, held[t - start], values[b, t, n], write[b, t, n], query[b, t, n], grad_reads[b, t, n],
-                    grad_values[b, t, n], grad_write[b, t, n], grad_query[b, t, n],
-                )  # fmt: skip
-                into = grad_keep[b, t, n] if grad_keep.shape[0] > 0 else no_keep
-                _decay_back(grad, held[t - start], keep[b, t, n_keep], into)
-        _store(grad_slots[b, n], grad)
+            begin = part * chunk
+            end = min(begin + chunk, tokens)
+            for n in range(start, stop):
+                state[n - start] = borders[item + n - start, part]
+            for t in range(begin, end):
+                for n in range(start, stop):
+                    _decay(state[n - start], keep[b, t, n if keep.shape[2] > 1 else 0])
+                    _write(state[n - start], held[t - begin, n - start], values[b, t, n], write[b, t, n])
+            for t in range(end - 1, begin - 1, -1):
+                for n in range(start, stop):
+                    before = held[t - begin, n - start]
+                    _write_and_read_back(
+                        grad[n - start], before, values[b, t, n], write[b, t, n], query[b, t, n], grad_reads[b, t, n],
+                        grad_values[b, t, n], grad_write[b, t, n], grad_query[b, t, n],
+                    )  # fmt: skip
+                    into = grad_keep[b, t, n] if grad_keep.shape[0] > 0 else no_keep
+                    _decay_back(grad[n - start], before, keep[b, t, n if keep.shape[2] > 1 else 0], into)
+        for n in range(start, stop):
+            _store(grad_slots[b, n], grad[n - start])
+        item += stop - start
 
 
 @_compiled
@@ -251,6 +267,33 @@ def _add_product(out, vector, matrix):
 
 
 @_compiled
+def _product(out, matrix, vector):
+    """out (k,) += matrix (k, m) @ vector (m,)."""
+    zero = out.dtype.type(0)
+    k = 0
+    while k + 4 <= out.shape[0]:
+        row_a, row_b, row_c, row_e = matrix[k], matrix[k + 1], matrix[k + 2], matrix[k + 3]
+        a, b, c, e = zero, zero, zero, zero
+        for m in range(vector.shape[0]):
+            x = vector[m]
+            a += row_a[m] * x
+            b += row_b[m] * x
+            c += row_c[m] * x
+            e += row_e[m] * x
+        out[k] += a
+        out[k + 1] += b
+        out[k + 2] += c
+        out[k + 3] += e
+        k += 4
+    for i in range(k, out.shape[0]):
+        row = matrix[i]
+        a = zero
+        for m in range(vector.shape[0]):
+            a += row[m] * vector[m]
+        out[i] += a
+
+
+@_compiled
 def _gru_cell(values, recurrent, gates):
     """A GRU cell given both halves, (3d,) each. gates (5, d): content, stored (given), reset, update, new."""
     size = gates.shape[1]
@@ -268,34 +311,40 @@ def _gru_cell(values, recurrent, gates):
 
 @_compiled
 def gru_forward(
-    values, address, write, keep, query, slots, weight, bias, reads, after, saved, borders, chunk, first, last
+    values, address, write, keep, query, slots, weight, bias, reads, after, saved, borders, chunk, group, first, last
 ):
-    """Forward of `gru`, as `mingru_forward` with values (B, T, N, 3d), weight (N, d, 3d) transposed and bias (N, 3d).
+    """Forward of `gru`, as `mingru_forward` with values (B, T, N, 3d), weight (N, 3d, d) and bias (N, 3d).
 
-    Unless it is empty, saved (B, T, N, 6, d) gets what the backward of the cell needs: content, stored, reset,
-    update, new and the recurrent half of new.
+    Up to `group` heads of a row advance together. Unless it is empty, saved (B, T, N, 6, d) gets what the backward of
+    the cell needs: content, stored, reset, update, new and the recurrent half of new.
     """
     tokens, heads, size = values.shape[1], values.shape[2], values.shape[3] // 3
-    state = np.empty((size, write.shape[3]), slots.dtype)
+    state = np.empty((group, size, write.shape[3]), slots.dtype)
     recurrent = np.empty(3 * size, slots.dtype)
     gates = np.empty((5, size), slots.dtype)
-    for item in range(first, last):
-        b, n = divmod(item, heads)
-        n_keep = n if keep.shape[2] > 1 else 0
-        _load(state, slots[b, n])
+    item = first
+    while item < last:
+        b, start = divmod(item, heads)
+        stop = min(start + group, heads, start + last - item)
+        for n in range(start, stop):
+            _load(state[n - start], slots[b, n])
         for t in range(tokens):
-            if borders.shape[1] > 0 and t % chunk == 0:
-                borders[item, t // chunk] = state
-            _decay(state, keep[b, t, n_keep])
-            _addressed(state, address[b, t, n], gates[1])
-            recurrent[:] = bias[n]
-            _add_product(recurrent, gates[1], weight[n])
-            _gru_cell(values[b, t, n], recurrent, gates)
-            if saved.shape[0] > 0:
-                saved[b, t, n, :5] = gates
-                saved[b, t, n, 5] = recurrent[2 * size :]
-            _write_and_read(state, gates[0], write[b, t, n], query[b, t, n], reads[b, t, n])
-        _store(after[b, n], state)
+            for n in range(start, stop):
+                now = state[n - start]
+                if borders.shape[1] > 0 and t % chunk == 0:
+                    borders[item + n - start, t // chunk] = now
+                _decay(now, keep[b, t, n if keep.shape[2] > 1 else 0])
+                _addressed(now, address[b, t, n], gates[1])
+                recurrent[:] = bias[n]
+                _product(recurrent, weight[n], gates[1])
+                _gru_cell(values[b, t, n], recurrent, gates)
+                if saved.shape[0] > 0:
+                    saved[b, t, n, :5] = gates
+                    saved[b, t, n, 5] = recurrent[2 * size :]
+                _write_and_read(now, gates[0], write[b, t, n], query[b, t, n], reads[b, t, n])
+        for n in range(start, stop):
+            _store(after[b, n], state[n - start])
+        item += stop - start
 
 
 @_compiled
@@ -335,7 +384,7 @@ def _addressed_back(grad, held, address, grad_stored, grad_address):
 @_compiled
 def gru_backward(
     values, address, write, keep, query, weight, saved, borders, chunk, grad_reads, grad_after,
-    grad_values, grad_address, grad_write, grad_keep, grad_query, grad_slots, grad_recurrent, first, last,
+    grad_values, grad_address, grad_write, grad_keep, grad_query, grad_slots, grad_recurrent, group, first, last,
 ):  # fmt: skip
     """Backward of `gru`, as `mingru_backward` with weight (N, 3d, d).
 
@@ -343,31 +392,41 @@ def gru_backward(
     product and one sum of it.
     """
     tokens, heads, size = values.shape[1], values.shape[2], values.shape[3] // 3
-    held = np.empty((chunk, size, write.shape[3]), values.dtype)
-    state = np.empty((size, write.shape[3]), values.dtype)
+    held = np.empty((chunk, group, size, write.shape[3]), values.dtype)
+    state = np.empty((group, size, write.shape[3]), values.dtype)
     grad = np.empty_like(state)
     grad_content = np.empty(size, values.dtype)
     grad_stored = np.empty(size, values.dtype)
     no_keep = np.empty(0, values.dtype)
-    for item in range(first, last):
-        b, n = divmod(item, heads)
-        n_keep = n if keep.shape[2] > 1 else 0
-        _load(grad, grad_after[b, n])
+    item = first
+    while item < last:
+        b, start = divmod(item, heads)
+        stop = min(start + group, heads, start + last - item)
+        for n in range(start, stop):
+            _load(grad[n - start], grad_after[b, n])
         for part in range((tokens - 1) // chunk, -1, -1):
-            start = part * chunk
-            stop = min(start + chunk, tokens)
-            state[:] = borders[item, part]
-            for t in range(start, stop):
-                _decay(state, keep[b, t, n_keep])
-                _write(state, held[t - start], saved[b, t, n, 0], write[b, t, n])
-            for t in range(stop - 1, start - 1, -1):
-                _write_and_read_back(
-                    grad, held[t - start], saved[b, t, n, 0], write[b, t, n], query[b, t, n], grad_reads[b, t, n],
-                    grad_content, grad_write[b, t, n], grad_query[b, t, n],
-                )  # fmt: skip
-                _gru_cell_back(saved[b, t, n], grad_content, grad_values[b, t, n], grad_recurrent[b, t, n], grad_stored)
-                _add_product(grad_stored, grad_recurrent[b, t, n], weight[n])
-                _addressed_back(grad, held[t - start], address[b, t, n], grad_stored, grad_address[b, t, n])
-                into = grad_keep[b, t, n] if grad_keep.shape[0] > 0 else no_keep
-                _decay_back(grad, held[t - start], keep[b, t, n_keep], into)
-        _store(grad_slots[b, n], grad)
+            begin = part * chunk
+            end = min(begin + chunk, tokens)
+            for n in range(start, stop):
+                state[n - start] = borders[item + n - start, part]
+            for t in range(begin, end):
+                for n in range(start, stop):
+                    _decay(state[n - start], keep[b, t, n if keep.shape[2] > 1 else 0])
+                    _write(state[n - start], held[t - begin, n - start], saved[b, t, n, 0], write[b, t, n])
+            for t in range(end - 1, begin - 1, -1):
+                for n in range(start, stop):
+                    now, before = grad[n - start], held[t - begin, n - start]
+                    _write_and_read_back(
+                        now, before, saved[b, t, n, 0], write[b, t, n], query[b, t, n], grad_reads[b, t, n],
+                        grad_content, grad_write[b, t, n], grad_query[b, t, n],
+                    )  # fmt: skip
+                    _gru_cell_back(
+                        saved[b, t, n], grad_content, grad_values[b, t, n], grad_recurrent[b, t, n], grad_stored
+                    )
+                    _add_product(grad_stored, grad_recurrent[b, t, n], weight[n])
+                    _addressed_back(now, before, address[b, t, n], grad_stored, grad_address[b, t, n])
+                    into = grad_keep[b, t, n] if grad_keep.shape[0] > 0 else no_keep
+                    _decay_back(now, before, keep[b, t, n if keep.shape[2] > 1 else 0], into)
+        for n in range(start, stop):
+            _store(grad_slots[b, n], grad[n - start])
+        item += stop - start
