@@ -64,7 +64,7 @@ def build(model, tokenizer, tmp_path_factory):
 
     def build(turns):
         texts = [PREFIX, *dict.fromkeys(turn_text(turn) for turn in turns)]
-        norm, blocks = backbones.final_norm_of(model), backbones.blocks_of(model)
+        norm, blocks = backbones.before_head_of(model), backbones.blocks_of(model)
         return build_feature_cache(folder, model, norm, blocks, TurnRenderer(tokenizer), texts, KEY_LAYERS, "tiny")
 
     return build
@@ -139,7 +139,7 @@ def test_interrupted_cache_is_finished(model, tokenizer, pool, build, tmp_path, 
     arguments = (
         tmp_path,
         model,
-        backbones.final_norm_of(model),
+        backbones.before_head_of(model),
         backbones.blocks_of(model),
         TurnRenderer(tokenizer),
         texts,

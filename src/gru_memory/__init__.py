@@ -1,6 +1,6 @@
 """A persistent memory for any causal language model: it learns, recalls and fades."""
 
-from .backbones import Backbone, register_backbone, supported_model_types
+from .backbones import Backbone, check_backbone, register_backbone, supported_model_types
 from .config import MemoryConfig
 from .conversation import Conversation
 from .memory import GRUMemoryWithDecay
@@ -18,6 +18,7 @@ __all__ = [
     "MemoryConfig",
     "MemoryState",
     "add_memory",
+    "check_backbone",
     "register_backbone",
     "supported_model_types",
 ]

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Cache, PreTrainedModel
+from transformers.cache_utils import StaticLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from . import backbones
@@ -84,7 +85,7 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, NamedMemoriesMixin):
             raise ValueError(
                 f"modules were given for sites {sorted(unknown)} that are not in config.sites {config.sites}"
             )
-        modules = {site: given[site] if site in given else self.build_site(config) for site in config.sites}
+        modules = {site: given[site] if site in given else self.build_site(config, site) for site in config.sites}
         reference = self.get_output_embeddings().weight
         container = nn.ModuleDict({_module_name(site): module for site, module in modules.items()})
         if reference.device.type != "meta":
@@ -98,7 +99,7 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, NamedMemoriesMixin):
 
     def _activate_memory(self, name: str, state: MemoryState | None) -> None:
         """Hook this memory in instead of the one that was, and go on from its state."""
-        config, blocks, final_norm = self.memories[name], backbones.blocks_of(self), backbones.final_norm_of(self)
+        config, blocks, last = self.memories[name], backbones.blocks_of(self), backbones.before_head_of(self)
         self._remove_memory_hooks()
         self._active_memory = name
         self._memory_state: MemoryState | None = state
@@ -107,21 +108,24 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, NamedMemoriesMixin):
             self._memory_hooks.append(
                 blocks[layer].register_forward_hook(functools.partial(_keep_key_states, layer=layer))
             )
-        for site in config.sites:
-            place = _site_index(site, len(blocks))
+        places = {site: _site_index(site, len(blocks)) for site in config.sites}
+        # In the order of their depth: where nothing follows the last block, "top" shares it with another site.
+        for site, place in sorted(places.items(), key=lambda item: len(blocks) if item[1] is None else item[1]):
             if site == "input":
                 self._memory_hooks.append(blocks[0].register_forward_pre_hook(_run_before, with_kwargs=True))
             else:
-                target = final_norm if place is None else blocks[place]
+                target = last if place is None else blocks[place]
                 self._memory_hooks.append(target.register_forward_hook(functools.partial(_run_after, site=site)))
 
-    def build_site(self, config: MemoryConfig, device: torch.device | str | None = None) -> GRUMemoryWithDecay:
-        """A fresh site of this config for this model, where the model is if `device` is None."""
+    def build_site(
+        self, config: MemoryConfig, site: str = "top", device: torch.device | str | None = None
+    ) -> GRUMemoryWithDecay:
+        """A fresh module for a site of this config and model, where the model is if `device` is None."""
         embeddings = self.get_output_embeddings().weight
         hidden_size = self.config.get_text_config().hidden_size
         with torch.device(device or ("cpu" if embeddings.device.type == "meta" else embeddings.device)):
             return GRUMemoryWithDecay(
-                hidden_size,
+                embeddings.shape[1] if site == "top" else hidden_size,  # a projection may come before the head
                 num_heads=config.num_heads,
                 num_slots=config.num_slots,
                 slot_size=config.slot_size,
@@ -140,11 +144,16 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, NamedMemoriesMixin):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """The memory has its own initialisation, not the base model's rule. Weights that were loaded stay."""
-        owners = {part: name for name in self.memories for part in self._container(name).modules()}
+        owners = {
+            part: (config, site)
+            for name, config in self.memories.items()
+            for site, own in self._sites_of(name).items()
+            for part in own.modules()
+        }
         if module not in owners:
             super()._init_weights(module)
         elif isinstance(module, GRUMemoryWithDecay):
-            fresh = dict(self.build_site(self.memories[owners[module]]).named_parameters())
+            fresh = dict(self.build_site(*owners[module]).named_parameters())
             for name, parameter in module.named_parameters():
                 if not getattr(parameter, "_is_hf_initialized", False):
                     parameter.copy_(fresh[name].reshape(parameter.shape))
@@ -317,6 +326,7 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, NamedMemoriesMixin):
         attention_mask, past_length = arguments.get("attention_mask"), 0 if cache is None else cache.get_seq_length()
         if memory_mask is not None and memory_mask.dim() == 2 and cache is not None:
             memory_mask = memory_mask[:, : past_length + length]  # a prefill in chunks passes that of the whole prompt
+        self._refuse_what_the_base_gets_wrong(attention_mask, arguments.get("position_ids"), cache)
         valid = _last_columns(attention_mask, batch, length, source.device)
         visible = valid & _last_columns(memory_mask, batch, length, source.device)
         starts = _turn_starts(arguments.get("position_ids"), valid, past_length, attention_mask)
@@ -325,12 +335,31 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, NamedMemoriesMixin):
         call.recorded = {} if layer is not None and layer.record_past else None
         return call
 
+    def _refuse_what_the_base_gets_wrong(
+        self, attention_mask: Tensor | None, position_ids: Tensor | None, cache: Cache | None
+    ) -> None:
+        """Raise ValueError for inputs with which this family computes something else than was asked for, and says nothing."""
+        backbone, family = backbones.backbone_of(self), self.config.model_type
+        packs = backbone.packs or position_ids is None or attention_mask is not None or cache is not None
+        if not packs and bool((position_ids[:, 1:] == 0).any()):
+            raise ValueError(
+                f"{family} does not keep attention to one turn where positions restart within a row: pass the turns one after "
+                "the other, each with the memory_state that the one before returned"
+            )
+        static = any(isinstance(layer, StaticLayer) for layer in getattr(cache, "layers", ()))
+        if static and (not backbone.static_cache or getattr(self.config, "alibi", False)):
+            raise ValueError(
+                f"{family} computes something else with a static cache in transformers: leave out cache_implementation, or pass "
+                "a DynamicCache"
+            )
+
     def _token_embeds(self, input_ids: Tensor | None, embeds: Tensor | None) -> Tensor | None:
         weight = self.get_output_embeddings().weight
         if input_ids is not None:
             return F.embedding(input_ids, weight)
-        # Input embeddings are what is stored only where the model ties them to its head.
-        return embeds if self.get_input_embeddings().weight is weight else None
+        # Input embeddings are what is stored only where the model ties them to its head, and as they are in the head.
+        tied = self.get_input_embeddings().weight is weight
+        return embeds / backbones.embed_scale_of(self) if tied else None
 
     def run_site(self, site: str, hidden_states: Tensor, call: MemoryCall) -> Tensor:
         """Let one site read and write; its new state is kept in `call`."""
@@ -410,7 +439,7 @@ def _state_until(call: MemoryCall, length: int) -> MemoryState:
 def _keep_key_states(module: nn.Module, args: tuple, output: Any, layer: int) -> None:
     call = _call.get()
     if call is not None:
-        call.key_states[layer] = output[0] if isinstance(output, tuple) else output
+        call.key_states[layer] = backbones.hidden_states_in(output)
 
 
 def _run_before(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:

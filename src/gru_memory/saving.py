@@ -298,7 +298,7 @@ class MemorySavingMixin:
         try:
             # On no device: whatever sizes the config asks for, nothing is allocated before the file is seen to have them.
             sites = {
-                site: given[site] if site in given else self.build_site(saved.config, "meta")
+                site: given[site] if site in given else self.build_site(saved.config, site, "meta")
                 for site in saved.config.sites
             }
         except (RuntimeError, OverflowError, TypeError) as error:

@@ -133,7 +133,7 @@ def train(
             texts = [PREFIX, *dict.fromkeys(turn_text(turn) for turn in turns)]
             tell = None if progress is None else lambda done, total: progress(f"hidden states: {name}", done, total)
             return build_feature_cache(
-                cache_folder, model, backbones.final_norm_of(model), backbones.blocks_of(model), renderer, texts,
+                cache_folder, model, backbones.before_head_of(model), backbones.blocks_of(model), renderer, texts,
                 config.key_layers, fingerprint, tell,
             )  # fmt: skip
 
