@@ -3,6 +3,7 @@
 # make test     all tests                       (make test TESTS="-m 'not slow'" for some)
 # make lint     what CI checks besides the tests
 # make format   let ruff put things right
+# make compatibility   run every check on every family of models, and write docs/compatibility.md
 # make clean    remove everything that can be made again, .venv included
 #
 # PYTHON=python3.12 picks the Python that .venv is made with. TORCH_INDEX=<index URL> takes torch from another
@@ -16,7 +17,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 STAMP := .venv/.installed
 
-.PHONY: setup demo test lint format clean
+.PHONY: setup demo test lint format compatibility clean
 
 setup: $(STAMP)
 
@@ -47,6 +48,9 @@ lint: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+compatibility: setup
+	$(BIN)/python tests/matrix.py
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist src/*.egg-info

@@ -88,7 +88,9 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "phi3, sliding": lambda: Phi3Config(**_GROUPED, sliding_window=WINDOW),
     "olmo2": lambda: Olmo2Config(**_GROUPED),
     "stablelm": lambda: StableLmConfig(**_GROUPED),
-    "stablelm, parallel": lambda: StableLmConfig(**_SMALL, num_key_value_heads=4, use_parallel_residual=True, qk_layernorm=True),
+    "stablelm, parallel": lambda: StableLmConfig(
+        **_SMALL, num_key_value_heads=4, use_parallel_residual=True, qk_layernorm=True
+    ),
     "falcon": lambda: FalconConfig(**_FALCON),
     "falcon, new": lambda: FalconConfig(**_FALCON, new_decoder_architecture=True, num_kv_heads=2),
     "falcon, alibi": lambda: FalconConfig(**_FALCON, alibi=True, multi_query=False, parallel_attn=False),

@@ -39,7 +39,7 @@ def test_constraints_pin_every_dependency_within_its_range(python, project, repo
 def test_the_makefile_has_the_targets_that_the_documents_name(repository):
     makefile = (repository / "Makefile").read_text()
     targets = set(re.findall(r"^([a-z]+):", makefile, flags=re.MULTILINE))
-    named = {"setup", "demo", "test", "lint", "format", "clean"}
+    named = {"setup", "demo", "test", "lint", "format", "compatibility", "clean"}
     for document in [*repository.glob("*.md"), *repository.glob("docs/**/*.md")]:
         named |= set(re.findall(r"(?:`|^|&& )make ([a-z]+)", document.read_text(), flags=re.MULTILINE))
     assert named <= targets

@@ -88,12 +88,17 @@ def backbone_of(model: PreTrainedModel) -> Backbone:
     if model_type not in _BACKBONES:
         raise ValueError(
             f"no backbone is known for model_type {model_type!r} (known: {', '.join(supported_model_types())}). Register it: "
-            f"gru_memory.register_backbone({model_type!r}, gru_memory.Backbone(blocks='path.to.layers', final_norm='path.to.norm')), "
-            "with the paths that print(model) shows; gru_memory.check_backbone(model) then tells whether memory works there"
+            f"gru_memory.register_backbone({model_type!r}, gru_memory.Backbone(blocks='path.to.layers', final_norm='path.to.norm'))"
+            ", with the paths that print(model) shows; gru_memory.check_backbone(model) then tells whether memory works there"
         )
     if model.get_output_embeddings() is None:
         raise ValueError(
             f"{type(model).__name__} has no language-model head: load it as a causal LM (AutoModelForCausalLM)"
+        )
+    if getattr(config, "layerdrop", 0):
+        raise ValueError(
+            f"this model drops blocks at random while it is trained (layerdrop={config.layerdrop}), and its memory with them: "
+            "load it with layerdrop=0.0"
         )
     return _BACKBONES[model_type]
 
@@ -118,9 +123,14 @@ def embed_scale_of(model: PreTrainedModel) -> float | Tensor:
     return 1.0 if backbone_of(model).embed_scale is None else _part(model, "embed_scale")
 
 
+def takes_static_cache(model: PreTrainedModel) -> bool:
+    """Whether a static cache changes nothing. With ALiBi, Falcon makes its biases for the tokens and not for the cache."""
+    return backbone_of(model).static_cache and not getattr(model.config, "alibi", False)
+
+
 @torch.no_grad()
 def check_backbone(model: PreTrainedModel) -> None:
-    """Run two tokens through a model and see whether memory can work where its row says its parts are.
+    """Run a few tokens through a model and see whether memory can work where its row says its parts are.
 
     Raises:
         ValueError: the row does not describe this model: the blocks do not run once each, in order, each on what the one
@@ -143,10 +153,15 @@ def check_backbone(model: PreTrainedModel) -> None:
     try:
         for index, block in enumerate(blocks):
             hooks.append(block.register_forward_pre_hook(enter(index), with_kwargs=True))
-            hooks.append(block.register_forward_hook(lambda module, args, output: left.append(hidden_states_in(output))))
-        hooks.append(last.register_forward_hook(lambda module, args, output: ends.update(last=hidden_states_in(output))))
+            hooks.append(
+                block.register_forward_hook(lambda module, args, output: left.append(hidden_states_in(output)))
+            )
+        hooks.append(
+            last.register_forward_hook(lambda module, args, output: ends.update(last=hidden_states_in(output)))
+        )
         hooks.append(head.register_forward_pre_hook(lambda module, args: ends.update(head=args[0])))
-        model(torch.zeros(1, 2, dtype=torch.long, device=head.weight.device), use_cache=False)
+        # Several tokens, since that of padding may be nothing but zeros in every layer
+        model(torch.arange(min(8, len(head.weight)), device=head.weight.device)[None], use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()
@@ -156,7 +171,9 @@ def check_backbone(model: PreTrainedModel) -> None:
         if given.shape != left[index].shape or not torch.equal(given, left[index]):
             raise ValueError(f"block {index + 1} of {row.blocks} does not read what block {index} returned")
     if set(ends) != {"last", "head"}:
-        raise ValueError(f"{row.final_norm} or the LM head does not run in a forward pass: give the path of the right norm")
+        raise ValueError(
+            f"{row.final_norm} or the LM head does not run in a forward pass: give the path of the right norm"
+        )
     if ends["last"].shape != ends["head"].shape or not torch.equal(ends["last"], ends["head"]):
         raise ValueError(
             f"the LM head does not read what {row.final_norm} returns: give the path of what comes right before the head, as "

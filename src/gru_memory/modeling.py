@@ -309,7 +309,7 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, NamedMemoriesMixin):
         if source is None:
             raise ValueError("pass input_ids or inputs_embeds")
         batch, length = source.shape[:2]
-        if _CHECKPOINTS_HOOKS and self.training and set(self._sites) != {"top"} and self.is_gradient_checkpointing:
+        if _CHECKPOINTS_HOOKS and self.training and self.is_gradient_checkpointing and self._hooks_blocks():
             raise RuntimeError(
                 "this version of transformers runs hooks again when it recomputes a block, and the memory's gradients would "
                 "be lost: use transformers 5.23 or later, or sites=('top',), or model.gradient_checkpointing_disable()"
@@ -335,6 +335,10 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, NamedMemoriesMixin):
         call.recorded = {} if layer is not None and layer.record_past else None
         return call
 
+    def _hooks_blocks(self) -> bool:
+        """Whether some site is hooked to a block, and so lies within what gradient checkpointing runs again."""
+        return set(self._sites) != {"top"} or backbones.before_head_of(self) is backbones.blocks_of(self)[-1]
+
     def _refuse_what_the_base_gets_wrong(
         self, attention_mask: Tensor | None, position_ids: Tensor | None, cache: Cache | None
     ) -> None:
@@ -347,7 +351,7 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, NamedMemoriesMixin):
                 "the other, each with the memory_state that the one before returned"
             )
         static = any(isinstance(layer, StaticLayer) for layer in getattr(cache, "layers", ()))
-        if static and (not backbone.static_cache or getattr(self.config, "alibi", False)):
+        if static and not backbones.takes_static_cache(self):
             raise ValueError(
                 f"{family} computes something else with a static cache in transformers: leave out cache_implementation, or pass "
                 "a DynamicCache"
