@@ -34,7 +34,7 @@ def ends(sequences, prompt, ended):
 
 
 def assert_state_after(
-    model, state, sequences, prompt, start=None, mask=None, memory_mask=None, ended=None, tolerance=1e-9
+    model, state, sequences, prompt, start=None, mask=None, memory_mask=None, ended=None, tolerance=None
 ):
     """`state` is that of one forward over prompt and reply of each row alone, without padding."""
     every = len(sequences) // len(prompt)
