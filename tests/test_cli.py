@@ -36,7 +36,7 @@ def tiny(monkeypatch):
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ([], ["demo", "eval", "train"]),
+        ([], ["demo", "eval", "train", "chat", "sessions"]),
         (["demo"], ["--model", "--memory", "--out"]),
         (["eval"], ["recall", "harm"]),
         (["eval", "recall"], ["--facts", "--between", "--suite", "--no-full-history", "--seed", "--memory"]),

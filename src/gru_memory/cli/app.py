@@ -11,11 +11,8 @@ from rich.table import Table
 
 from .. import __version__
 from ..embedded import EMBEDDED_NAME
-from . import evaluate, train
-from .output import console, kilobytes, load, one_line_errors, progress, set_threads
-
-MODEL_HELP = "'smollm2' (embedded), a folder, a .gguf file or a hub name"
-MEMORY_HELP = "folder of a trained memory; the one that ships with the library if not given"
+from . import chat, evaluate, sessions, train
+from .output import MEMORY_HELP, MODEL_HELP, console, kilobytes, load, one_line_errors, progress, set_threads
 
 app = typer.Typer(
     name="gru-memory",
@@ -24,6 +21,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command("chat")(chat.chat_command)
+app.add_typer(sessions.app, name="sessions")
 app.add_typer(evaluate.app, name="eval")
 app.command("train")(train.train_command)
 

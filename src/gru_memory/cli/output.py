@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -16,12 +17,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.text import Text
 
 from ..embedded import EmbeddedModelError
+from ..store import StoreError
+
+MODEL_HELP = "'smollm2' (embedded), a folder, a .gguf file or a hub name"
+MEMORY_HELP = "folder of a trained memory; the one that ships with the library if not given"
+STORE_HELP = "where sessions are: a SQLite file or postgresql://...; $GRU_MEMORY_STORE, or a file in your data folder, if not given"
 
 console = Console()
 errors = Console(stderr=True)
 
 # What a wrong argument, file or machine can lead to. Everything else is a bug, and shows its traceback.
-_EXPECTED = (ValueError, OSError, ModuleNotFoundError, EmbeddedModelError, FloatingPointError)
+_EXPECTED = (ValueError, OSError, ModuleNotFoundError, EmbeddedModelError, FloatingPointError, StoreError)
 
 
 def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
@@ -31,6 +37,9 @@ def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
     def run(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
+        except BrokenPipeError as error:  # who read the output has left (`| head`)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would complain at its exit
+            raise typer.Exit(1) from error
         except _EXPECTED as error:
             errors.print(Text(f"error: {error}", style="red"), soft_wrap=True)
             raise typer.Exit(1) from error

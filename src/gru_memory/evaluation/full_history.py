@@ -65,6 +65,15 @@ def cache_bytes(cache: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for layer in layers for tensor in (layer.keys, layer.values))
 
 
+@torch.no_grad()
+def kv_bytes_per_token(model: Any) -> int:
+    """Bytes of keys and values that one more token in the context costs, measured on this model."""
+    ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
+    with model.disable_memory():
+        one, two = (cache_bytes(model(ids[:, :n], use_cache=True, logits_to_keep=1).past_key_values) for n in (1, 2))
+    return two - one
+
+
 def _split_ids(
     reader: BatchReader, history: Sequence[Pair], questions: Sequence[str]
 ) -> tuple[list[int], list[list[int]]]:

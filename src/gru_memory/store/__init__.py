@@ -1,5 +1,6 @@
 """Named sessions that survive restarts: conversations in SQLite or PostgreSQL."""
 
+from .conversation import StoredConversation
 from .database import default_url
 from .errors import LimitExceeded, SessionConflict, SessionExists, SessionNotFound, StoreError, StoreUnavailable
 from .records import Limits, Session, Snapshot, TurnRecord
@@ -16,6 +17,7 @@ __all__ = [
     "Snapshot",
     "StoreError",
     "StoreUnavailable",
+    "StoredConversation",
     "TurnRecord",
     "default_url",
 ]

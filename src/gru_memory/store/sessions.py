@@ -6,6 +6,7 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Row, and_, case, delete, func, insert, or_, select, update
@@ -255,6 +256,13 @@ class SessionStore:
         with transaction(self.engine) as connection:
             new = self._create(connection, name, owner, about["keep_text"], about["settings"], about["salt"])
             return self._fill(connection, new, rows, about["fingerprint"], about["head"])
+
+    def import_path(self, path: str | Path, owner: str = "", name: str | None = None) -> Session:
+        """`import_file` from a file; one that is too large is not read."""
+        path = Path(path)
+        if path.stat().st_size > files.MAX_FILE_BYTES:
+            raise LimitExceeded(f"{path} has {path.stat().st_size} bytes: no session is that large, nothing was read")
+        return self.import_file(path.read_bytes(), owner, name)
 
     # Within a transaction
 

@@ -1,0 +1,113 @@
+"""`StoredConversation`: a `Conversation` whose every turn is kept before it counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..conversation import Conversation
+from ..state import MemoryState
+from .records import Session, TurnRecord
+from .sessions import SessionStore
+
+
+class StoredConversation:
+    """One session of a store, and the conversation it holds.
+
+    After each method the store and `conversation` say the same; on any error, Ctrl-C included, both are as before.
+
+    Args:
+        model: a causal LM with memory.
+        tokenizer: its tokenizer.
+        store: where sessions are.
+        session: which of them to go on with; None is a conversation that is kept nowhere.
+        system: system prompt of a conversation that is new; one that goes on keeps its own.
+        **settings: of the `Conversation` (context_turns, max_new_tokens, ...).
+
+    Raises:
+        ValueError: the session belongs to another model or memory.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        store: SessionStore | None,
+        session: Session | None,
+        system: str | None = None,
+        **settings: Any,
+    ) -> None:
+        self.conversation = Conversation(model, tokenizer, system, **settings)
+        self.store, self.session = store, session
+        self._told: list[tuple[str, str | None]] = []  # where nothing is kept
+        if session is not None and (head := store.head(session)) is not None:
+            self.conversation.load(head.state)
+
+    @property
+    def ephemeral(self) -> bool:
+        return self.session is None
+
+    def say(self, text: str, **generation: Any) -> str:
+        """`Conversation.say`, kept."""
+        before = self._now()
+        reply = self.conversation.say(text, **generation)
+        self._keep(before, text, reply)
+        return reply
+
+    def read(self, text: str, reply: str | None = None) -> None:
+        """`Conversation.read`, kept."""
+        before = self._now()
+        self.conversation.read(text, reply)
+        self._keep(before, text, reply)
+
+    def edit(self, state: MemoryState) -> None:
+        """Go on from an edited state. The text of the turns stays what it was."""
+        before = self._now()
+        self.conversation.state = state
+        if self.session is not None:
+            try:
+                self.session = self.store.replace_state(self.session, self.conversation.to_bytes())
+            except BaseException:
+                self._restore(before)
+                raise
+
+    def fork(self, name: str) -> None:
+        """Go on in a new session that begins as this conversation is now."""
+        self.session = self.store.fork(self.session, name)
+
+    def make_ephemeral(self) -> None:
+        """Keep nothing from here on. The session stays as it is now."""
+        self._told = [(turn.user, turn.reply) for turn in self.transcript() if turn.user is not None]
+        self.session = None
+
+    def refresh(self) -> None:
+        """Go on from what the store holds now, where somebody else wrote to the session."""
+        if self.session is None:
+            return
+        now = self.store.get(self.session.name, self.session.owner)
+        if now.head is not None and now.head != self.session.head:
+            self.conversation.load(self.store.head(now).state)
+        self.session = now
+
+    def transcript(self) -> list[TurnRecord]:
+        """The turns that led here, oldest first; without text where the session keeps none."""
+        if self.session is not None:
+            return self.store.transcript(self.session)
+        numbered = enumerate(self._told, start=1)
+        return [TurnRecord("", None, n, 0.0, b"", b"", False, user, reply) for n, (user, reply) in numbered]
+
+    def _now(self) -> bytes:
+        return self.conversation.to_bytes()
+
+    def _restore(self, before: bytes) -> None:
+        self.conversation.load(before)
+
+    def _keep(self, before: bytes, text: str, reply: str | None) -> None:
+        if self.session is None:
+            self._told.append((text, reply))
+            return
+        try:
+            after = self.conversation.to_bytes()
+            self.session = self.store.commit(self.session, [(text, reply)], after, self.session.head).session
+        except BaseException:
+            self._restore(before)
+            raise
