@@ -41,6 +41,7 @@ def tiny(monkeypatch):
         (["eval"], ["recall", "harm"]),
         (["eval", "recall"], ["--facts", "--between", "--suite", "--no-full-history", "--seed", "--memory"]),
         (["eval", "harm"], ["--books", "--tokens", "--conversations"]),
+        (["serve"], ["--host", "--api-keys", "--store", "--max-batch", "--cors-origin", "--ttl-days"]),
         (["train"], ["--data", "--steps", "--rows", "--learning-rate", "--key-layers", "--pool-facts", "--threads"]),
     ],
 )
@@ -64,6 +65,9 @@ def test_the_version_is_that_of_the_library(run):
         (["demo", "--memory", "nowhere"], "error: nowhere holds no memory"),
         (["demo", "--threads", "0"], "error: threads is 0"),
         (["demo", "--model", "./nowhere"], "error: no trained memory ships for './nowhere'"),
+        (["serve", "--host", "0.0.0.0"], "error: 0.0.0.0 can be reached from elsewhere"),
+        (["serve", "--api-keys", "nowhere"], "error: [Errno 2] No such file or directory: 'nowhere'"),
+        (["serve", "--max-sessions", "0"], "error: max_sessions is 0"),
         (["train", "--out", "x", "--cell", "lstm"], "error: cell is 'lstm'"),
         (["train", "--out", "x", "--key-layers", "a"], "error: key_layers is 'a'"),
     ],

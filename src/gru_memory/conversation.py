@@ -84,6 +84,10 @@ class Conversation:
         _require_text(text)
         return self._inputs(self.renderer.prompt(text), max_new_tokens)
 
+    def use_system(self, system: str | None) -> None:
+        """Let attention see another system prompt from the next turn on. Memory has taken in the first one, once."""
+        self.renderer, self.system = TurnRenderer(self.tokenizer, system), system
+
     def commit(self, state: MemoryState, text: str, reply: str | None) -> None:
         """Go on from `state`, in which this turn was taken in."""
         self.state = state

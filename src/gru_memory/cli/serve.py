@@ -1,0 +1,105 @@
+"""`gru-memory serve`."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from ..embedded import EMBEDDED_NAME
+from ..store import Limits, SessionStore
+from .output import MEMORY_HELP, MODEL_HELP, STORE_HELP, load, one_line_errors, set_threads
+
+DAY = 86_400
+
+
+@one_line_errors
+def serve_command(
+    host: Annotated[
+        str, typer.Option(help="address to listen on; other than the loopback needs API keys")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="port to listen on")] = 8000,
+    model: Annotated[str, typer.Option(help=MODEL_HELP)] = EMBEDDED_NAME,
+    memory: Annotated[Optional[str], typer.Option(help=MEMORY_HELP)] = None,  # noqa: UP045 (typer on Python 3.10)
+    model_name: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="name of the model for clients; that of --model if not given"),
+    ] = None,
+    store: Annotated[Optional[str], typer.Option(help=STORE_HELP)] = None,  # noqa: UP045
+    api_keys: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="file with API keys, one a line; each has sessions of its own"),
+    ] = None,
+    no_auth: Annotated[bool, typer.Option("--no-auth", help="let everybody in who can reach the address")] = False,
+    cors_origin: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="a web page's origin that may call from a browser; none if not given"),
+    ] = None,
+    text: Annotated[bool, typer.Option(help="keep the messages of new sessions, not their memory alone")] = True,
+    ttl_days: Annotated[float, typer.Option(help="days a session lives after its last turn")] = 30.0,
+    max_sessions: Annotated[int, typer.Option(help="sessions a key may have")] = 100_000,
+    max_batch: Annotated[int, typer.Option(help="conversations in one forward pass")] = 32,
+    max_waiting: Annotated[int, typer.Option(help="requests that may wait; further ones get status 429")] = 64,
+    context_turns: Annotated[int, typer.Option(help="turns that attention sees, the current one included")] = 1,
+    max_new_tokens: Annotated[int, typer.Option(help="longest reply where a request does not say, in tokens")] = 256,
+    grace: Annotated[float, typer.Option(help="seconds that replies have to end when the server is stopped")] = 30.0,
+    threads: Annotated[Optional[int], typer.Option(help="threads of torch")] = None,  # noqa: UP045
+) -> None:
+    """Serve OpenAI's interface, with a memory for every conversation."""
+    try:
+        import uvicorn
+
+        from ..server import ServerSettings, create_app
+        from ..server.engine import EngineLimits
+        from ..server.http import JsonLines
+        from ..server.settings import read_keys
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"the server needs {error.name}, which is not installed: pip install 'gru-memory[serve]'"
+        ) from error
+    keys = read_keys(api_keys) if api_keys else ()
+    if not keys and not no_auth and not _is_loopback(host):
+        raise ValueError(
+            f"{host} can be reached from elsewhere: give --api-keys FILE, or --no-auth if everybody may come in"
+        )
+    set_threads(threads)
+    limits = Limits(max_sessions=max_sessions, ttl_seconds=ttl_days * DAY)
+    settings = ServerSettings(
+        model_name=model_name or model, api_keys=keys, cors_origins=tuple(cors_origin or ()), context_turns=context_turns,
+        default_new_tokens=max_new_tokens, keep_text=text, grace_seconds=grace,
+        engine=EngineLimits(max_batch=max_batch, max_waiting=max_waiting), limits=limits,
+    )  # fmt: skip
+    _log_to_stderr(JsonLines())
+    with SessionStore(store, limits) as opened:
+        app = create_app(*load(model, memory), opened, settings)
+        config = uvicorn.Config(
+            app, host=host, port=port, log_config=None, access_log=False, server_header=False,
+            timeout_graceful_shutdown=int(grace) + 1, timeout_keep_alive=30,
+        )  # fmt: skip
+        server = uvicorn.Server(config)
+        # When all replies have ended, uvicorn raises the signal again that it was stopped with.
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
+        server.run()
+        if not server.started:
+            raise OSError(f"cannot listen on {host}, port {port}: the log says why")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _log_to_stderr(formatter: Any) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter)
+    logging.basicConfig(level=os.environ.get("GRU_MEMORY_LOG", "INFO").upper(), handlers=[handler], force=True)
+    for chatty in ("httpx", "alembic", "sqlalchemy.engine"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)

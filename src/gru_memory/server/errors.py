@@ -1,0 +1,50 @@
+"""Errors as OpenAI's clients know them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..store import LimitExceeded, SessionConflict, SessionExists, SessionNotFound, StoreUnavailable
+from .engine import Overloaded, ShuttingDown, TimedOut
+
+
+class ApiError(Exception):
+    """An answer that is no success."""
+
+    def __init__(self, status: int, message: str, code: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code, self.param = status, message, code, param
+
+    @property
+    def body(self) -> dict[str, Any]:
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+NOT_FOUND = "there is nothing of this name or id"  # the same for what never was and for what is somebody else's
+
+_KNOWN: tuple[tuple[type[BaseException], int, str], ...] = (
+    (Overloaded, 429, "overloaded"),
+    (ShuttingDown, 503, "shutting_down"),
+    (TimedOut, 503, "timed_out"),
+    (SessionConflict, 409, "conversation_locked"),
+    (SessionExists, 409, "name_taken"),
+    (LimitExceeded, 413, "too_large"),
+    (StoreUnavailable, 503, "store_unavailable"),
+    (ValueError, 400, "invalid_value"),
+    (FloatingPointError, 500, "memory_not_finite"),
+)
+
+
+def as_api_error(error: BaseException) -> ApiError:
+    """What to tell a client about an exception; of what nobody expected, nothing."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, SessionNotFound):
+        return ApiError(404, NOT_FOUND, "not_found")
+    if isinstance(error, StoreUnavailable):  # the reason names the database
+        return ApiError(503, "the session store cannot be reached: try again later", "store_unavailable")
+    for kind, status, code in _KNOWN:
+        if isinstance(error, kind):
+            return ApiError(status, str(error), code)
+    return ApiError(500, "something went wrong here; the log says what", "internal_error")

@@ -1,0 +1,159 @@
+"""What surrounds every request: its size, its time, its id, its line in the log, and errors in one shape."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import json
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from typing import Any
+
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .errors import ApiError, as_api_error
+from .metrics import Metrics
+
+logger = logging.getLogger("gru_memory.server")
+
+
+_DRAINED = (
+    128 << 20
+)  # bytes read and dropped of a request that is too large, as many clients hear nothing while they send
+
+
+class BodyLimit:
+    """Reads the body before anything else does: never more than allowed, and not for ever."""
+
+    def __init__(self, app: ASGIApp, limit: Callable[[str], int], seconds: float) -> None:
+        self.app, self.limit, self.seconds = app, limit, seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        most, body, size, more = self.limit(scope["path"]), bytearray(), 0, True
+        try:
+            while more:
+                message = await asyncio.wait_for(receive(), self.seconds)
+                if message["type"] == "http.disconnect":
+                    return
+                size += len(message.get("body", b""))
+                more = message.get("more_body", False)
+                if size <= most:
+                    body += message.get("body", b"")
+                elif size > _DRAINED:
+                    break
+            if size > most:
+                error = ApiError(413, f"the request is larger than {most} bytes", "too_large")
+                await JSONResponse(error.body, 413, {"connection": "close"})(scope, receive, send)
+                return
+        except (TimeoutError, asyncio.TimeoutError):
+            error = ApiError(408, "the request did not arrive in time", "timed_out")
+            await JSONResponse(error.body, 408, {"connection": "close"})(scope, receive, send)
+            return
+        whole: Message | None = {"type": "http.request", "body": bytes(body), "more_body": False}
+
+        async def replay() -> Message:
+            nonlocal whole
+            if whole is not None:
+                message, whole = whole, None
+                return message
+            return await receive()
+
+        await self.app(scope, replay, send)
+
+
+class Observed:
+    """Gives each request an id, counts it, writes one line about it, and turns what nobody expected into a plain 500."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app, self.metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request_id, began, status = f"req_{secrets.token_hex(8)}", time.monotonic(), 0
+        headers_after = 0.0
+        scope.setdefault("state", {})["request_id"] = request_id
+
+        async def note(message: Message) -> None:
+            nonlocal status, headers_after
+            if message["type"] == "http.response.start":
+                status, headers_after = message["status"], time.monotonic() - began
+                message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, note)
+        except Exception as error:
+            logger.exception("request failed", extra={"request_id": request_id})
+            if not status:
+                await JSONResponse(as_api_error(error).body, 500)(scope, receive, note)
+        finally:
+            # The route's pattern: a path may hold the name of a session.
+            route = getattr(scope.get("route"), "path", "none")
+            self.metrics.requests.labels(route, status).inc()
+            self.metrics.seconds.labels(route).observe(headers_after)
+            fields = {
+                "request_id": request_id,
+                "method": scope["method"],
+                "route": route,
+                "status": status,
+                "seconds": round(time.monotonic() - began, 4),
+                "owner": scope["state"].get("owner", ""),
+            }
+            logger.info("request", extra=fields)
+
+
+class Keys:
+    """The API keys there are. A comparison takes as long whichever key is right, and whether any is."""
+
+    def __init__(self, keys: tuple[str, ...], owner_of: Callable[[str], str]) -> None:
+        self._known = [(_digest(key), owner_of(key)) for key in keys]
+
+    def owner(self, authorization: str | None) -> str:
+        """Whose key this header holds; "" where there are no keys. Raises `ApiError` 401."""
+        if not self._known:
+            return ""
+        kind, _, key = (authorization or "").partition(" ")
+        given, found = _digest(key.strip()), None
+        for digest, owner in self._known:
+            if hmac.compare_digest(digest, given):
+                found = owner
+        if found is None or kind.lower() != "bearer":
+            raise ApiError(401, "this needs a valid API key: Authorization: Bearer KEY", "invalid_api_key")
+        return found
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line. Nothing that clients wrote is in it."""
+
+    _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}
+
+    def format(self, record: logging.LogRecord) -> str:
+        values: dict[str, Any] = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        values |= {k: v for k, v in vars(record).items() if k not in self._STANDARD}
+        if record.exc_info:
+            kind, error, trace = record.exc_info
+            where = []
+            while trace is not None:
+                where.append(f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}")
+                trace = trace.tb_next
+            # Not the text of the exception, which may quote a message.
+            values |= {"exception": getattr(kind, "__name__", str(kind)), "where": where[-12:]}
+        return json.dumps(values, default=str)
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()

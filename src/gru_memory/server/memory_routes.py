@@ -1,0 +1,184 @@
+"""`/v1/memory`: looking into sessions, and changing them by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from ..editing import forget, forget_slot
+from ..inspection import slot_words, trace
+from ..store import Session
+from .errors import ApiError
+from .protocol import ForgetRequest, ForkRequest, TextRequest
+from .service import Service, in_thread
+
+MOST_TRACED = 4_000  # characters: a trace has heads x slots numbers a token
+
+
+def memory_router(service: Service, owner: Callable[..., str]) -> APIRouter:
+    """The routes, for sessions of whoever `owner` says a request is from."""
+    router = APIRouter(prefix="/v1/memory", tags=["memory"])
+    store, model, tokenizer = service.store, service.engine.model, service.engine.tokenizer
+    Owner = Depends(owner)
+
+    @router.get("")
+    async def sessions(owner: str = Owner, limit: int = 100, offset: int = 0) -> dict[str, Any]:
+        """Sessions, the last one used first."""
+        if not (1 <= limit <= 1000 and 0 <= offset < 1 << 31):
+            raise ApiError(400, "limit is 1 to 1000, offset at least 0", "invalid_value")
+        found = await in_thread(store.list, owner, limit, offset)
+        return {"object": "list", "data": [_session(session) for session in found]}
+
+    @router.post("/import")
+    async def import_session(request: Request, name: str | None = None, owner: str = Owner) -> dict[str, Any]:
+        """Take in a file that `export` gave; the body is the file."""
+        data = await request.body()
+        return _session(await in_thread(store.import_file, data, owner, name))
+
+    @router.get("/{session}")
+    async def read(session: str, owner: str = Owner, top: int = 3) -> dict[str, Any]:
+        """The session, and every slot that holds something as the words it makes likelier, the strongest first."""
+        if not 1 <= top <= 20:
+            raise ApiError(400, "top is 1 to 20", "invalid_value")
+        found = await in_thread(store.get, session, owner)
+        if found.head is None:
+            return {**_session(found), "slots": []}
+        found, conversation = await in_thread(service.head_of, session, owner)
+        slots = await service.with_model(lambda: slot_words(model, tokenizer, conversation.state, top=top))
+        filled = sorted((slot for slot in slots if slot.norm > 0), key=lambda slot: slot.norm, reverse=True)
+        shown = [
+            {
+                "head": slot.head,
+                "slot": slot.slot,
+                "strength": round(slot.norm, 5),
+                "words": [{"text": text, "score": round(score, 4)} for text, score in slot.words],
+            }
+            for slot in filled
+        ]
+        return {**_session(found), "slots": shown}
+
+    @router.get("/{session}/transcript")
+    async def transcript(session: str, owner: str = Owner) -> dict[str, Any]:
+        """What was said, where text is kept."""
+
+        def turns() -> list[Any]:
+            return store.transcript(store.get(session, owner))
+
+        data = [
+            {"id": t.id, "created_at": int(t.created_at), "user": t.user, "reply": t.reply}
+            for t in await in_thread(turns)
+        ]
+        return {"object": "list", "data": data}
+
+    @router.get("/{session}/trace")
+    async def last_trace(session: str, owner: str = Owner) -> dict[str, Any]:
+        """Where the last turn was written to and read from, token by token."""
+
+        def before_and_last() -> tuple[Any, Any, str | None]:
+            found, conversation = service.head_of(session, owner)
+            last = store.transcript(found)[-1]
+            if last.user is None:
+                raise ApiError(409, "the text of this session is not kept, so there is nothing to trace", "no_text")
+            system = conversation.system
+            conversation.reset()
+            if last.parent is not None:
+                conversation.load(store.snapshot(last.parent, owner).state)
+            return conversation.state, last, system
+
+        state, last, system = await in_thread(before_and_last)
+        return await service.with_model(lambda: _trace(model, tokenizer, [(last.user, last.reply)], state, system))
+
+    @router.post("/{session}/trace")
+    async def trace_text(session: str, body: TextRequest, owner: str = Owner) -> dict[str, Any]:
+        """Where a message would be written to and read from. The session stays as it is."""
+        if len(body.text) > MOST_TRACED:
+            raise ApiError(413, f"at most {MOST_TRACED} characters are traced at once", "too_large")
+        _, conversation = await in_thread(service.head_of, session, owner)
+        state, system = conversation.state, conversation.system
+        return await service.with_model(lambda: _trace(model, tokenizer, [(body.text, None)], state, system))
+
+    @router.post("/{session}/fork")
+    async def fork(session: str, body: ForkRequest, owner: str = Owner) -> dict[str, Any]:
+        """A session of its own that begins as this one is now, or was after the response `at`."""
+
+        def forked() -> Session:
+            return store.fork(store.get(session, owner), body.name, body.at)
+
+        return _session(await in_thread(forked))
+
+    @router.post("/{session}/forget")
+    async def forget_text(session: str, body: ForgetRequest, owner: str = Owner) -> dict[str, Any]:
+        """Take a message out of memory, word for word as it was told, or empty a slot."""
+        found, conversation = await in_thread(service.head_of, session, owner)
+        state, system = conversation.state, conversation.system
+        if body.text is None:
+            state = forget_slot(state, body.head, body.slot)
+        else:
+            state = await service.with_model(lambda: forget(model, tokenizer, state, body.text, None, system))
+        conversation.state = state
+        return _session(await in_thread(store.replace_state, found, conversation.to_bytes()))
+
+    @router.post("/{session}/remember")
+    async def remember(session: str, body: TextRequest, owner: str = Owner) -> dict[str, Any]:
+        """Tell the memory something; nothing is answered."""
+
+        def begin() -> Any:
+            return store.get_or_create(session, owner, service.keep_text)
+
+        found = await in_thread(begin)
+        if found.head is None:
+            conversation = service.new_conversation()
+        else:
+            found, conversation = await in_thread(service.head_of, session, owner)
+        await service.with_model(lambda: conversation.read(body.text))
+        turns = [(body.text, None)]
+        kept = await in_thread(store.commit, found, turns, conversation.to_bytes(), found.head)
+        return _session(kept.session)
+
+    @router.get("/{session}/export")
+    async def export(session: str, owner: str = Owner) -> Response:
+        """The whole session as one file."""
+
+        def data() -> bytes:
+            return store.export(store.get(session, owner))
+
+        return Response(await in_thread(data), media_type="application/octet-stream")
+
+    @router.delete("/{session}")
+    async def delete(session: str, owner: str = Owner) -> dict[str, Any]:
+        """Remove the session with all that is kept of it."""
+        await in_thread(store.delete, session, owner)
+        return {"id": session, "object": "memory.deleted", "deleted": True}
+
+    return router
+
+
+def _session(session: Session) -> dict[str, Any]:
+    return {
+        "id": session.name,
+        "object": "memory",
+        "created_at": int(session.created_at),
+        "updated_at": int(session.updated_at),
+        "expires_at": None if session.expires_at is None else int(session.expires_at),
+        "turns": session.turns,
+        "tokens": session.tokens,
+        "bytes": session.state_bytes,
+        "last_response_id": session.head,
+    }
+
+
+def _trace(model: Any, tokenizer: Any, turns: list[Any], state: Any, system: str | None) -> dict[str, Any]:
+    seen = trace(model, tokenizer, turns, state, system)
+
+    def rounded(tensor: Any) -> list[Any]:
+        return (tensor * 1000).round().div(1000).tolist()
+
+    return {
+        "object": "memory.trace",
+        "tokens": seen.tokens,
+        "strength": rounded(seen.strength),  # (tokens, heads)
+        "write": rounded(seen.address * seen.strength.unsqueeze(-1)),  # (tokens, heads, slots)
+        "read": rounded(seen.read_address),  # (tokens, heads, slots)
+    }

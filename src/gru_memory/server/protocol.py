@@ -1,0 +1,165 @@
+"""What clients may send. A field that is not here, or a value that would have to be ignored, is refused."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+MAX_TEXT = 262_144  # characters of one message
+MAX_MESSAGES = 2_000
+
+Text = Annotated[str, Field(max_length=MAX_TEXT)]
+Id = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_not_given(cls, values: Any) -> Any:
+        return {k: v for k, v in values.items() if v is not None} if isinstance(values, dict) else values
+
+
+class TextPart(_Strict):
+    type: Literal["text", "input_text", "output_text"]
+    text: Text
+    annotations: Annotated[list[Any], Field(max_length=0)] = []
+    logprobs: Annotated[list[Any], Field(max_length=0)] = []
+
+
+class Message(_Strict):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | Annotated[list[TextPart], Field(max_length=64)]
+    type: Literal["message"] = "message"
+    id: Annotated[str, Field(max_length=200)] | None = None  # of an output item that is sent back
+    status: Literal["completed", "incomplete", "in_progress"] | None = None
+
+    @property
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class _Format(_Strict):
+    type: Literal["text"]
+
+
+class _TextConfig(_Strict):
+    format: _Format | None = None
+
+
+class _StreamOptions(_Strict):
+    include_usage: bool = False
+
+
+class _Sampled(_Strict):
+    model: Annotated[str, Field(max_length=500)]
+    stream: bool = False
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    user: Id | None = None
+    session_id: Id | None = None
+    metadata: Annotated[dict[str, Annotated[str, Field(max_length=512)]], Field(max_length=16)] | None = None
+
+
+class ChatRequest(_Sampled):
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+    stream_options: _StreamOptions | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    stop: Text | Annotated[list[Text], Field(max_length=4)] | None = None
+    seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    n: Literal[1] = 1
+    logprobs: Literal[False] = False
+    response_format: _Format | None = None
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        given = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return tuple(text for text in given if text)
+
+    @property
+    def longest(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+
+class ConversationRef(_Strict):
+    id: Id
+
+
+class ResponseRequest(_Sampled):
+    input: Text | Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+    instructions: Text | None = None
+    max_output_tokens: Annotated[int, Field(ge=1)] | None = None
+    previous_response_id: Id | None = None
+    conversation: Id | ConversationRef | None = None
+    store: bool = True
+    text: _TextConfig | None = None
+    truncation: Literal["disabled"] = "disabled"
+    tools: Annotated[list[Any], Field(max_length=0)] = []
+    tool_choice: Literal["none", "auto"] = "auto"
+    parallel_tool_calls: bool = True
+    background: Literal[False] = False
+
+    @model_validator(mode="after")
+    def _one_memory(self) -> ResponseRequest:
+        if self.conversation and self.previous_response_id:
+            raise ValueError("conversation and previous_response_id say two different things: give one of them")
+        return self
+
+    @property
+    def conversation_name(self) -> str | None:
+        return self.conversation.id if isinstance(self.conversation, ConversationRef) else self.conversation
+
+    @property
+    def messages(self) -> list[Message]:
+        given = [Message(role="user", content=self.input)] if isinstance(self.input, str) else self.input
+        head = [Message(role="system", content=self.instructions)] if self.instructions else []
+        return [*head, *given]
+
+
+class ForkRequest(_Strict):
+    name: Id
+    at: Id | None = None
+
+
+class ForgetRequest(_Strict):
+    text: Text | None = None
+    head: Annotated[int, Field(ge=0)] | None = None
+    slot: Annotated[int, Field(ge=0)] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> ForgetRequest:
+        if (self.text is None) == (self.head is None) or (self.head is None) != (self.slot is None):
+            raise ValueError("say what to forget: text, or head and slot")
+        return self
+
+
+class TextRequest(_Strict):
+    text: Text
+
+
+def split(messages: list[Message]) -> tuple[str | None, list[tuple[str, str | None]], str]:
+    """System prompt, earlier turns and the new message.
+
+    Raises:
+        ValueError: messages in an order that is no conversation.
+    """
+    system = [message.text for message in messages if message.role in ("system", "developer")]
+    rest = [message for message in messages if message.role in ("user", "assistant")]
+    if not rest or rest[-1].role != "user":
+        raise ValueError("the last message must be the user's")
+    turns: list[tuple[str, str | None]] = []
+    for message in rest:
+        if not message.text.strip():
+            raise ValueError(f"a message of role {message.role!r} is empty")
+        if message.role == "user":
+            turns.append((message.text, None))
+        elif not turns or turns[-1][1] is not None:
+            raise ValueError("a message of the assistant must follow one of the user's")
+        else:
+            turns[-1] = (turns[-1][0], message.text)
+    return "\n".join(system) or None, turns[:-1], turns[-1][0]

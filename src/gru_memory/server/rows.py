@@ -1,0 +1,117 @@
+"""Conversations that decode in one batch: rows that join and leave while the others go on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from ..cache import MemoryCacheLayer
+from ..state import MemoryState
+
+
+def can_share_batches(model: Any) -> bool:
+    """Whether rows of different lengths can share a cache: only if all its layers keep every key and value."""
+    layers = DynamicCache(config=model.config).layers
+    return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
+
+
+class Rows:
+    """A batch in the middle of decoding: cache, mask and memory state of B rows, padded on the left to L columns.
+
+    Attributes:
+        cache: of a forward pass.
+        mask: (B, L) 1 where a row has a token.
+        state: of B conversations.
+    """
+
+    def __init__(self, cache: Any, mask: Tensor, state: MemoryState) -> None:
+        self.cache, self.mask, self.state = cache, mask, state
+
+    def __len__(self) -> int:
+        return self.mask.shape[0]
+
+    @torch.no_grad()
+    def step(self, model: Any, tokens: Sequence[int]) -> Tensor:
+        """Feed one token to every row; returns the logits (B, V) of the next ones."""
+        input_ids = torch.tensor(tokens, device=self.mask.device).unsqueeze(1)  # (B, 1)
+        position_ids = self.mask.sum(dim=1, keepdim=True)  # (B, 1) where the token comes to stand
+        self.mask = F.pad(self.mask, (0, 1), value=1)
+        output = model(
+            input_ids=input_ids, attention_mask=self.mask, position_ids=position_ids, past_key_values=self.cache,
+            memory_state=self.state, use_cache=True, logits_to_keep=1,
+        )  # fmt: skip
+        self.cache, self.state = output.past_key_values, output.memory_state
+        return output.logits[:, -1]
+
+    def select(self, rows: Sequence[int]) -> Rows:
+        """Some of the rows, in the given order, without the columns in which none of them has a token."""
+        if list(rows) == list(range(len(self))):
+            return self
+        index = torch.tensor(list(rows), device=self.mask.device)
+        mask = self.mask.index_select(0, index)
+        first = int(mask.any(dim=0).long().argmax())
+        cache = DynamicCache()
+        cache.layers = [_part(layer, index, first) for layer in _attention(self.cache)]
+        return Rows(cache, mask[:, first:], self.state.select(index))
+
+    def join(self, other: Rows) -> Rows:
+        """The rows of both."""
+        length = max(self.mask.shape[1], other.mask.shape[1])
+        cache = DynamicCache()
+        cache.layers = [
+            _layer(
+                *(
+                    torch.cat([_padded(a, length), _padded(b, length)])
+                    for a, b in ((x.keys, y.keys), (x.values, y.values))
+                )
+            )
+            for x, y in zip(_attention(self.cache), _attention(other.cache), strict=True)
+        ]
+        masks = [F.pad(mask, (length - mask.shape[1], 0)) for mask in (self.mask, other.mask)]
+        return Rows(cache, torch.cat(masks), MemoryState.cat([self.state, other.state]))
+
+
+@torch.no_grad()
+def prefill(
+    model: Any, rows: Sequence[dict[str, Tensor]], states: Sequence[MemoryState], pad: int
+) -> tuple[Rows, Tensor]:
+    """One forward pass over a stretch of tokens a row; the rows after it, and the logits (B, V) of their next tokens.
+
+    Each of `rows` is what `Conversation.inputs` and `Conversation.prompt` return.
+    """
+    length = max(row["input_ids"].shape[1] for row in rows)
+
+    def batch(name: str, value: int) -> Tensor:
+        return torch.cat([F.pad(row[name], (length - row[name].shape[1], 0), value=value) for row in rows])
+
+    mask = batch("attention_mask", 0)
+    output = model(
+        input_ids=batch("input_ids", pad), attention_mask=mask,
+        position_ids=(mask.cumsum(dim=1) - 1).clamp_min(0), memory_mask=batch("memory_mask", False),
+        memory_state=MemoryState.cat(states), use_cache=True, logits_to_keep=1,
+    )  # fmt: skip
+    return Rows(output.past_key_values, mask, output.memory_state), output.logits[:, -1]
+
+
+def _attention(cache: Any) -> list[Any]:
+    return [layer for layer in cache.layers if not isinstance(layer, MemoryCacheLayer)]
+
+
+def _part(layer: Any, index: Tensor, first: int) -> Any:
+    return _layer(*(t.index_select(0, index.to(t.device))[:, :, first:] for t in (layer.keys, layer.values)))
+
+
+def _layer(keys: Tensor, values: Tensor) -> DynamicLayer:
+    layer = DynamicLayer()
+    layer.update(keys, values)
+    return layer
+
+
+def _padded(tensor: Tensor, length: int) -> Tensor:
+    """(B, H, L, d) with zeros before, which the mask hides."""
+    return F.pad(tensor, (0, 0, length - tensor.shape[2], 0))

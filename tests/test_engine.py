@@ -1,0 +1,239 @@
+"""Continuous batching: a row's result is that of the conversation alone, whoever is beside it."""
+
+import threading
+import time
+
+import pytest
+import torch
+from talking import FAMILIES, talking_model, talking_tokenizer
+from tiny import assert_same_state
+
+from gru_memory import Conversation
+from gru_memory.server.engine import (
+    Delta,
+    Done,
+    Engine,
+    EngineLimits,
+    Failed,
+    Job,
+    Overloaded,
+    ShuttingDown,
+    Started,
+    TimedOut,
+)
+from gru_memory.server.sampling import Sampling
+
+TEXTS = [
+    "My boat is called Marigold.",
+    "I live in Porto.",
+    "Where?",
+    "What is my boat called? Where do you live?",
+    "User",
+]
+
+
+class Watched(Job):
+    """A job whose events are kept."""
+
+    def __init__(self, *arguments, **settings):
+        self.events, self.over = [], threading.Event()
+        super().__init__(*arguments, emit=self._note, **settings)
+
+    def _note(self, event):
+        self.events.append(event)
+        if isinstance(event, (Done, Failed)):
+            self.over.set()
+
+    def wait(self):
+        assert self.over.wait(60), self.events
+        return self.events[-1]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def loaded(request):
+    return talking_model(request.param), talking_tokenizer(request.param)
+
+
+@pytest.fixture
+def engine(loaded):
+    engine = Engine(*loaded)
+    yield engine
+    engine.close(0)
+
+
+def alone(loaded, read, text, **settings):
+    conversation = Conversation(*loaded)
+    for turn in read:
+        conversation.read(*turn)
+    return conversation.say(text, **settings), conversation
+
+
+def test_many_at_once_are_as_each_alone(loaded, engine):
+    """Different lengths, histories and ends, joining and leaving at different times."""
+    wanted, jobs = [], []
+    for number in range(10):
+        read = [(TEXTS[(number + n) % 5], "Yes." if n % 2 else None) for n in range(number % 4)]
+        text, longest = TEXTS[number % 5], 3 + 2 * number
+        wanted.append(alone(loaded, read, text, max_new_tokens=longest))
+        jobs.append(Watched(Conversation(*loaded), text, read=list(read), max_new_tokens=longest))
+    largest = []
+    engine.on_step = lambda rows, tokens: largest.append(rows)
+    for job in jobs:
+        engine.submit(job)
+    for job, (reply, conversation) in zip(jobs, wanted, strict=True):
+        done = job.wait()
+        assert isinstance(done, Done), done
+        assert done.reply == reply
+        assert_same_state(job.conversation.state, conversation.state)
+        assert job.conversation.turns == conversation.turns
+        assert isinstance(job.events[0], Started)
+        assert "".join(event.text for event in job.events if isinstance(event, Delta)) == reply
+    assert max(largest) >= 5
+    assert engine.active == engine.waiting == 0
+
+
+def test_a_conversation_that_goes_on(loaded, engine):
+    _, conversation = alone(loaded, [(TEXTS[0], None)], TEXTS[1], max_new_tokens=4)
+    job = Watched(Conversation(*loaded), TEXTS[1], read=[(TEXTS[0], None)], max_new_tokens=4)
+    engine.submit(job)
+    job.wait()
+    again = Watched(job.conversation, TEXTS[2], max_new_tokens=4)
+    engine.submit(again)
+    assert again.wait().reply == conversation.say(TEXTS[2], max_new_tokens=4)
+    assert_same_state(again.conversation.state, conversation.state)
+
+
+def test_counts_and_ends(loaded, engine):
+    job = Watched(Conversation(*loaded), TEXTS[0], read=[(TEXTS[1], "Yes.")], max_new_tokens=3)
+    engine.submit(job)
+    done = job.wait()
+    fresh = Conversation(*loaded)
+    wanted = fresh.inputs(TEXTS[1], "Yes.")["input_ids"].shape[1] + fresh.prompt(TEXTS[0])["input_ids"].shape[1]
+    assert done.prompt_tokens == wanted
+    assert (done.completion_tokens, done.finish_reason) in ((3, "length"), (2, "stop"), (1, "stop"))
+
+
+def test_a_stop_text_ends_the_reply_and_memory_takes_in_what_the_client_sees(loaded, engine):
+    whole, _ = alone(loaded, [], TEXTS[0], max_new_tokens=24)
+    stop = whole[len(whole) // 2 :][:3]
+    job = Watched(Conversation(*loaded), TEXTS[0], max_new_tokens=24, sampling=Sampling(stop=(stop, "never there")))
+    engine.submit(job)
+    done = job.wait()
+    assert (done.reply, done.finish_reason) == (whole[: whole.index(stop)].strip(), "stop")
+    assert "".join(event.text for event in job.events if isinstance(event, Delta)) == done.reply
+    read = Conversation(*loaded)
+    read.read(TEXTS[0], done.reply or None)
+    assert_same_state(job.conversation.state, read.state)
+
+
+def test_a_seed_repeats_a_draw_and_a_penalty_changes_it(loaded, engine):
+    def reply(**sampling):
+        job = Watched(Conversation(*loaded), TEXTS[0], max_new_tokens=12, sampling=Sampling(**sampling))
+        engine.submit(job)
+        return job.wait().reply
+
+    first = reply(temperature=1.5, seed=1)
+    assert first == reply(temperature=1.5, seed=1) != reply(temperature=1.5, seed=2)
+    assert reply(temperature=1.5, top_p=1e-6) == reply() == alone(loaded, [], TEXTS[0], max_new_tokens=12)[0]
+
+
+def test_choosing_a_token():
+    logits = torch.tensor([1.0, 3.0, 2.0, -5.0])
+    generator = Sampling(seed=0).generator()
+    assert Sampling().choose(logits, [], generator) == 1
+    assert Sampling(frequency_penalty=0.6).choose(logits, [1, 1], generator) == 2
+    assert Sampling(frequency_penalty=0.6).choose(logits, [1], generator) == 1
+    assert Sampling(presence_penalty=1.5).choose(logits, [1, 1], generator) == 2
+    nucleus = Sampling(temperature=1.0, top_p=0.8)
+    drawn = {nucleus.choose(logits, [], generator) for _ in range(200)}
+    assert drawn == {1, 2}
+    assert {Sampling(temperature=2.0).choose(logits, [], generator) for _ in range(400)} >= {0, 1, 2}
+    assert logits.tolist() == [1.0, 3.0, 2.0, -5.0]
+
+
+def test_a_full_queue_refuses_and_what_waits_too_long_fails(loaded):
+    engine = Engine(*loaded, EngineLimits(max_batch=1, max_waiting=1, wait_seconds=0.2))
+    held = threading.Event()
+    blocker = engine.call(held.wait)
+    first, second = (Watched(Conversation(*loaded), text, max_new_tokens=2) for text in TEXTS[:2])
+    while not blocker.running():
+        time.sleep(0.001)
+    engine.submit(first)
+    with pytest.raises(Overloaded, match="1 requests are waiting"):
+        engine.submit(second)
+    time.sleep(0.3)
+    held.set()
+    assert isinstance(first.wait().error, TimedOut)
+    third = Watched(Conversation(*loaded), TEXTS[2], max_new_tokens=2)
+    engine.submit(third)
+    assert isinstance(third.wait(), Done)
+    engine.close()
+
+
+def test_what_is_cancelled_or_does_not_fit_leaves_the_others_alone(loaded, engine):
+    jobs = [Watched(Conversation(*loaded), text, max_new_tokens=40) for text in TEXTS[:3]]
+    jobs[1].emit = lambda event: setattr(jobs[1], "cancelled", True)  # at the first sign of life
+    long = Watched(Conversation(*loaded), "boat " * 400, max_new_tokens=2)
+    for job in (*jobs, long):
+        engine.submit(job)
+    assert "positions" in str(long.wait().error)
+    for job in (jobs[0], jobs[2]):
+        assert job.wait().reply == alone(loaded, [], job.text, max_new_tokens=40)[0]
+    assert jobs[1].conversation.turns == 0
+
+
+def test_a_forward_pass_that_fails_fails_its_jobs_and_the_engine_goes_on(loaded, engine, monkeypatch):
+    def broken(*arguments):
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gru_memory.server.engine.prefill", broken)
+        job = Watched(Conversation(*loaded), TEXTS[0], max_new_tokens=2)
+        engine.submit(job)
+        assert "out of memory" in str(job.wait().error)
+    again = Watched(Conversation(*loaded), TEXTS[0], max_new_tokens=2)
+    engine.submit(again)
+    assert isinstance(again.wait(), Done)
+
+
+def test_calls_run_between_steps(loaded, engine):
+    assert engine.call(lambda: threading.current_thread().name).result(10) == "gru-memory engine"
+    with pytest.raises(ZeroDivisionError):
+        engine.call(lambda: 1 / 0).result(10)
+
+
+def test_closing_finishes_what_was_begun_and_takes_nothing_more(loaded):
+    engine = Engine(*loaded)
+    job = Watched(Conversation(*loaded), TEXTS[0], max_new_tokens=8)
+    engine.submit(job)
+    engine.close()
+    assert isinstance(job.wait(), Done)
+    assert not engine.alive
+    with pytest.raises(ShuttingDown):
+        engine.submit(job)
+    with pytest.raises(ShuttingDown):
+        engine.call(lambda: None)
+
+
+def test_closing_at_once_fails_what_was_begun(loaded):
+    engine = Engine(*loaded)
+    held = threading.Event()
+    engine.call(lambda: held.wait(0.2))
+    job = Watched(Conversation(*loaded), TEXTS[0], max_new_tokens=300)
+    engine.submit(job)
+    engine.close(grace_seconds=0)
+    assert isinstance(job.wait().error, ShuttingDown)
+
+
+def test_a_model_whose_caches_cannot_be_joined_decodes_one_by_one(loaded, monkeypatch):
+    monkeypatch.setattr("gru_memory.server.engine.can_share_batches", lambda model: False)
+    engine = Engine(*loaded)
+    largest = []
+    engine.on_step = lambda rows, tokens: largest.append(rows)
+    jobs = [Watched(Conversation(*loaded), text, max_new_tokens=6) for text in TEXTS]
+    for job in jobs:
+        engine.submit(job)
+    for job in jobs:
+        assert job.wait().reply == alone(loaded, [], job.text, max_new_tokens=6)[0]
+    assert max(largest) == 1
+    engine.close()
