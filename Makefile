@@ -4,6 +4,7 @@
 # make lint     what CI checks besides the tests
 # make format   let ruff put things right
 # make compatibility   run every check on every family of models, and write docs/compatibility.md
+# make bench    speed against peers, in results/bench.json and bench.png   (make bench BENCH="decode prefill" for some)
 # make clean    remove everything that can be made again, .venv included
 #
 # PYTHON=python3.12 picks the Python that .venv is made with. TORCH_INDEX=<index URL> takes torch from another
@@ -12,12 +13,13 @@
 PYTHON ?= python3
 TORCH_INDEX ?=
 TESTS ?=
+BENCH ?=
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 STAMP := .venv/.installed
 
-.PHONY: setup demo test lint format compatibility clean
+.PHONY: setup demo test lint format bench compatibility clean
 
 setup: $(STAMP)
 
@@ -51,6 +53,11 @@ format: setup
 
 compatibility: setup
 	$(BIN)/python tests/matrix.py
+
+# What it compares with comes along only here.
+bench: setup
+	$(PIP) -c constraints.txt -q -e '.[bench]'
+	$(BIN)/gru-memory bench $(BENCH)
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist src/*.egg-info

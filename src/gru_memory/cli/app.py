@@ -11,7 +11,7 @@ from rich.table import Table
 
 from .. import __version__
 from ..embedded import EMBEDDED_NAME
-from . import chat, evaluate, serve, sessions, train
+from . import bench, chat, evaluate, serve, sessions, train
 from .output import MEMORY_HELP, MODEL_HELP, console, kilobytes, load, one_line_errors, progress, set_threads
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.command("serve")(serve.serve_command)
 app.add_typer(sessions.app, name="sessions")
 app.add_typer(evaluate.app, name="eval")
 app.command("train")(train.train_command)
+app.command("bench")(bench.bench_command)
 
 
 def _show_version(value: bool) -> None:

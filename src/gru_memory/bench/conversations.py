@@ -1,0 +1,72 @@
+"""What turn 200 of a conversation costs: with a memory, with the history's keys and values kept, with it fed again."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from .measure import Plan, Row, side_by_side
+from .models import model_name, shorten, smollm2, with_memory
+
+USER, REPLY = 24, 12  # tokens of a message and of its reply
+
+
+def bench_conversation(plan: Plan) -> list[Row]:
+    """Turns 1, 2, 10, 50 and 200: each message taken in at once, each reply decoded token by token."""
+    turns = (1, 2, 4) if plan.quick else (1, 2, 10, 50, 200)
+    model = smollm2(plan)
+    remembering = with_memory(model, ("top",), "gru")
+    messages = torch.randint(10, 90, (1, turns[-1] * (USER + REPLY)), generator=torch.Generator().manual_seed(0))
+    rows, cases, kept = [], {}, {}
+    for turn in turns:
+        for name, (case, size) in _turn(model, remembering, messages, turn).items():
+            cases[name, turn], kept[name, turn] = case, size
+    found = side_by_side(cases, plan)
+    for (name, turn), seconds in found.items():
+        rows.append(
+            Row("conversation", {"model": model_name(plan), "turn": turn}, name, seconds, kept_bytes=kept[name, turn])
+        )
+    return rows
+
+
+@torch.no_grad()
+def _turn(model: PreTrainedModel, remembering: PreTrainedModel, ids: Tensor, turn: int) -> dict[str, tuple]:
+    """The turn in each of the three ways, and the bytes each had to keep to get there."""
+    past, now = ids[:, : (turn - 1) * (USER + REPLY)], ids[:, (turn - 1) * (USER + REPLY) : turn * (USER + REPLY)]
+    state = remembering.initial_memory_state(1)
+    for part in past.split(USER + REPLY, dim=1) if past.shape[1] else ():
+        state = remembering(part, memory_state=state, use_cache=False, logits_to_keep=1).memory_state
+
+    cache = DynamicCache(config=model.config)
+    for part in past.split(512, dim=1) if past.shape[1] else ():
+        model(part, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    tensors = [t for layer in cache.layers for t in (layer.keys, layer.values) if t is not None]
+    size = sum(t.numel() * t.element_size() for t in tensors)
+
+    def with_state() -> None:
+        fresh = DynamicCache(config=remembering.config)
+        remembering(now[:, :USER], past_key_values=fresh, use_cache=True, memory_state=state, logits_to_keep=1)
+        _decode(remembering, now[:, USER:], fresh)
+
+    def with_cache() -> None:
+        model(now[:, :USER], past_key_values=cache, use_cache=True, logits_to_keep=1)
+        _decode(model, now[:, USER:], cache)
+        shorten(cache, past.shape[1])
+
+    def fed_again() -> None:
+        fresh = DynamicCache(config=model.config)
+        whole = torch.cat([past, now[:, :USER]], dim=1)
+        model(whole, past_key_values=fresh, use_cache=True, logits_to_keep=1)
+        _decode(model, now[:, USER:], fresh)
+
+    return {
+        "memory": (torch.no_grad()(with_state), state.num_bytes),
+        "history, keys and values kept": (torch.no_grad()(with_cache), size),
+        "history, fed again": (torch.no_grad()(fed_again), past.numel() * past.element_size()),  # its token ids
+    }
+
+
+def _decode(model: PreTrainedModel, reply: Tensor, cache: DynamicCache) -> None:
+    for token in reply.split(1, dim=1):
+        model(token, past_key_values=cache, use_cache=True)

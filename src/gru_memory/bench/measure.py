@@ -1,0 +1,131 @@
+"""Timing things side by side: every case in turn, round after round, so that whatever slows the machine slows all."""
+
+from __future__ import annotations
+
+import gc
+import re
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+CLOCKS = {
+    "wall": time.perf_counter,
+    # Time this process spent on a processor, over all its threads: for machines that do something else as well. With
+    # more than one thread it counts their waiting too.
+    "cpu": time.process_time,
+}
+MIN_SECONDS = 0.02  # a shorter case is repeated within a round
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much to measure."""
+
+    rounds: int = field(default=5, metadata={"help": "interleaved runs of every case; figures are their medians"})
+    clock: str = field(
+        default="wall",
+        metadata={"help": "'wall', or 'cpu': processor time, for one thread on a machine that is busy otherwise"},
+    )
+    quick: bool = field(default=False, metadata={"help": "small sizes only: shows that everything runs"})
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise ValueError(f"rounds is {self.rounds}: it must be at least 1")
+        if self.clock not in CLOCKS:
+            raise ValueError(f"clock is {self.clock!r}: choose one of {tuple(CLOCKS)}")
+
+
+@dataclass
+class Row:
+    """One case under one setting."""
+
+    benchmark: str
+    setting: dict[str, Any]
+    case: str
+    seconds: list[float]  # one a round
+    units: int = 1  # tokens, steps or turns in each of `seconds`
+    peak_bytes: int | None = None  # the process grew by at most this much while it ran
+    kept_bytes: int | None = None  # what has to be kept for going on
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def spread(self) -> float:
+        """Distance between the quartiles as a share of the median."""
+        if len(self.seconds) < 2:
+            return 0.0
+        low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
+        return (high - low) / self.median
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "median": self.median, "spread": self.spread}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Row:
+        return cls(**{name: values[name] for name in cls.__dataclass_fields__})
+
+
+def ratio(row: Row, other: Row) -> tuple[float, float, float]:
+    """`row` in times of `other`: the median over the rounds of the ratio within a round, its lowest, its highest."""
+    shares = [a / b for a, b in zip(row.seconds, other.seconds)]
+    return statistics.median(shares), min(shares), max(shares)
+
+
+def side_by_side(
+    cases: Mapping[str, Callable[[], object]], plan: Plan, min_seconds: float | None = None
+) -> dict[str, list[float]]:
+    """Seconds a call of each case, one a round. Each runs twice beforehand: code is compiled, caches are warm."""
+    clock = CLOCKS[plan.clock]
+    if min_seconds is None:
+        min_seconds = 0.0 if plan.quick else MIN_SECONDS
+    repeats = {}
+    for name, case in cases.items():
+        case()
+        began = time.perf_counter()
+        case()
+        repeats[name] = max(1, round(min_seconds / max(time.perf_counter() - began, 1e-7)))
+    found: dict[str, list[float]] = {name: [] for name in cases}
+    was_on = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(plan.rounds):
+            for name, case in cases.items():
+                _wait_for_device()
+                began = clock()
+                for _ in range(repeats[name]):
+                    case()
+                _wait_for_device()
+                found[name].append((clock() - began) / repeats[name])
+    finally:
+        if was_on:
+            gc.enable()
+    return found
+
+
+def peak_growth(case: Callable[[], object]) -> int | None:
+    """By how many bytes the process grew at most while `case` ran; None where Linux does not tell."""
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    try:
+        reset.write_text("5")  # the peak starts anew: proc(5)
+        before = _kilobytes(status.read_text(), "VmRSS")
+        case()
+        return max(0, _kilobytes(status.read_text(), "VmHWM") - before) * 1024
+    except (OSError, AttributeError):
+        return None
+
+
+def _kilobytes(status: str, name: str) -> int:
+    return int(re.search(rf"^{name}:\s+(\d+) kB", status, flags=re.MULTILINE).group(1))
+
+
+def _wait_for_device() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

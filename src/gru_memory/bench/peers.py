@@ -1,0 +1,54 @@
+"""What the memory is measured against: the same recurrence around `torch.nn.GRUCell`, `torch.nn.GRU`, titans, LoRA."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor, nn
+
+from ..scan import ScanInputs
+
+
+class GRUCellLoop(nn.Module):
+    """The recurrence of `gru` as one writes it first: a Python loop around one `torch.nn.GRUCell` a head."""
+
+    def __init__(self, num_heads: int, slot_size: int) -> None:
+        super().__init__()
+        self.cells = nn.ModuleList(nn.GRUCell(slot_size, slot_size) for _ in range(num_heads))
+
+    def forward(self, inputs: ScanInputs, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """`inputs.values` (B, T, N, d) before the input half of the cell; otherwise as `scan_reference`."""
+        reads = []
+        for t in range(inputs.values.shape[1]):
+            value, address, write, keep, query = (part[:, t] for part in inputs)
+            held = keep.unsqueeze(-1) * slots  # (B, N, S, d)
+            stored = torch.einsum("bns,bnsd->bnd", address, held)
+            content = torch.stack([cell(value[:, n], stored[:, n]) for n, cell in enumerate(self.cells)], dim=1)
+            slots = held + write.unsqueeze(-1) * (content.unsqueeze(-2) - held)
+            reads.append(torch.einsum("bns,bnsd->bnd", query, slots))
+        return torch.stack(reads, dim=1), slots
+
+
+def missing() -> list[str]:
+    """Packages of the `bench` extra that are not installed: their cases are left out."""
+    return [name for name in ("titans_pytorch", "peft") if find_spec(name) is None]
+
+
+def titans_memory(hidden_size: int) -> nn.Module | None:
+    """titans-pytorch's `NeuralMemory` with its defaults and chunks of 64 tokens; None where it is not installed."""
+    if find_spec("titans_pytorch") is None:
+        return None
+    from titans_pytorch import NeuralMemory
+
+    return NeuralMemory(dim=hidden_size, chunk_size=64)
+
+
+def with_lora(model: nn.Module, rank: int = 8) -> nn.Module | None:
+    """PEFT's LoRA on all attention projections; None where peft is not installed."""
+    if find_spec("peft") is None:
+        return None
+    from peft import LoraConfig, get_peft_model
+
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    return get_peft_model(model, LoraConfig(r=rank, target_modules=targets, task_type="CAUSAL_LM"))

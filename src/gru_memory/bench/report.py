@@ -1,0 +1,161 @@
+"""What the rows say: ratios against the case that each benchmark measures by, targets, exponents, JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..evaluation.report import environment
+from .measure import Plan, Row, ratio
+
+# The case that the others of a benchmark are shown in times of.
+AGAINST = {
+    "scan": "loop around nn.GRUCell",
+    "decode": "no memory",
+    "prefill": "no memory",
+    "gpt2": "no memory",
+    "training": "top site, cached, mingru",
+    "conversation": "memory",
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """Time of `case` in times of `against` is to be at most `limit`, under one setting."""
+
+    what: str
+    benchmark: str
+    setting: Mapping[str, Any]
+    case: str
+    against: str
+    limit: float
+    against_setting: Mapping[str, Any] | None = None
+
+
+_REAL = {"model": "SmolLM2-135M"}  # a quick round decides nothing
+
+
+def _scan(what: str, backward: bool, case: str, against: str, limit: float) -> Target:
+    setting = {"batch": 1, "tokens": 512, "pass": "forward + backward" if backward else "forward"}
+    return Target(f"{what}, {setting['pass']}", "scan", setting, case, against, limit)
+
+
+TARGETS = (
+    *(
+        Target(f"decode, {case}", "decode", {**_REAL, "batch": 1}, case, "no memory", limit)
+        for case, limit in (
+            ("top site, gru", 1 / 0.98),
+            ("three sites, gru", 1 / 0.95),
+            ("top site, mingru", 1 / 0.98),
+            ("three sites, mingru", 1 / 0.95),
+        )
+    ),
+    *(
+        Target(f"prefill of 512 tokens, {case}", "prefill", {**_REAL, "tokens": 512}, case, "no memory", limit)
+        for case, limit in (
+            ("top site, gru", 1.03),
+            ("three sites, gru", 1.08),
+            ("top site, mingru", 1.02),
+            ("three sites, mingru", 1.05),
+        )
+    ),
+    _scan("gru against a loop around nn.GRUCell", False, "gru, compiled", "loop around nn.GRUCell", 1 / 5),
+    _scan("gru against a loop around nn.GRUCell", True, "gru, compiled", "loop around nn.GRUCell", 1 / 6),
+    _scan("mingru against its step-by-step form", False, "mingru, compiled", "mingru, reference", 1 / 4),
+    _scan("mingru against its step-by-step form", True, "mingru, compiled", "mingru, reference", 1 / 8),
+    _scan("whole site against titans NeuralMemory", True, "whole site, gru", "titans NeuralMemory", 1 / 100),
+    Target("training step, gru against mingru", "training", _REAL, "top site, cached, gru", "top site, cached, mingru", 1.5),
+    Target(
+        "turn 200 against turn 2, with memory", "conversation", {**_REAL, "turn": 200}, "memory", "memory", 1.05,
+        {**_REAL, "turn": 2},
+    ),
+    Target("training step, cached, against LoRA r=8", "training", _REAL, "top site, cached, gru", "LoRA r=8", 1 / 50),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A target and what was measured: the median ratio of the rounds, and the lowest and highest of them."""
+
+    target: Target
+    ratio: float
+    low: float
+    high: float
+
+    @property
+    def met(self) -> bool:
+        return self.ratio <= self.target.limit
+
+
+def judge(rows: Iterable[Row]) -> list[Outcome]:
+    """The targets that these rows can decide."""
+    rows = list(rows)
+    outcomes = []
+    for target in TARGETS:
+        row = _find(rows, target.benchmark, target.setting, target.case)
+        other = _find(rows, target.benchmark, target.against_setting or target.setting, target.against)
+        if row is not None and other is not None:
+            outcomes.append(Outcome(target, *ratio(row, other)))
+    return outcomes
+
+
+def against(row: Row, rows: Iterable[Row]) -> Row | None:
+    """The row that `row` is shown in times of: the same setting in the case of `AGAINST`."""
+    return _find(rows, row.benchmark, row.setting, AGAINST.get(row.benchmark, ""))
+
+
+def _find(rows: Iterable[Row], benchmark: str, setting: Mapping[str, Any], case: str) -> Row | None:
+    for row in rows:
+        if row.benchmark == benchmark and row.case == case and setting.items() <= row.setting.items():
+            return row
+    return None
+
+
+def exponents(rows: Sequence[Row]) -> dict[tuple[str, str], tuple[float, float | None]]:
+    """(cell, axis) -> exponents of time and of peak memory in that size, by least squares over the logarithms."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        if row.benchmark == "growth":
+            groups.setdefault((row.case, row.setting["axis"]), []).append(row)
+    found = {}
+    for (cell, axis), group in groups.items():
+        sizes = [row.setting[axis] for row in group]
+        peaks = [row.peak_bytes for row in group]
+        memory = _slope(sizes, peaks) if all(peaks) else None
+        found[cell, axis] = (_slope(sizes, [row.median for row in group]), memory)
+    return found
+
+
+def _slope(xs: Sequence[float], ys: Sequence[float]) -> float:
+    xs, ys = [math.log(x) for x in xs], [math.log(y) for y in ys]
+    mean_x, mean_y = sum(xs) / len(xs), sum(ys) / len(ys)
+    return sum((x - mean_x) * (y - mean_y) for x, y in zip(xs, ys)) / sum((x - mean_x) ** 2 for x in xs)
+
+
+def write_rows(path: str | Path, command: str, plan: Plan, rows: Sequence[Row]) -> None:
+    """Write {command, plan, environment, targets, rows}, whole or not at all."""
+    path = Path(path)
+    targets = [
+        {"what": o.target.what, "limit": o.target.limit, "ratio": o.ratio, "low": o.low, "high": o.high, "met": o.met}
+        for o in judge(rows)
+    ]
+    values = {
+        "command": command,
+        "plan": asdict(plan),
+        "environment": environment(),
+        "targets": targets,
+        "rows": [row.to_json() for row in rows],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def read_rows(path: str | Path) -> list[Row]:
+    """The rows of a file that `write_rows` wrote."""
+    return [Row.from_json(row) for row in json.loads(Path(path).read_text(encoding="utf-8"))["rows"]]

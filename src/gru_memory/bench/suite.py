@@ -1,0 +1,42 @@
+"""All benchmarks by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from .conversations import bench_conversation
+from .measure import Plan, Row
+from .models import bench_decode, bench_gpt2, bench_prefill
+from .scans import bench_growth, bench_scan
+from .training import bench_training
+
+BENCHMARKS: dict[str, Callable[[Plan], list[Row]]] = {
+    "scan": bench_scan,
+    "growth": bench_growth,
+    "decode": bench_decode,
+    "prefill": bench_prefill,
+    "training": bench_training,
+    "conversation": bench_conversation,
+    "gpt2": bench_gpt2,
+}
+
+
+def run_benchmarks(
+    names: Sequence[str], plan: Plan, progress: Callable[[str, int, int], None] | None = None
+) -> dict[str, list[Row]]:
+    """Rows by benchmark, in the order of the names.
+
+    Raises:
+        ValueError: a name that is not in `BENCHMARKS`.
+    """
+    for name in names:
+        if name not in BENCHMARKS:
+            raise ValueError(f"there is no benchmark {name!r}: choose from {', '.join(BENCHMARKS)}")
+    found = {}
+    for done, name in enumerate(names):
+        if progress:
+            progress(name, done, len(names))
+        found[name] = BENCHMARKS[name](plan)
+        if progress:
+            progress(name, done + 1, len(names))
+    return found

@@ -1,0 +1,93 @@
+"""One step of training: a memory on cached hidden states, beside the model, at three sites, and LoRA."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import fields
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..memory import GRUMemoryWithDecay
+from ..training.objective import compute_loss
+from ..training.rows import Batch
+from .measure import Plan, Row, side_by_side
+from .models import model_name, smollm2, with_memory
+from .peers import with_lora
+
+
+def bench_training(plan: Plan) -> list[Row]:
+    """Forward, backward and one step of AdamW on the same number of tokens.
+
+    With cached hidden states a step is that of `gru-memory train`: its losses, over a sampled vocabulary. The others
+    run the model and its cross-entropy over the whole vocabulary.
+    """
+    batch, length = (2, 32) if plan.quick else (8, 256)
+    model = smollm2(plan)
+    ids = torch.randint(10, 90, (batch, length), generator=torch.Generator().manual_seed(0))
+    cases: dict[str, Callable[[], object]] = {}
+    for cell in ("gru", "mingru"):
+        cases[f"top site, cached, {cell}"] = _cached_step(model, ids, cell)
+    for cell in ("gru", "mingru"):
+        top = with_memory(model, ("top",), cell)
+        top.freeze_base()
+        cases[f"top site, {cell}"] = _step(top, ids, top.memory_parameters())
+    three = with_memory(model, ("input", "middle", "top"), "gru")
+    three.freeze_base()
+    cases["three sites, gru"] = _step(three, ids, three.memory_parameters())
+    # Last: peft changes the model it is given in place.
+    lora = None if plan.quick else with_lora(model)
+    if lora is not None:
+        cases["LoRA r=8"] = _step(lora, ids, (p for p in lora.parameters() if p.requires_grad))
+    setting = {"model": model_name(plan), "batch": batch, "tokens": length}
+    found = side_by_side(cases, plan)
+    return [Row("training", setting, name, seconds, ids.numel()) for name, seconds in found.items()]
+
+
+def _step(model: PreTrainedModel, ids: Tensor, parameters: Iterable[nn.Parameter]) -> Callable[[], object]:
+    parameters = list(parameters)
+    optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=True)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def _cached_step(model: PreTrainedModel, ids: Tensor, cell: str) -> Callable[[], object]:
+    head = model.get_output_embeddings().weight.detach()
+    memory = GRUMemoryWithDecay(head.shape[1], cell=cell, decay_every="turn", gate_init=1.0, embed_size=head.shape[1])
+    optimizer = torch.optim.AdamW(memory.parameters(), lr=1e-5, fused=True)
+    batch = _batch(ids, head.shape[1])
+
+    def step() -> None:
+        loss = compute_loss(memory, head, batch, torch.Generator().manual_seed(0)).loss
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def _batch(ids: Tensor, width: int) -> Batch:
+    """Rows in which every eighth token was told and every other eighth is asked for."""
+    generator = torch.Generator().manual_seed(0)
+    place = torch.arange(ids.shape[1]).expand_as(ids)
+    number = place // 8 + 1
+    told, asked = torch.where(place % 8 == 0, number, 0), torch.where(place % 8 == 4, number, 0)
+    known = {
+        "features": torch.randn(*ids.shape, width, generator=generator),
+        "tokens": ids,
+        "mask": torch.ones_like(ids, dtype=torch.bool),
+        "turn_starts": place % 16 == 0,
+        "labels": torch.where(asked > 0, ids, -100),
+        "base": place % 8 == 2,
+        "told": told,
+        "asked": asked,
+        "fact": told + asked,
+        "value": told + asked,
+    }
+    return Batch(**{f.name: known.get(f.name, torch.zeros_like(ids)) for f in fields(Batch)})

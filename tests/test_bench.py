@@ -1,0 +1,159 @@
+"""Benchmarks: cases take turns, ratios are of the same round, and every benchmark runs."""
+
+import json
+import math
+
+import pytest
+from tiny import one_thread  # noqa: F401
+from typer.testing import CliRunner
+
+from gru_memory.bench import (
+    BENCHMARKS,
+    Plan,
+    Row,
+    judge,
+    measure,
+    models,
+    ratio,
+    read_rows,
+    report,
+    run_benchmarks,
+    side_by_side,
+    write_rows,
+)
+from gru_memory.cli.app import app
+
+
+@pytest.fixture(scope="module")
+def quick_rows():
+    """Rows of a quick round by the name of the benchmark, each measured once."""
+    found = {}
+
+    def rows_of(name):
+        if name not in found:
+            found[name] = run_benchmarks([name], Plan(rounds=1, quick=True))[name]
+        return found[name]
+
+    return rows_of
+
+
+def row(benchmark, setting, case, seconds, peak_bytes=None):
+    return Row(benchmark, setting, case, seconds, peak_bytes=peak_bytes)
+
+
+def test_cases_take_turns_and_short_ones_are_repeated(monkeypatch):
+    now = 0.0
+    calls = []
+
+    def case(name, seconds):
+        def run():
+            nonlocal now
+            now += seconds
+            calls.append(name)
+
+        return run
+
+    monkeypatch.setitem(measure.CLOCKS, "wall", lambda: now)
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: now)
+    found = side_by_side({"long": case("long", 1.0), "short": case("short", 0.25)}, Plan(rounds=3), min_seconds=0.5)
+    assert found == {"long": [1.0] * 3, "short": [0.25] * 3}
+    assert calls == ["long", "long", "short", "short", *(["long", "short", "short"] * 3)]
+
+
+def test_ratios_are_taken_within_a_round():
+    slow_machine_in_round_two = [1.0, 10.0, 1.0]
+    mine = row("scan", {}, "mine", [2 * s for s in slow_machine_in_round_two])
+    assert ratio(mine, row("scan", {}, "theirs", slow_machine_in_round_two)) == (2.0, 2.0, 2.0)
+
+
+def test_the_spread_is_that_of_the_middle_half():
+    assert row("scan", {}, "a", [1.0, 2.0, 3.0, 4.0, 100.0]).spread == pytest.approx(2 / 3)
+    assert row("scan", {}, "a", [1.0]).spread == 0
+
+
+def test_plans_that_make_no_sense_are_refused():
+    with pytest.raises(ValueError, match="rounds"):
+        Plan(rounds=0)
+    with pytest.raises(ValueError, match="wall"):
+        Plan(clock="sun")
+    with pytest.raises(ValueError, match="decode"):
+        run_benchmarks(["dekode"], Plan())
+
+
+def test_targets_are_judged_where_both_sides_were_measured():
+    model = {"model": "SmolLM2-135M"}
+    rows = [
+        row("training", model, "top site, cached, gru", [1.4, 1.4]),
+        row("training", model, "top site, cached, mingru", [1.0, 1.0]),
+        row("conversation", {**model, "turn": 2}, "memory", [1.0, 1.0]),
+        row("conversation", {**model, "turn": 200}, "memory", [1.2, 1.0]),
+        row("decode", {"model": "tiny", "batch": 1}, "top site, gru", [9.0]),
+        row("decode", {"model": "tiny", "batch": 1}, "no memory", [1.0]),
+    ]
+    outcomes = {outcome.target.what: outcome for outcome in judge(rows)}
+    assert set(outcomes) == {"training step, gru against mingru", "turn 200 against turn 2, with memory"}
+    assert outcomes["training step, gru against mingru"].met
+    grown = outcomes["turn 200 against turn 2, with memory"]
+    assert (grown.ratio, grown.low, grown.high, grown.met) == (1.1, 1.0, 1.2, False)
+
+
+def test_every_target_names_cases_that_the_benchmarks_have(quick_rows):
+    pytest.importorskip("titans_pytorch")
+    cases = {name: {r.case for r in quick_rows(name)} for name in {target.benchmark for target in report.TARGETS}}
+    cases["training"].add("LoRA r=8")  # not in a quick round
+    for target in report.TARGETS:
+        assert {target.case, target.against} <= cases[target.benchmark], target.what
+
+
+def test_exponents_of_known_powers():
+    rows = [
+        row("growth", {"axis": "tokens", "tokens": size}, "gru", [3.0 * size**1.5], peak_bytes=7 * size)
+        for size in (10, 100, 1000)
+    ]
+    ((time, memory),) = report.exponents(rows).values()
+    assert (time, memory) == (pytest.approx(1.5), pytest.approx(1.0, abs=1e-2))
+
+
+def test_rows_come_back_from_their_file(tmp_path):
+    rows = [row("scan", {"batch": 1}, "a", [1.0, 2.0], peak_bytes=5), row("growth", {"axis": "tokens"}, "gru", [1.0])]
+    write_rows(tmp_path / "deep" / "bench.json", "gru-memory bench", Plan(), rows)
+    assert read_rows(tmp_path / "deep" / "bench.json") == rows
+    values = json.loads((tmp_path / "deep" / "bench.json").read_text())
+    assert values["command"] == "gru-memory bench"
+    assert values["environment"]["threads"] == 1
+    assert values["rows"][0]["median"] == 1.5
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_every_benchmark_runs(name, quick_rows):
+    rows = quick_rows(name)
+    assert rows
+    for one in rows:
+        assert one.benchmark == name
+        assert len(one.seconds) == 1
+        assert 0 < one.median < math.inf
+    settings = [(tuple(one.setting.items()), one.case) for one in rows]
+    assert len(set(settings)) == len(settings), "two rows say the same"
+    if name in report.AGAINST:
+        assert all(report.against(one, rows) is not None for one in rows)
+
+
+def test_a_copy_shares_weights_and_nothing_else():
+    base = models.smollm2(Plan(quick=True))
+    other = models.with_memory(base, ("top",), "gru")
+    assert other.lm_head.weight is base.lm_head.weight
+    assert other.lm_head is not base.lm_head
+    assert not hasattr(base, "memory_state")
+
+
+def test_the_command_prints_writes_and_draws(tmp_path):
+    pytest.importorskip("matplotlib")
+    options = ["--quick", "--rounds", "1", "--threads", "1", "--out", str(tmp_path)]
+    result = CliRunner().invoke(app, ["bench", "conversation", *options], env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    assert "history, fed again" in result.output
+    assert {r.benchmark for r in read_rows(tmp_path / "bench.json")} == {"conversation"}
+    assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
+    refused = CliRunner().invoke(app, ["bench", "dekode", *options])
+    assert refused.exit_code == 1
+    assert "dekode" in refused.stderr
