@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from .sharding import whole
+
 SIZES = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
 SAMPLES = 1 << 14  # weights that the digest looks at, spread over all matrices
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -49,7 +51,8 @@ def weights_digest(model: Any) -> str | None:
         # A step of the golden section spreads few samples evenly, and never along one column.
         step = int(matrix.numel() * 0.6180339887) | 1
         places = torch.arange(min(each, matrix.numel()), device=matrix.device) * step % matrix.numel()
-        digest.update((matrix.detach().flatten()[places].float() > 0).cpu().numpy().tobytes())
+        values = whole(matrix.detach()).flatten()[places].float()
+        digest.update((values > 0).cpu().numpy().tobytes())
     return digest.hexdigest()[:32]
 
 

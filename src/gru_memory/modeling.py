@@ -30,7 +30,9 @@ from .config import MemoryConfig
 from .generation import MemoryGenerationMixin
 from .memory import GRUMemoryWithDecay
 from .named import DEFAULT_NAME, NamedMemoriesMixin, check_name
+from .outputs import with_memory_state
 from .saving import MemorySavingMixin
+from .sharding import local, whole
 from .state import MemoryState
 
 _CHECKPOINTS_HOOKS = "__call__" in GradientCheckpointingLayer.__dict__  # before transformers 5.23
@@ -234,7 +236,7 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, NamedMemoriesMixin):
     def _fingerprint_of(self, name: str) -> str:
         parameters = [p for site in self._sites_of(name).values() for p in site.parameters()]
         # `.to()` puts new numbers under the same parameter and version, hence the type and the address.
-        versions = tuple((id(p), p._version, p.dtype, p.data_ptr()) for p in parameters)
+        versions = tuple((id(p), p._version, p.dtype, local(p).data_ptr()) for p in parameters)
         fingerprints = self.__dict__.setdefault("_fingerprints", {})
         cached = fingerprints.get(name)
         if cached is None or cached[0] != versions:
@@ -242,7 +244,8 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, NamedMemoriesMixin):
             base = [config.model_type, config.hidden_size, config.num_hidden_layers, config.vocab_size]
             digest = hashlib.sha256(json.dumps([base, self.memories[name].meaning()]).encode())
             for parameter in parameters:
-                digest.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
+                # A copy, for FSDP2 could not free what numpy has seen.
+                digest.update(whole(parameter.detach()).clone().float().cpu().contiguous().numpy().tobytes())
             cached = (versions, digest.hexdigest()[:32])
             fingerprints[name] = cached
         return cached[1]
@@ -360,7 +363,7 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, NamedMemoriesMixin):
     def _token_embeds(self, input_ids: Tensor | None, embeds: Tensor | None) -> Tensor | None:
         weight = self.get_output_embeddings().weight
         if input_ids is not None:
-            return F.embedding(input_ids, weight)
+            return F.embedding(input_ids, whole(weight))
         # Input embeddings are what is stored only where the model ties them to its head, and as they are in the head.
         tied = self.get_input_embeddings().weight is weight
         return embeds / backbones.embed_scale_of(self) if tied else None
@@ -408,8 +411,10 @@ def _memory_forward(cls: type):
             layer.advance(state, _stretch(call))
         if isinstance(outputs, tuple):
             return (*outputs, state)
-        outputs["memory_state"] = state
-        return outputs
+        if torch.compiler.is_compiling():  # no classes are made while a graph is
+            outputs["memory_state"] = state
+            return outputs
+        return with_memory_state(outputs, state)
 
     extra = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None)

@@ -22,6 +22,7 @@ from .base_identity import REPO_ID, check_base, describe_base
 from .config import CONFIG_NAME, MemoryConfig
 from .memory import GRUMemoryWithDecay
 from .model_card import CARD_NAME, is_ours, memory_card
+from .sharding import has_shards, one_writes, whole
 
 WEIGHTS_NAME = "memory_model.safetensors"
 BASE_KEY = "base_model"
@@ -158,7 +159,8 @@ class MemorySavingMixin:
     ) -> None:
         """Write a memory (not the model under it, and not its state) and its model card into `folder`.
 
-        A README.md there that somebody else wrote stays as it is.
+        A README.md there that somebody else wrote stays as it is. Of a model that FSDP2 has sharded every process holds a
+        part: all of them must call this, and the first one writes.
 
         Args:
             folder: made if it does not exist.
@@ -243,6 +245,10 @@ class MemorySavingMixin:
         """
         from . import __version__
 
+        if has_shards(self):
+            raise RuntimeError(
+                "this model is sharded over several processes: save_memory(folder) on all of them, then load and push it in one"
+            )
         with tempfile.TemporaryDirectory() as folder:
             self._write_memory(Path(folder), name, recall, card, repo_id)
             api = HfApi(token=token, library_name="gru-memory", library_version=__version__)
@@ -268,7 +274,7 @@ class MemorySavingMixin:
         name = self._require(name)
         sites, config = self._sites_of(name), self.memories[name]
         weights = {
-            f"{site}.{key}": tensor.detach().cpu().contiguous()
+            f"{site}.{key}": whole(tensor.detach()).cpu().contiguous()
             for site, module in sites.items()
             for key, tensor in module.state_dict().items()
         }
@@ -277,6 +283,11 @@ class MemorySavingMixin:
         if own := own_sites(sites):
             values[OWN_SITES_KEY] = own
         text = memory_card(config, base, sum(t.numel() for t in weights.values()), recall, card, repo_id)
+        with one_writes(self) as writes:
+            if writes:
+                self._write_files(folder, weights, values, text)
+
+    def _write_files(self, folder: Path, weights: dict[str, Tensor], values: dict[str, Any], text: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as part:  # whole files or none
             save_file(weights, Path(part, WEIGHTS_NAME), {"format": "pt"})
