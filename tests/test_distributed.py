@@ -33,7 +33,11 @@ HOW = {
 }
 MANY = ("ddp", "fsdp2")
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo"),
+]
 
 
 def start(how: str, *arguments: str) -> str:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-ARGUMENTS = {"untrained_influence.py": ["--gates", "0.1"]}  # for scripts that would measure for minutes
-SLOW = {"untrained_influence.py"}
+# For scripts that would run for minutes.
+ARGUMENTS = {"untrained_influence.py": ["--gates", "0.1"], "trainer.py": ["--steps", "2"]}
+SLOW = {"trainer.py", "untrained_influence.py"}
 
 
 def _parameter(script: Path):
