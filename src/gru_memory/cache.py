@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache, CacheLayerMixin, EncoderDecoderCache
+from transformers.cache_utils import Cache, CacheLayerMixin, EncoderDecoderCache, StaticCache
 
 from .state import MemoryState
 
@@ -27,16 +27,19 @@ class MemoryCacheLayer(CacheLayerMixin):
     Beam search, `num_return_sequences` and batch selection act on caches layer by layer, and so reach the memory.
     A recurrent state does not hold the states before it. After `activate_past_recording` the layer keeps what it takes
     to compute them, so `crop(-n)` can take tokens back, as many as were fed since the last `crop`.
+
+    With `static`, for caches of fixed size, the state stays in the same tensors and is overwritten in place: code that
+    `torch.compile` made for one step then fits the next. No tokens can be taken back there.
     """
 
     is_sliding = False
-    is_compileable = False
     is_croppable = True
     supports_early_init = False
 
-    def __init__(self, state: MemoryState | None = None) -> None:
+    def __init__(self, static: bool = False) -> None:
         super().__init__()
-        self.state = state
+        self.is_compileable = static
+        self.state: MemoryState | None = None
         self.record_past = False
         self._past: list[Stretch] = []
 
@@ -71,13 +74,32 @@ class MemoryCacheLayer(CacheLayerMixin):
         """Nothing to do: a state is kilobytes."""
 
     def reset(self) -> None:
-        self._set(None)
+        self.set(None)
 
-    def advance(self, state: MemoryState, stretch: Stretch | None = None) -> None:
-        """Go on to the state after a forward pass, which `stretch` can take back."""
-        self.state = state
-        if stretch is not None and self.record_past:
+    @property
+    def records(self) -> bool:
+        """Whether the next forward pass has to say how it can be taken back."""
+        return self.record_past and not self.is_compileable
+
+    def set(self, state: MemoryState | None) -> None:
+        """Another state, with no way back from it."""
+        self._past = []
+        if not self.is_compileable or state is None:
+            self.state = state
+        elif not _overwrite(self.state, state):
+            self.state = state._map(lambda t: t.detach().clone(memory_format=torch.contiguous_format))
+
+    def advance(self, state: MemoryState, stretch: Stretch | None = None) -> MemoryState:
+        """Go on to the state after a forward pass, which `stretch` can take back. Returns it, apart from the cache."""
+        if not self.is_compileable or any(t.requires_grad for t in state._tensors()):  # no gradient flows in place
+            self.state = state
+        else:
+            shared = [] if self.state is None else self.state._tensors()
+            state = state._map(lambda t: t.clone() if any(t is other for other in shared) else t)
+            self.set(state)
+        if stretch is not None:
             self._past.append(stretch)
+        return state
 
     def activate_past_recording(self) -> None:
         """From the next forward pass on, keep what it takes to go back."""
@@ -109,23 +131,35 @@ class MemoryCacheLayer(CacheLayerMixin):
             kept = max(0, stretch.length - missing)
             state = stretch.until(kept) if kept else stretch.before
             missing -= stretch.length - kept
-        self._set(state)
+        self.set(state)
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         if self.state is not None:
-            self._set(self.state.select(beam_idx))
+            self.set(self.state.select(beam_idx))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         if self.state is not None:
-            self._set(self.state.repeat_interleave(repeats))
+            self.set(self.state.repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         if self.state is not None:
-            self._set(self.state.select(indices))
+            self.set(self.state.select(indices))
 
-    def _set(self, state: MemoryState | None) -> None:
-        """Another state, with no way back from it."""
-        self.state, self._past = state, []
+
+def _overwrite(kept: MemoryState | None, state: MemoryState) -> bool:
+    """Write `state` into the tensors of `kept`, if they can hold it."""
+    if kept is None or kept.fingerprint != state.fingerprint:
+        return False
+    olds, news = kept._named(), state._named()
+    if [_kind(*old) for old in olds] != [_kind(*new) for new in news] or any(old.requires_grad for _, old in olds):
+        return False
+    for (_, old), (_, new) in zip(olds, news):
+        old.copy_(new)
+    return True
+
+
+def _kind(name: str, tensor: torch.Tensor) -> tuple:
+    return name, tuple(tensor.shape), tensor.dtype, tensor.device
 
 
 def find_layer(cache: Cache | None) -> MemoryCacheLayer | None:
@@ -145,7 +179,7 @@ def attach(cache: Cache, num_layers: int) -> MemoryCacheLayer:
         cache = _self_attention(cache)
         while len(cache.layers) < num_layers:
             cache.layers.append(cache.layer_class_to_replicate())
-        layer = MemoryCacheLayer()
+        layer = MemoryCacheLayer(static=isinstance(cache, StaticCache))
         layer.record_past = any(getattr(other, "record_past", False) for other in cache.layers)
         cache.layers.append(layer)
     return layer

@@ -83,10 +83,18 @@ class GenerationRun:
     def expanded(self, state: MemoryState, rows: int) -> MemoryState:
         return state if state.batch_size == rows else state.repeat_interleave(rows // state.batch_size)
 
-    def written(self, begin: int, end: int) -> Tensor:
-        """(R, end - begin) bool, which of these columns memory takes in: of an assistant's candidates all."""
-        known = self.memory_mask[:, begin:end]
-        return F.pad(known, (0, end - begin - known.shape[1]), value=True)
+    def written(self, begin: int, end: int, with_padding: bool = False) -> Tensor:
+        """(R, end - begin) bool, which of these columns memory takes in: of an assistant's candidates all.
+
+        `with_padding` also leaves out what the attention mask calls padding: with a cache of fixed size, the mask that
+        the model gets is made for attention and does not say so.
+        """
+        result = self.prompt_ids.new_ones(len(self.prompt_ids), end - begin, dtype=torch.bool)
+        for mask in (self.memory_mask, self.prompt_mask if with_padding else None):
+            if mask is not None:
+                known = mask[:, begin:end]
+                result[:, : known.shape[1]] &= known.to(result.device)
+        return result
 
     def extend(self, new_tokens: int) -> None:
         """Tokens were fed and these come next. `finished` tells of the tokens before them."""
@@ -267,7 +275,7 @@ class MemoryGenerationMixin:
         run.keeps_cache = bool(generation_config.return_dict_in_generate) or given_cache
         layer = find_layer(run.cache)
         if layer is not None and layer.state is not None and not run.given:
-            run.start = layer.state  # the user's cache goes on where it was
+            run.start = layer.state.clone()  # the user's cache goes on where it was, maybe in place
         if run.start is None:
             run.start = self.initial_memory_state(batch_size)
         if given_cache and repeats > 1:
@@ -279,7 +287,7 @@ class MemoryGenerationMixin:
             model_kwargs["memory_state"] = expanded
             return result
         layer = attach(run.cache, self.config.get_text_config().num_hidden_layers)
-        layer.state = expanded
+        layer.set(expanded)
         run.recorded_before = layer.record_past
         if generation_config.is_assistant:
             layer.activate_past_recording()
@@ -304,18 +312,22 @@ class MemoryGenerationMixin:
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, *args, inputs_embeds: Tensor | None = None, **kwargs):
         run, cache = _run.get(), kwargs.get("past_key_values")
-        run = run if run is not None and run.model is self else None
-        past = 0 if cache is None or run is None else int(cache.get_seq_length())
         if inputs_embeds is not None:
             kwargs["inputs_embeds"] = inputs_embeds
-        elif run and run.mode == _ASSISTED and kwargs.get("is_first_iteration") and past:
+        if run is None or run.model is not self:
+            return super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
+        if run.mode == _ASSISTED and kwargs.get("is_first_iteration") and (past := cache.get_seq_length()):
             # transformers feeds the whole prompt here, whatever of it the caller's cache holds already.
             whole = input_ids.shape[1] >= run.columns
             kwargs["next_sequence_length"] = input_ids.shape[1] - past if whole else None
         inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
-        if run and run.memory_mask is not None:
+        fixed = cache is not None and cache.is_compileable
+        if run.memory_mask is not None or fixed:
             fed = inputs["inputs_embeds"] if inputs.get("input_ids") is None else inputs["input_ids"]
-            inputs["memory_mask"] = run.written(past, past + fed.shape[1])
+            length = fed.shape[1]
+            # The length of a fixed cache is a number on the device; a step of decoding can do without it.
+            begin = run.columns - 1 if fixed and length == 1 else 0 if cache is None else int(cache.get_seq_length())
+            inputs["memory_mask"] = run.written(begin, begin + length, with_padding=fixed)
         return inputs
 
     def _get_stopping_criteria(self, *args, **kwargs) -> StoppingCriteriaList:
@@ -357,7 +369,7 @@ class MemoryGenerationMixin:
         if rewinds:
             for other in attention:
                 other.crop(-1)
-            layer.state = before
+            layer.set(before)
         return state
 
     def _state_by_replay(self, run: GenerationRun, sequences: Tensor) -> MemoryState:

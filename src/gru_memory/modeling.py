@@ -54,6 +54,13 @@ class MemoryCall:
     recorded: dict[str, tuple[nn.Module, dict[str, Tensor]]] | None = None  # what sites read, to take tokens back
 
 
+class _Traced:
+    """Stands in for `_call` inside `torch.compile`, which does not know context variables. Set during tracing only."""
+
+    call: MemoryCall | None = None
+
+
+_traced = _Traced()
 _call: ContextVar[MemoryCall | None] = ContextVar("gru_memory_call", default=None)
 _disabled: ContextVar[tuple[int, ...]] = ContextVar("gru_memory_disabled", default=())
 
@@ -105,6 +112,7 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, NamedMemoriesMixin):
         self._remove_memory_hooks()
         self._active_memory = name
         self._memory_state: MemoryState | None = state
+        self._memory_off = 0
         self._memory_hooks = []
         for layer in config.key_layers:
             self._memory_hooks.append(
@@ -267,7 +275,7 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, NamedMemoriesMixin):
             raise ValueError(
                 f"memory_state is a {type(state).__name__}: pass a MemoryState (model.initial_memory_state())"
             )
-        if (owner := self._owner_of(state)) is not None:
+        if not torch.compiler.is_compiling() and (owner := self._owner_of(state)) is not None:
             raise ValueError(
                 f"this state belongs to the memory {owner!r}, and {self.active_memory!r} is active: call "
                 f"model.set_memory({owner!r}) first, or start from model.initial_memory_state()"
@@ -293,15 +301,22 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, NamedMemoriesMixin):
 
     @contextlib.contextmanager
     def disable_memory(self) -> Iterator[None]:
-        """Inside, the model is the base model, bit for bit; memory neither reads nor writes."""
+        """Inside, the model is the base model, bit for bit; memory neither reads nor writes.
+
+        That holds for this thread alone, but code that `torch.compile` made sees one switch for all threads.
+        """
         token = _disabled.set((*_disabled.get(), id(self)))
+        self._memory_off += 1
         try:
             yield
         finally:
+            self._memory_off -= 1
             _disabled.reset(token)
 
     @property
     def memory_disabled(self) -> bool:
+        if torch.compiler.is_compiling():
+            return self._memory_off > 0 or not self._sites
         return id(self) in _disabled.get() or not self._sites
 
     def _begin_call(
@@ -323,19 +338,22 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, NamedMemoriesMixin):
         if memory_state is None:
             memory_state = layer.state if layer is not None else None
         if memory_state is None:
-            memory_state = self._empty_state(batch, None if self.training else self.memory_fingerprint())
+            traced = self.training or torch.compiler.is_compiling()
+            memory_state = self._empty_state(batch, None if traced else self.memory_fingerprint())
         else:
             self.check_memory_state(memory_state, batch)
         attention_mask, past_length = arguments.get("attention_mask"), 0 if cache is None else cache.get_seq_length()
-        if memory_mask is not None and memory_mask.dim() == 2 and cache is not None:
-            memory_mask = memory_mask[:, : past_length + length]  # a prefill in chunks passes that of the whole prompt
         self._refuse_what_the_base_gets_wrong(attention_mask, arguments.get("position_ids"), cache)
+        if memory_mask is not None and memory_mask.shape[:2] == (batch, length) and not _is_2d(attention_mask):
+            attention_mask = None  # one that says nothing of padding; here the other one does
+        elif memory_mask is not None and memory_mask.dim() == 2 and cache is not None:
+            memory_mask = memory_mask[:, : past_length + length]  # it may be that of a whole prompt
         valid = _last_columns(attention_mask, batch, length, source.device)
         visible = valid & _last_columns(memory_mask, batch, length, source.device)
         starts = _turn_starts(arguments.get("position_ids"), valid, past_length, attention_mask)
         ticks, state = _counted(memory_state, starts, visible)
         call = MemoryCall(self, memory_state, state, self._token_embeds(input_ids, embeds), starts, visible, ticks)
-        call.recorded = {} if layer is not None and layer.record_past else None
+        call.recorded = {} if layer is not None and layer.records else None
         return call
 
     def _hooks_blocks(self) -> bool:
@@ -348,7 +366,7 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, NamedMemoriesMixin):
         """Raise ValueError for inputs with which this family computes something else than was asked for, and says nothing."""
         backbone, family = backbones.backbone_of(self), self.config.model_type
         packs = backbone.packs or position_ids is None or attention_mask is not None or cache is not None
-        if not packs and bool((position_ids[:, 1:] == 0).any()):
+        if not packs and not torch.compiler.is_compiling() and bool((position_ids[:, 1:] == 0).any()):
             raise ValueError(
                 f"{family} does not keep attention to one turn where positions restart within a row: pass the turns one after "
                 "the other, each with the memory_state that the one before returned"
@@ -391,24 +409,20 @@ def _memory_forward(cls: type):
     """`forward` of `cls`: that of the base model, with memory. Carries the base's signature plus two arguments."""
     base = next(c for c in cls.__mro__[1:] if "forward" in c.__dict__ and not issubclass(c, MemoryMixin)).forward
     signature = inspect.signature(base)
+    names = [name for name in signature.parameters if name != "self"]
 
     @functools.wraps(base)
     def forward(self, *args, memory_state: MemoryState | None = None, memory_mask: Tensor | None = None, **kwargs):
         if self.memory_disabled:
             return base(self, *args, **kwargs)
-        arguments = {**signature.bind_partial(self, *args).arguments, **kwargs}
-        call = self._begin_call(arguments, memory_state, memory_mask)
-        token = _call.set(call)
-        try:
-            outputs = base(self, *args, **kwargs)
-        finally:
-            _call.reset(token)
+        call = self._begin_call({**dict(zip(names, args)), **kwargs}, memory_state, memory_mask)
+        outputs = _run_with(call, base, args, kwargs)
         state = replace(call.state, sites={**call.state.sites, **call.new_sites})
         parts = outputs if isinstance(outputs, tuple) else outputs.values()
         cache = next((part for part in parts if isinstance(part, Cache)), None)
         if cache is not None:
             layer = attach(cache, self.config.get_text_config().num_hidden_layers)
-            layer.advance(state, _stretch(call))
+            state = layer.advance(state, _stretch(call))
         if isinstance(outputs, tuple):
             return (*outputs, state)
         if torch.compiler.is_compiling():  # no classes are made while a graph is
@@ -424,6 +438,25 @@ def _memory_forward(cls: type):
     at = len(parameters) - (parameters[-1].kind is inspect.Parameter.VAR_KEYWORD)
     forward.__signature__ = signature.replace(parameters=[*parameters[:at], *extra, *parameters[at:]])
     return forward
+
+
+def _run_with(call: MemoryCall, forward: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """`forward` of the call's model, while the hooks find the call."""
+    if torch.compiler.is_compiling():
+        _traced.call = call
+        try:
+            return forward(call.owner, *args, **kwargs)
+        finally:
+            _traced.call = None
+    token = _call.set(call)
+    try:
+        return forward(call.owner, *args, **kwargs)
+    finally:
+        _call.reset(token)
+
+
+def _current_call() -> MemoryCall | None:
+    return _traced.call if torch.compiler.is_compiling() else _call.get()
 
 
 def _stretch(call: MemoryCall) -> Stretch | None:
@@ -446,13 +479,13 @@ def _state_until(call: MemoryCall, length: int) -> MemoryState:
 
 
 def _keep_key_states(module: nn.Module, args: tuple, output: Any, layer: int) -> None:
-    call = _call.get()
+    call = _current_call()
     if call is not None:
         call.key_states[layer] = backbones.hidden_states_in(output)
 
 
 def _run_before(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-    call = _call.get()
+    call = _current_call()
     if call is None:
         return None
     if args:
@@ -461,7 +494,7 @@ def _run_before(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, di
 
 
 def _run_after(module: nn.Module, args: tuple, output: Any, site: str) -> Any:
-    call = _call.get()
+    call = _current_call()
     if call is None:
         return None
     if isinstance(output, tuple):
@@ -485,28 +518,35 @@ def _module_name(site: str) -> str:
     return site.replace(":", "_")
 
 
+def _is_2d(mask: Any) -> bool:
+    return isinstance(mask, Tensor) and mask.dim() == 2
+
+
 def _last_columns(mask: Tensor | None, batch: int, length: int, device: torch.device) -> Tensor:
     """The part of a (B, past + T) mask that is about these T tokens, as (B, T) bool; all True without a mask."""
     if mask is None:
         return torch.ones(batch, length, dtype=torch.bool, device=device)
-    if mask.dim() != 2:
+    if not _is_2d(mask):
         raise ValueError(
-            f"a mask of {mask.dim()} dimensions does not say which tokens are padding: pass a (batch, tokens) attention_mask"
+            "this mask does not say which tokens are padding: pass an attention_mask of (batch, tokens), or together with "
+            "yours a memory_mask with one column for each token fed, False where it is padding"
         )
     if mask.shape[0] != batch or mask.shape[1] < length:
         raise ValueError(f"the mask is {tuple(mask.shape)}, the input {(batch, length)}: one column a token is needed")
     return mask[:, -length:].to(device).bool()
 
 
-def _turn_starts(position_ids: Tensor | None, valid: Tensor, past_length: int, attention_mask: Tensor | None) -> Tensor:
+def _turn_starts(
+    position_ids: Tensor | None, valid: Tensor, past_length: int | Tensor, attention_mask: Tensor | None
+) -> Tensor:
     """(B, T) bool, True at position 0 of each turn: where positions restart, or at the first token without a past."""
     if position_ids is not None:
         return (position_ids.expand(valid.shape).to(valid.device) == 0) & valid
     first = valid & (valid.long().cumsum(dim=1) == 1)
-    if not past_length:
+    if isinstance(past_length, int) and not past_length:
         return first
     if attention_mask is None or attention_mask.shape[1] == valid.shape[1]:
-        return torch.zeros_like(valid)
+        return first & torch.as_tensor(past_length == 0, device=first.device)
     seen = attention_mask[:, : -valid.shape[1]].to(valid.device).bool().any(dim=1)  # (B,) the past may be all padding
     return first & ~seen.unsqueeze(1)
 

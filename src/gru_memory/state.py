@@ -204,7 +204,9 @@ class MemoryState:
 
     def _named(self) -> list[tuple[str, Tensor]]:
         named = [
-            (f"site/{site}/{key}", t) for site, kept in sorted(self.sites.items()) for key, t in sorted(kept.items())
+            (f"site/{site}/{key}", self.sites[site][key])
+            for site in sorted(self.sites)
+            for key in sorted(self.sites[site])
         ]
         return [*named, *((name, getattr(self, name)) for name in ("tokens", "turns", "pending"))]
 
