@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from decoding import some_state
+from decoding import OFTEN, assert_state_after, some_state
 from families import CONFIGS
-from test_generation import test_beams_carry_their_own_memory, test_state_after_generate
+from test_generation import STRATEGIES, test_beams_carry_their_own_memory, test_state_after_generate
 from test_invariants import (
     assert_same_gradients,
     gradients,
@@ -32,7 +32,7 @@ from test_invariants import (
     test_padding_changes_nothing,
     test_whole_is_chunks_is_tokens,
 )
-from tiny import assert_close, assert_same_state, base_model, memory_model, random_ids, tolerance_of
+from tiny import SumSite, assert_close, assert_same_state, base_model, memory_model, random_ids, tolerance_of, wake
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging
@@ -275,6 +275,41 @@ def saving(row: Row) -> None:
         assert torch.equal(plain(ids).logits, model(ids).logits)
 
 
+def own_site(row: Row) -> None:
+    """A module of somebody's own in the middle: chunks, generate() and gradients."""
+    config = MemoryConfig(sites=("middle", "top"), num_heads=2, num_slots=4, slot_size=8)
+    model, ids = wake(add_memory(row.base(), config, {"middle": SumSite()})).to(row.dtype), random_ids()
+    whole = model(ids, use_cache=False)
+    one = model(ids[:, :7], use_cache=True)
+    two = model(ids[:, 7:], past_key_values=one.past_key_values)
+    assert_close(torch.cat([one.logits, two.logits], 1), whole.logits)
+    assert_same_state(two.memory_state, whole.memory_state)
+    sequences = model.generate(ids, max_new_tokens=4, eos_token_id=OFTEN, **STRATEGIES["beams"])
+    assert_state_after(model, model.memory_state, sequences, ids)
+    assert gradients(model, loss_of(whole.logits))["gru_memory.middle.scale"].abs().max() > 0
+
+
+def meta_device(row: Row) -> None:
+    """Shapes of logits and state, without numbers."""
+    ids = random_ids()
+    model = row.fresh().to(torch.bfloat16)  # all that torch's product of Mixtral's experts knows there
+    wanted = model(ids, use_cache=False)
+    model, ids = model.to("meta"), ids.to("meta")
+    # transformers looks at numbers where padding could be, or several turns in one row: not so with a cache and this
+    model.config.pad_token_id = None
+    model.set_attn_implementation("eager")
+    output = model(ids, use_cache=True)
+    assert output.logits.shape == wanted.logits.shape
+    for site, kept in wanted.memory_state.sites.items():
+        assert {k: (v.shape, v.dtype) for k, v in kept.items()} == {
+            k: (v.shape, v.dtype) for k, v in output.memory_state.sites[site].items()
+        }
+    with torch.device("meta"):
+        bare = add_memory(AutoModelForCausalLM.from_config(model.config, dtype=torch.bfloat16))
+    assert {p.device.type for p in bare.parameters()} == {"meta"}
+    assert bare(ids).logits.shape == wanted.logits.shape
+
+
 def half_precision(row: Row) -> None:
     exact, model, ids = row.model(), row.fresh().to(torch.bfloat16), random_ids()
     output = model(ids)
@@ -355,6 +390,8 @@ FEATURES = [
         checkpointing,
     ),
     Feature("saving", "The whole model, the memory alone and a state, saved and loaded: the same logits.", saving),
+    Feature("own site", "A module of a user's own as a site: chunks, beams and gradients.", own_site),
+    Feature("meta", "A forward pass on the meta device gives the shapes of logits and state.", meta_device),
     Feature("bfloat16", "A model in bfloat16 keeps its slots in float32, and generates.", half_precision),
 ]
 ROWS = [Row(name) for name in CONFIGS]

@@ -167,6 +167,11 @@ def test_every_size_has_its_sites_where_they_belong(size):
         assert site.value_embed.weight.shape == (heads * floats, width)
         assert site.output.weight.shape == (width, heads * floats)
         assert site.initial_state(2)["slots"].shape == (2, heads, slots, floats)
+    output = model(torch.zeros(2, 3, dtype=torch.long, device="meta"))  # shapes alone are computed there
+    assert output.logits.shape == (2, 3, model.config.vocab_size)
+    assert all(kept["slots"].shape == (2, heads, slots, floats) for kept in output.memory_state.sites.values())
+    for site in model.memory_sites().values():
+        site.to_empty(device="cpu").reset_parameters()
         y, state = site(torch.randn(1, 3, width), torch.randn(1, 3, width))
         assert y.shape == (1, 3, width)
         assert torch.isfinite(y).all()

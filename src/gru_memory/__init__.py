@@ -5,6 +5,7 @@ from .config import MemoryConfig
 from .conversation import Conversation
 from .memory import GRUMemoryWithDecay
 from .models import AutoModelWithGRUMemory, GPT2WithGRUMemory, add_memory
+from .own_sites import register_site
 from .state import MemoryState
 
 __version__ = "0.1.0"
@@ -20,5 +21,6 @@ __all__ = [
     "add_memory",
     "check_backbone",
     "register_backbone",
+    "register_site",
     "supported_model_types",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import torch
@@ -218,7 +219,7 @@ class GRUMemoryWithDecay(nn.Module):
         cell = recurrence.CellWeights(self.weight_hh, self.bias_hh) if self.cell == "gru" else None
         if cell is not None and self.weight_hh.dtype != self.state_dtype:
             cell = recurrence.CellWeights(*(w.to(self.state_dtype) for w in cell))
-        with torch.autocast(hidden_states.device.type, enabled=False):  # the recurrence keeps its precision
+        with _without_autocast(hidden_states.device.type):  # the recurrence keeps its precision
             reads, slots = recurrence.scan(inputs, state["slots"].to(self.state_dtype), cell)
         recalled = self.output((read_gate * reads).flatten(2).to(self.output.weight.dtype))
         return hidden_states + recalled.to(hidden_states.dtype), {"slots": slots, **last_key}, inputs
@@ -323,6 +324,13 @@ class GRUMemoryWithDecay(nn.Module):
                     f"state {name!r} is {tuple(state[name].shape)}, expected {shape}: it belongs to another memory or batch "
                     "size; use state.select / MemoryState.cat to change the rows, or start from None"
                 )
+
+
+def _without_autocast(device_type: str) -> contextlib.AbstractContextManager:
+    """The meta device, for one, has no autocast to switch off."""
+    if not torch.amp.is_autocast_available(device_type):
+        return contextlib.nullcontext()
+    return torch.autocast(device_type, enabled=False)
 
 
 def _rms_norm(x: Tensor) -> Tensor:

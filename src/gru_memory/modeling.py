@@ -31,6 +31,7 @@ from .generation import MemoryGenerationMixin
 from .memory import GRUMemoryWithDecay
 from .named import DEFAULT_NAME, NamedMemoriesMixin, check_name
 from .outputs import with_memory_state
+from .own_sites import check_own_site
 from .saving import MemorySavingMixin
 from .sharding import local, whole
 from .state import MemoryState
@@ -94,6 +95,8 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, NamedMemoriesMixin):
             raise ValueError(
                 f"modules were given for sites {sorted(unknown)} that are not in config.sites {config.sites}"
             )
+        for site, module in given.items():
+            check_own_site(site, module)
         modules = {site: given[site] if site in given else self.build_site(config, site) for site in config.sites}
         reference = self.get_output_embeddings().weight
         container = nn.ModuleDict({_module_name(site): module for site, module in modules.items()})
@@ -133,7 +136,7 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, NamedMemoriesMixin):
         """A fresh module for a site of this config and model, where the model is if `device` is None."""
         embeddings = self.get_output_embeddings().weight
         hidden_size = self.config.get_text_config().hidden_size
-        with torch.device(device or ("cpu" if embeddings.device.type == "meta" else embeddings.device)):
+        with torch.device(device or embeddings.device):
             return GRUMemoryWithDecay(
                 embeddings.shape[1] if site == "top" else hidden_size,  # a projection may come before the head
                 num_heads=config.num_heads,
@@ -163,7 +166,8 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, NamedMemoriesMixin):
         if module not in owners:
             super()._init_weights(module)
         elif isinstance(module, GRUMemoryWithDecay):
-            fresh = dict(self.build_site(*owners[module]).named_parameters())
+            # Where the site is: transformers comes here while other weights are still to be loaded.
+            fresh = dict(self.build_site(*owners[module], module.gate.device).named_parameters())
             for name, parameter in module.named_parameters():
                 if not getattr(parameter, "_is_hf_initialized", False):
                     parameter.copy_(fresh[name].reshape(parameter.shape))
@@ -238,7 +242,10 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, NamedMemoriesMixin):
         )
 
     def memory_fingerprint(self) -> str:
-        """Names this model and its active memory, weights included: a state with another one means nothing here."""
+        """Names this model and its active memory, weights included: a state with another one means nothing here.
+
+        On the meta device there are no weights to include.
+        """
         return self._fingerprint_of(self.active_memory)
 
     def _fingerprint_of(self, name: str) -> str:
@@ -251,7 +258,7 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, NamedMemoriesMixin):
             config = self.config.get_text_config()
             base = [config.model_type, config.hidden_size, config.num_hidden_layers, config.vocab_size]
             digest = hashlib.sha256(json.dumps([base, self.memories[name].meaning()]).encode())
-            for parameter in parameters:
+            for parameter in (p for p in parameters if p.device.type != "meta"):
                 # A copy, for FSDP2 could not free what numpy has seen.
                 digest.update(whole(parameter.detach()).clone().float().cpu().contiguous().numpy().tobytes())
             cached = (versions, digest.hexdigest()[:32])

@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2LMHeadModel, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -15,8 +16,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from .config import CONFIG_NAME, FORMAT_VERSION, MemoryConfig
 from .memory import GRUMemoryWithDecay
 from .modeling import MemoryMixin
-from .named import DEFAULT_NAME, check_name
-from .saving import OWN_SITES_KEY, own_sites, read_memory, require_own_sites
+from .named import DEFAULT_NAME, check_name, container_name
+from .own_sites import OWN_SITES_KEY, build_own_sites, describe_own_sites, own_tensors
+from .saving import read_memory
 
 CONFIG_KEY = "gru_memory"  # field of a saved model's config.json
 
@@ -39,12 +41,26 @@ class _FromConfig(MemoryMixin):
         active, entries = _read_memories(getattr(config, CONFIG_KEY, None))
         given = _sites_by_memory(sites, active, entries)
         for name in sorted(entries, key=lambda name: name != active):  # the first one is in use
-            require_own_sites(entries[name][1], given.get(name, {}), f"the memory {name!r}")
-            self.attach_memory(entries[name][0], given.get(name), name)
+            sites = build_own_sites(entries[name][1], given.get(name, {}), f"the memory {name!r}")
+            self.attach_memory(entries[name][0], sites, name)
         self._memories = {name: self._memories[name] for name in entries}
         self._memories_changed()
         if scalar_gates:  # as before format 3, for `from_pretrained` to read such weights
             self._reshape_gates(())
+
+    def _move_missing_keys_from_meta_to_device(self, *args, **kwargs) -> None:
+        """A step of `from_pretrained`: it empties what no file holds, but modules of somebody's own keep what they have."""
+        own = {
+            f"{container_name(name)}.{key}": tensor
+            for name in self.memories
+            for key, tensor in own_tensors(self._container(name))
+            if tensor.device.type != "meta"
+        }
+        super()._move_missing_keys_from_meta_to_device(*args, **kwargs)
+        with torch.no_grad():
+            for key, tensor in own.items():
+                if (moved := self.get_parameter_or_buffer(key)) is not tensor:
+                    moved.copy_(tensor)
 
     def _reshape_gates(self, shape: tuple[int, ...]) -> None:
         for name in self.memories:
@@ -57,7 +73,7 @@ class _FromConfig(MemoryMixin):
     def _memories_changed(self) -> None:
         memories = {}
         for name, config in self.memories.items():
-            own = own_sites(self._sites_of(name))
+            own = describe_own_sites(self._sites_of(name))
             values = {k: v for k, v in config.to_dict().items() if k != "format_version"}  # one for all of them
             memories[name] = values | ({OWN_SITES_KEY: own} if own else {})
         values = {"format_version": FORMAT_VERSION, "active": self.active_memory, "memories": memories}
@@ -108,7 +124,8 @@ class _FromConfig(MemoryMixin):
         """`PreTrainedModel.from_pretrained`; a checkpoint without a memory is given an untrained one.
 
         Only the active memory is trainable after it. `sites` gives the modules of your own that the model was saved
-        with, by site, or by memory and site if several memories have some.
+        with, by site, or by memory and site if several memories have some; those of a kind that `register_site` knows are
+        made anew without it.
 
         Raises:
             ValueError: a memory of a newer version, or one with a module of your own that `sites` does not give.
@@ -248,7 +265,7 @@ def _config_of(name_or_path: str, kwargs: dict[str, Any]) -> Any:
     return config
 
 
-def _read_memories(values: dict[str, Any] | None) -> tuple[str, dict[str, tuple[MemoryConfig, dict[str, str]]]]:
+def _read_memories(values: dict[str, Any] | None) -> tuple[str, dict[str, tuple[MemoryConfig, dict[str, Any]]]]:
     """The active memory, and config and own sites of each, from a config.json. Format 1 knew one memory only."""
     if values is None:
         return DEFAULT_NAME, {DEFAULT_NAME: (MemoryConfig(**UNTRAINED), {})}

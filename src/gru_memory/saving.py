@@ -20,13 +20,12 @@ from torch import Tensor, nn
 
 from .base_identity import REPO_ID, check_base, describe_base
 from .config import CONFIG_NAME, MemoryConfig
-from .memory import GRUMemoryWithDecay
 from .model_card import CARD_NAME, is_ours, memory_card
+from .own_sites import OWN_SITES_KEY, build_own_sites, describe_own_sites
 from .sharding import has_shards, one_writes, whole
 
 WEIGHTS_NAME = "memory_model.safetensors"
 BASE_KEY = "base_model"
-OWN_SITES_KEY = "own_sites"
 MAX_CONFIG_BYTES = 1 << 20
 _HEADER_BYTES = 1 << 20  # room for what a safetensors file holds besides its tensors
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
@@ -40,14 +39,14 @@ class SavedMemory:
         where: the folder or the name on the hub, for messages.
         config: the memory's.
         base: what `describe_base` said of the model under it.
-        own_sites: site -> class, of the sites that are modules of the user's own.
+        own_sites: what `describe_own_sites` said of the sites that are modules of the user's own.
         weights: the safetensors file.
     """
 
     where: str
     config: MemoryConfig
     base: dict[str, Any]
-    own_sites: dict[str, str]
+    own_sites: dict[str, Any]
     weights: Path
 
     def read_weights(self, wanted: dict[str, torch.Size]) -> dict[str, Tensor]:
@@ -126,26 +125,6 @@ def read_memory(
     return SavedMemory(str(folder), *_read_config(folder / CONFIG_NAME), folder / WEIGHTS_NAME)
 
 
-def own_sites(sites: dict[str, nn.Module]) -> dict[str, str]:
-    """site -> class, for the modules that this library cannot build again."""
-    classes = {site: type(module) for site, module in sites.items()}
-    return {
-        site: f"{kind.__module__}.{kind.__qualname__}"
-        for site, kind in classes.items()
-        if kind is not GRUMemoryWithDecay
-    }
-
-
-def require_own_sites(named: dict[str, str], given: dict[str, nn.Module], where: str) -> None:
-    """Raise ValueError unless a module is given for every site that was one of the user's own."""
-    for site, kind in named.items():
-        if site not in given:
-            raise ValueError(
-                f"site {site!r} of {where} is a module of somebody's own ({kind}), which cannot be built from a file: pass "
-                f"sites={{{site!r}: module}} with one made as the saved one was; its weights are then read into it"
-            )
-
-
 class MemorySavingMixin:
     """Saving, loading and sharing of the memory alone."""
 
@@ -193,7 +172,7 @@ class MemorySavingMixin:
             name: to load it under. A memory of that name is replaced; a further one waits for `set_memory`. None
                 replaces the active one.
             revision, token, subfolder, cache_dir, local_files_only: as for `read_memory`.
-            sites: a module for every site that was a module of your own when the memory was saved.
+            sites: a module for every site that was one of your own when the memory was saved, unless `register_site` knows it.
             check_base: also refuse other weights under the memory, not only another family or other sizes.
 
         Raises:
@@ -280,7 +259,7 @@ class MemorySavingMixin:
         }
         base = describe_base(self)
         values = {**config.to_dict(), BASE_KEY: base}
-        if own := own_sites(sites):
+        if own := describe_own_sites(sites):
             values[OWN_SITES_KEY] = own
         text = memory_card(config, base, sum(t.numel() for t in weights.values()), recall, card, repo_id)
         with one_writes(self) as writes:
@@ -305,24 +284,27 @@ class MemorySavingMixin:
     ) -> None:
         given = given or {}
         check_base(saved.base, self, saved.where, weights_too)
-        require_own_sites(saved.own_sites, given, saved.where)
+        # On no device: whatever sizes the config asks for, nothing is allocated before the file is seen to have them.
+        own = build_own_sites(saved.own_sites, given, saved.where, "meta")
         try:
-            # On no device: whatever sizes the config asks for, nothing is allocated before the file is seen to have them.
             sites = {
-                site: given[site] if site in given else self.build_site(saved.config, site, "meta")
+                site: own[site] if site in own else self.build_site(saved.config, site, "meta")
                 for site in saved.config.sites
             }
         except (RuntimeError, OverflowError, TypeError) as error:
             raise ValueError(f"no memory can have the sizes in {saved.where} ({error}): save it again") from error
         wanted = {f"{site}.{k}": v.shape for site, module in sites.items() for k, v in module.state_dict().items()}
         weights = saved.read_weights(wanted)
+        sites |= build_own_sites(
+            saved.own_sites, given, saved.where
+        )  # with numbers that no file holds, such as buffers
         for site, module in sites.items():
-            own = {k.removeprefix(f"{site}."): v for k, v in weights.items() if k.startswith(f"{site}.")}
-            module.load_state_dict(own, assign=site not in given)
+            loaded = {k.removeprefix(f"{site}."): v for k, v in weights.items() if k.startswith(f"{site}.")}
+            module.load_state_dict(loaded, assign=site not in own)
         self.attach_memory(saved.config, sites, name)
 
 
-def _read_config(path: Path) -> tuple[MemoryConfig, dict[str, Any], dict[str, str]]:
+def _read_config(path: Path) -> tuple[MemoryConfig, dict[str, Any], dict[str, Any]]:
     """Config, base model and own sites. Format 1 knew neither the base model's name and weights nor own sites."""
     if path.stat().st_size > MAX_CONFIG_BYTES:
         raise ValueError(f"{path} has {path.stat().st_size:,} bytes: no memory config is that large, nothing was read")
