@@ -21,6 +21,7 @@ from talking import talking_model, talking_tokenizer
 from tiny import assert_same_state
 
 from gru_memory import Conversation, MemoryState
+from gru_memory.evaluation.full_history import kv_bytes_per_token
 from gru_memory.server.engine import EngineLimits
 from gru_memory.server.http import JsonLines, Keys
 from gru_memory.server.protocol import Message, split
@@ -406,6 +407,8 @@ def test_looking_into_a_session_and_changing_it(server, client, http, loaded):
     seen = http.get("/v1/memory/look", params={"top": 2}).json()
     assert (seen["id"], seen["turns"]) == ("look", 2)
     assert seen["slots"] and all(len(slot["words"]) == 2 for slot in seen["slots"])
+    per_token = kv_bytes_per_token(loaded[0])
+    assert seen["kv_cache_bytes"] == seen["tokens"] * per_token > seen["bytes"] > 0
     strengths = [slot["strength"] for slot in seen["slots"]]
     assert strengths == sorted(strengths, reverse=True)
     assert "look" in [session["id"] for session in http.get("/v1/memory").json()["data"]]
@@ -435,6 +438,11 @@ def test_looking_into_a_session_and_changing_it(server, client, http, loaded):
     assert (top["head"], top["slot"]) not in left
     for wrong in ({}, {"head": 0}, {"text": "a", "head": 0, "slot": 0}, {"head": 99, "slot": 0}):
         assert http.post("/v1/memory/look/forget", json=wrong).status_code == 400
+
+    before = state_of(server, "look")
+    assert http.post("/v1/memory/look/decay", json={"ticks": 3}).status_code == 200
+    assert_same_state(state_of(server, "look"), before.decay(3))
+    assert http.post("/v1/memory/look/decay", json={"ticks": -1}).status_code == 400
 
     assert http.post("/v1/memory/look/remember", json={"text": "I play the oboe."}).json()["turns"] == 3
     assert http.post("/v1/memory/told/remember", json={"text": HOME}).json()["turns"] == 1

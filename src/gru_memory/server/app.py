@@ -23,6 +23,7 @@ from .http import BodyLimit, Keys, Observed
 from .memory_routes import memory_router
 from .metrics import Metrics
 from .openai_format import chat_chunks, chat_completion, response_events, response_object, sse
+from .page_routes import add_page
 from .protocol import ChatRequest, ResponseRequest, split
 from .sampling import Sampling
 from .service import Address, Service, Turns, in_thread, response_id
@@ -69,6 +70,7 @@ def create_app(model: Any, tokenizer: Any, store: SessionStore, settings: Server
     Owner = Depends(owner)
     _add_error_handlers(app)
     app.include_router(memory_router(service, owner))
+    add_page(app)
 
     def known(name: str) -> None:
         if name != settings.model_name:

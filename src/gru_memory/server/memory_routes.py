@@ -11,7 +11,7 @@ from ..editing import forget, forget_slot
 from ..inspection import slot_words, trace
 from ..store import Session
 from .errors import ApiError
-from .protocol import ForgetRequest, ForkRequest, TextRequest
+from .protocol import DecayRequest, ForgetRequest, ForkRequest, TextRequest
 from .service import Service, in_thread
 
 MOST_TRACED = 4_000  # characters: a trace has heads x slots numbers a token
@@ -44,7 +44,7 @@ def memory_router(service: Service, owner: Callable[..., str]) -> APIRouter:
             raise ApiError(400, "top is 1 to 20", "invalid_value")
         found = await in_thread(store.get, session, owner)
         if found.head is None:
-            return {**_session(found), "slots": []}
+            return {**_session(found), "kv_cache_bytes": 0, "slots": []}
         found, conversation = await in_thread(service.head_of, session, owner)
         slots = await service.with_model(lambda: slot_words(model, tokenizer, conversation.state, top=top))
         filled = sorted((slot for slot in slots if slot.norm > 0), key=lambda slot: slot.norm, reverse=True)
@@ -57,7 +57,8 @@ def memory_router(service: Service, owner: Callable[..., str]) -> APIRouter:
             }
             for slot in filled
         ]
-        return {**_session(found), "slots": shown}
+        kv_cache = found.tokens * await service.kv_bytes_per_token()
+        return {**_session(found), "kv_cache_bytes": kv_cache, "slots": shown}
 
     @router.get("/{session}/transcript")
     async def transcript(session: str, owner: str = Owner) -> dict[str, Any]:
@@ -118,6 +119,13 @@ def memory_router(service: Service, owner: Callable[..., str]) -> APIRouter:
         else:
             state = await service.with_model(lambda: forget(model, tokenizer, state, body.text, None, system))
         conversation.state = state
+        return _session(await in_thread(store.replace_state, found, conversation.to_bytes()))
+
+    @router.post("/{session}/decay")
+    async def decay(session: str, body: DecayRequest, owner: str = Owner) -> dict[str, Any]:
+        """Let ticks of the memory's clock pass without a word."""
+        found, conversation = await in_thread(service.head_of, session, owner)
+        conversation.state = conversation.state.decay(body.ticks)
         return _session(await in_thread(store.replace_state, found, conversation.to_bytes()))
 
     @router.post("/{session}/remember")

@@ -138,6 +138,10 @@ class ForgetRequest(_Strict):
         return self
 
 
+class DecayRequest(_Strict):
+    ticks: Annotated[float, Field(ge=0, le=1_000_000)]
+
+
 class TextRequest(_Strict):
     text: Text
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from ..conversation import Conversation
+from ..evaluation.full_history import kv_bytes_per_token
 from ..store import Session, SessionNotFound, SessionStore
 from ..store.sessions import new_id
 from .engine import Delta, Done, Engine, Event, Failed, Job
@@ -85,6 +86,7 @@ class Service:
         self.engine, self.store, self.metrics = engine, store, metrics
         self.context_turns, self.keep_text = context_turns, keep_text
         self.default_new_tokens, self.most_new_tokens = default_new_tokens, most_new_tokens
+        self._kv_bytes: int | None = None
         self._busy: set[str] = set()
         self._lock = threading.Lock()
 
@@ -196,6 +198,12 @@ class Service:
     async def with_model(self, function: Callable[[], Result]) -> Result:
         """Run something that needs the model, between two of its steps."""
         return await asyncio.wrap_future(self.engine.call(function))
+
+    async def kv_bytes_per_token(self) -> int:
+        """What a token would cost in a KV cache; measured once."""
+        if self._kv_bytes is None:
+            self._kv_bytes = await self.with_model(lambda: kv_bytes_per_token(self.engine.model))
+        return self._kv_bytes
 
     def new_conversation(self, system: str | None = None) -> Conversation:
         """One in which nothing was said yet."""

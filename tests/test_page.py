@@ -1,0 +1,230 @@
+"""The page, in a real browser: Debian's chromium, driven by Playwright."""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("fastapi")
+pytest.importorskip("uvicorn")
+
+from postgres import require
+from serving import KEYS, running
+from talking import talking_model, talking_tokenizer
+
+from gru_memory.server.settings import owner_of
+
+BOAT, HOME = "My boat is called Marigold.", "I live in Porto."
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return talking_model("llama"), talking_tokenizer("llama")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    require(CHROMIUM, "there is no chromium: apt install chromium")
+    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    with playwright.sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def server(loaded, tmp_path_factory):
+    with running(tmp_path_factory.mktemp("page") / "s", loaded, api_keys=()) as server:
+        yield server
+
+
+@pytest.fixture
+def page(browser, server, request):
+    """The page in a session of its own. $GRU_MEMORY_SCREENSHOTS is a folder for a picture of how each test ended."""
+    marker = request.node.get_closest_marker("looks")
+    context = browser.new_context(**({"viewport": {"width": 1280, "height": 800}} | (marker.kwargs if marker else {})))
+    name = re.sub(r"\W+", " ", request.node.name)
+    context.add_init_script(f"localStorage.getItem('session') || localStorage.setItem('session', {name!r})")
+    page = context.new_page()
+    page.set_default_timeout(30_000)
+    wrong = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    page.session_name = name
+    opened(page, server)
+    yield page
+    if folder := os.environ.get("GRU_MEMORY_SCREENSHOTS"):
+        page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
+    context.close()
+    assert [text for text in wrong if "404" not in text and "401" not in text] == []  # a new session is not there yet
+
+
+def opened(page, server):
+    page.goto(server.url)
+    page.wait_for_selector("body[data-ready=yes]")
+
+
+def expect(locator, count):
+    """Wait until there are so many. (Playwright's own waiting for expressions is against the page's policy.)"""
+    from playwright import sync_api
+
+    sync_api.expect(locator).to_have_count(count, timeout=30_000)
+
+
+def tell(page, text):
+    """Type and send with the keyboard alone; returns the reply."""
+    count = page.locator("#turns li").count()
+    page.locator("#message").focus()
+    page.keyboard.type(text)
+    page.keyboard.press("Enter")
+    expect(page.locator("#turns li"), count + 1)
+    page.wait_for_selector("#stop", state="hidden")
+    assert page.locator("#status").inner_text() == ""
+    return page.locator("#turns li .reply").last.inner_text()
+
+
+def pixels(page):
+    """The heat map, as the browser drew it."""
+    return page.evaluate("document.getElementById('map').toDataURL()")
+
+
+def test_tell_see_the_map_change_reload_still_there(page, server, loaded):
+    assert page.locator("#slots li").count() == 0
+    empty = pixels(page)
+    reply = tell(page, BOAT)
+    assert reply
+    first = pixels(page)
+    assert first != empty
+    assert "tokens" in page.locator("#map").get_attribute("aria-label")
+    page.get_by_role("button", name="read", exact=True).click()
+    read = pixels(page)
+    assert read != first
+    page.get_by_role("button", name="written", exact=True).click()
+    assert pixels(page) == first
+    tell(page, HOME)
+    assert pixels(page) != first
+    slots = page.locator("#slots li").count()
+    assert 0 < slots <= loaded[0].memory_config.num_heads * loaded[0].memory_config.num_slots
+    memory, cache = page.locator("#state-size").inner_text(), page.locator("#kv-size").inner_text()
+    assert memory.endswith("KB") and cache.endswith("KB")
+    before = page.locator("#turns").inner_text(), pixels(page)
+
+    page.reload()
+    page.wait_for_selector("body[data-ready=yes]")
+    assert (page.locator("#turns").inner_text(), pixels(page)) == before
+    session = server.store.get(page.session_name)
+    assert [turn.user for turn in server.store.transcript(session)] == [BOAT, HOME]
+
+
+def test_the_answer_streams(page, server):
+    page.evaluate(
+        """() => {
+            window.seen = new Set();
+            const log = document.getElementById("turns");
+            new MutationObserver(() => window.seen.add(log.querySelector("li:last-child .reply")?.textContent))
+                .observe(log, {subtree: true, childList: true, characterData: true});
+        }"""
+    )
+    reply = tell(page, BOAT)
+    seen = [text for text in page.evaluate("[...window.seen]") if text]
+    assert len(seen) >= 2 and seen[-1] == reply
+    assert all(reply.startswith(text) for text in seen)
+
+
+def test_forget_empty_decay_fork_and_delete(page, server):
+    tell(page, BOAT)
+    tell(page, HOME)
+
+    def strengths():
+        session = server.store.get(page.locator("#session").input_value())
+        return server.store.head(session).id
+
+    state = strengths()
+    page.get_by_role("button", name=f"Forget: {BOAT}").click()
+    page.wait_for_selector("#turns li.faded")
+    assert strengths() != state
+    slots = page.locator("#slots li").count()
+    page.locator("#slots button").first.click()
+    expect(page.locator("#slots li"), slots - 1)
+    state = strengths()
+    page.get_by_role("button", name="Decay").click()
+    page.get_by_text("The memory has faded").wait_for()
+    assert strengths() != state
+    page.get_by_role("button", name="Fork").click()
+    page.get_by_text("now.").wait_for()
+    fork = page.locator("#session").input_value()
+    assert fork != page.session_name
+    assert page.locator("#turns li").count() == 2
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.get_by_role("button", name="Delete").click()
+    page.get_by_text("Deleted.").wait_for()
+    names = [session.name for session in server.store.list()]
+    assert fork not in names and page.session_name in names
+
+
+def test_ephemeral_keeps_nothing(page, server):
+    page.get_by_label("Ephemeral").check()
+    page.get_by_text("nothing is kept").wait_for()
+    page.locator("#message").fill(BOAT)
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#stop", state="hidden")
+    assert page.get_by_role("button", name="Fork").is_disabled()
+    assert page.session_name not in [session.name for session in server.store.list()]
+    page.get_by_label("Ephemeral").uncheck()
+    expect(page.locator("#turns li"), 0)
+
+
+def test_what_is_said_is_text_and_never_markup(page):
+    tell(page, "<img src=x onerror=alert(1)><b>bold</b>")
+    assert page.locator("#turns .user").inner_text() == "<img src=x onerror=alert(1)><b>bold</b>"
+    assert page.locator("#turns img, #turns b").count() == 0
+
+
+@pytest.mark.looks(viewport={"width": 360, "height": 740}, color_scheme="dark", has_touch=True)
+def test_at_phone_width_in_dark_mode_nothing_sticks_out(page):
+    tell(page, BOAT)
+    tell(page, "x" * 200)
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert sum(map(int, re.findall(r"\d+", background)[:3])) < 150
+    for name in ("Send", "Fork", "Decay"):
+        box = page.get_by_role("button", name=name).bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 360
+
+
+def test_the_keyboard_reaches_everything_in_order(page):
+    tell(page, BOAT)
+    page.locator("#session").focus()
+    seen = []
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        seen.append(page.evaluate("document.activeElement.id || document.activeElement.textContent"))
+    wanted = ["ephemeral", "fork", "decay", "delete", "turns", "forget", "message", "send", "show-write", "show-read"]
+    assert [name for name in seen if name in wanted] == wanted
+
+
+def test_with_keys_the_page_asks_for_one(browser, loaded, tmp_path):
+    with running(tmp_path / "s", loaded) as server:
+        context = browser.new_context()
+        page = context.new_page()
+        opened(page, server)
+        page.get_by_text("needs a valid API key").wait_for()
+        assert page.evaluate("document.activeElement.id") == "key"
+        page.keyboard.type(KEYS[0])
+        page.keyboard.press("Enter")
+        page.get_by_text("needs a valid API key").wait_for(state="hidden")
+        tell(page, BOAT)
+        assert [session.name for session in server.store.list(owner_of(KEYS[0]))] == ["page"]
+        assert KEYS[0] not in page.content()
+        context.close()
+
+
+def test_the_page_asks_nobody_else(page, server):
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    opened(page, server)
+    assert len(asked) >= 4
+    assert all(url.startswith((server.url, "data:")) for url in asked)
