@@ -620,7 +620,10 @@ def test_logs_are_json_without_text(server, client, caplog, http):
     with caplog.at_level(logging.INFO):
         chat(client, "The password is swordfish.", **in_session("hush hush"))
         http.get("/v1/memory/hush hush")
-        server.engine.call(lambda: None).result(10)
+        # A line is written after the answer was sent.
+        deadline = time.monotonic() + 10
+        while sum(record.getMessage() == "request" for record in caplog.records) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
     lines = [JsonLines().format(record) for record in caplog.records if record.name.startswith("gru_memory")]
     requests = [json.loads(line) for line in lines if json.loads(line)["message"] == "request"]
     assert {request["route"] for request in requests} >= {"/v1/chat/completions", "/v1/memory/{session}"}
