@@ -43,6 +43,25 @@ def _run_compiled(inputs: ScanInputs, slots: Tensor, cell: CellWeights | None) -
     return scan_compiled(inputs, slots, cell)
 
 
+def _can_triton(inputs: ScanInputs, slots: Tensor, cell: CellWeights | None) -> bool:
+    if (
+        slots.device.type != "cuda"
+        or torch.compiler.is_compiling()
+        or slots.numel() == 0
+        or find_spec("triton") is None
+    ):
+        return False
+    from .triton_form import fits, works
+
+    return fits(slots, cell) and works(slots.device, cell is not None)
+
+
+def _run_triton(inputs: ScanInputs, slots: Tensor, cell: CellWeights | None) -> tuple[Tensor, Tensor]:
+    from .triton_form import scan_triton
+
+    return scan_triton(inputs, slots, cell)
+
+
 def _is_mingru(inputs: ScanInputs, slots: Tensor, cell: CellWeights | None) -> bool:
     return cell is None
 
@@ -60,6 +79,7 @@ def _warn_once(message: str) -> None:
 FORMS: dict[str, Form] = {
     "one": Form(_is_one_token, scan_one),
     "compiled": Form(_can_compile, _run_compiled),
+    "triton": Form(_can_triton, _run_triton),
     "chunked": Form(_is_mingru, scan_chunked),
     "reference": Form(_always, scan_reference),
 }
