@@ -53,6 +53,12 @@ class MemoryConfig:
     key_layers: tuple[int, ...] = field(
         default=(), metadata={"help": "blocks whose output joins the site's own hidden state in keys and queries"}
     )
+    address_rank: int = field(
+        default=0, metadata={"help": "numbers that keys and queries pass through; 0 addresses by the whole key"}
+    )
+    persistent_slots: int = field(
+        default=0, metadata={"help": "learned slots a head that are read but never written and never fade"}
+    )
     mode: str = field(
         default="persistent", metadata={"help": "'persistent' carries memory from call to call, 'ephemeral' does not"}
     )
@@ -73,6 +79,10 @@ class MemoryConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} is {value!r}: it must be a whole number of at least 1")
+        for name in ("address_rank", "persistent_slots"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                raise ValueError(f"{name} is {value!r}: it must be a whole number, 0 for none")
         if self.cell not in CELLS:
             raise ValueError(f"cell is {self.cell!r}: choose one of {CELLS}")
         if self.decay_every not in CLOCKS:

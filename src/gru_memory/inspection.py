@@ -114,7 +114,7 @@ def trace(
 
     def record(module: GRUMemoryWithDecay, args: tuple, kwargs: dict, output: tuple) -> None:
         kwargs = {"key_states": None, **kwargs}
-        inputs, _, _ = module.prepare(args[0], **kwargs)  # what the site has just computed, once more
+        inputs = module.prepare(args[0], **kwargs).inputs  # what the site has just computed, once more
         kept = kwargs["mask"][0]
         parts.append(
             {

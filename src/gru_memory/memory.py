@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,15 @@ from .config import CELLS, CLOCKS, MemoryConfig, check_decay
 SiteState = dict[str, Tensor]
 
 _DEFAULTS = {name: f.default for name, f in MemoryConfig.__dataclass_fields__.items()}
+
+
+class Prepared(NamedTuple):
+    """What a stretch of tokens asks of a memory, whatever is stored in it."""
+
+    inputs: recurrence.ScanInputs
+    last_key: SiteState  # where the next token will be written
+    read_gate: Tensor  # (B, T, N, 1)
+    persistent: Tensor  # (B, T, N, P) how much of each persistent slot is read
 
 
 class GRUMemoryWithDecay(nn.Module):
@@ -45,6 +55,8 @@ class GRUMemoryWithDecay(nn.Module):
         gate_init: initial gate; at 0 the output is the input, bit for bit, until training opens it.
         embed_size: width of the token embeddings, `hidden_size` if None.
         key_size: width of `key_states`, 0 if the site addresses by its own hidden state alone.
+        address_rank: r, numbers that keys and queries pass through; 0 addresses by the whole key.
+        persistent_slots: P, learned slots a head that reads may choose.
 
     Raises:
         ValueError: an argument out of range; the message says which values are allowed.
@@ -62,6 +74,8 @@ class GRUMemoryWithDecay(nn.Module):
         gate_init: float = _DEFAULTS["gate_init"],
         embed_size: int | None = None,
         key_size: int = 0,
+        address_rank: int = _DEFAULTS["address_rank"],
+        persistent_slots: int = _DEFAULTS["persistent_slots"],
     ) -> None:
         super().__init__()
         if cell not in CELLS:
@@ -76,23 +90,32 @@ class GRUMemoryWithDecay(nn.Module):
         ):
             if size < 1:
                 raise ValueError(f"{name} is {size}: it must be at least 1")
+        for name, size in (("address_rank", address_rank), ("persistent_slots", persistent_slots)):
+            if size < 0:
+                raise ValueError(f"{name} is {size}: it must be 0 or more")
         self.hidden_size, self.embed_size, self.key_size = hidden_size, embed_size or hidden_size, key_size
         self.num_heads, self.num_slots, self.slot_size = num_heads, num_slots, slot_size
+        self.address_rank, self.persistent_slots = address_rank, persistent_slots
         self.decay_every, self.cell, self.gate_init = decay_every, cell, gate_init
         self.decay_table = check_decay(decay, num_heads, num_slots)
         self._decay: Tensor | None = None
 
         width = num_heads * slot_size
         key_width = hidden_size + key_size + self.embed_size
-        self.key = nn.Linear(key_width, num_heads * num_slots)
-        self.query = nn.Linear(key_width, num_heads * num_slots)
+        if address_rank:
+            self.key_rank = nn.Linear(key_width, address_rank)
+            self.query_rank = nn.Linear(key_width, address_rank)
+        self.key = nn.Linear(address_rank or key_width, num_heads * num_slots)
+        self.query = nn.Linear(address_rank or key_width, num_heads * (num_slots + persistent_slots))
         self.strength_key = nn.Linear(key_width, num_heads)
-        self.strength_embed = nn.Linear(self.embed_size, num_heads, bias=False)
+        self.strength_embed = nn.Linear(key_width if address_rank else self.embed_size, num_heads, bias=False)
         self.value_embed = nn.Linear(self.embed_size, width, bias=False)
         self.value_hidden = nn.Linear(hidden_size, width, bias=False)
-        self.read_gate = nn.Linear(hidden_size, num_heads)
+        self.read_gate = nn.Linear(key_width if address_rank else hidden_size, num_heads)
         self.output = nn.Linear(width, hidden_size, bias=False)
         self.gate = nn.Parameter(torch.empty(1))  # FSDP2 refuses parameters of no dimension
+        if persistent_slots:
+            self.persistent = nn.Parameter(torch.empty(num_heads, persistent_slots, slot_size))
         if cell == "gru":
             self.weight_ih = nn.Parameter(torch.empty(num_heads, 3 * slot_size, slot_size))
             self.weight_hh = nn.Parameter(torch.empty(num_heads, 3 * slot_size, slot_size))
@@ -109,11 +132,20 @@ class GRUMemoryWithDecay(nn.Module):
         """
         nn.init.normal_(self.key.weight, std=2 / math.sqrt(self.key.in_features))
         nn.init.zeros_(self.key.bias)
-        self.query.load_state_dict(self.key.state_dict())
+        for name, values in self.key.named_parameters():
+            rows = getattr(self.query, name).unflatten(0, (self.num_heads, -1))
+            rows[:, : self.num_slots] = values.unflatten(0, (self.num_heads, -1))
+            rows[:, self.num_slots :] = 0
+        if self.address_rank:
+            nn.init.orthogonal_(self.key_rank.weight)
+            nn.init.zeros_(self.key_rank.bias)
+            self.query_rank.load_state_dict(self.key_rank.state_dict())
+        if self.persistent_slots:
+            nn.init.normal_(self.persistent, std=0.02)
         for linear in (self.strength_key, self.read_gate):
             nn.init.normal_(linear.weight, std=0.02 / math.sqrt(linear.in_features))
             nn.init.zeros_(linear.bias)
-        nn.init.normal_(self.strength_embed.weight, std=0.02 / math.sqrt(self.embed_size))
+        nn.init.normal_(self.strength_embed.weight, std=0.02 / math.sqrt(self.strength_embed.in_features))
         nn.init.orthogonal_(self.value_embed.weight)
         nn.init.zeros_(self.value_hidden.weight)
         if self.embed_size == self.hidden_size:
@@ -168,9 +200,14 @@ class GRUMemoryWithDecay(nn.Module):
         """The state of a memory that has seen nothing: empty slots and, as previous key, that of a zero hidden state."""
         dtype = self.state_dtype
         shape = (batch_size, self.num_heads, self.num_slots)
+        slots = torch.zeros(*shape, self.slot_size, dtype=dtype, device=self.gate.device)
+        if self.address_rank:
+            address = slots.new_zeros(batch_size, self.address_rank)
+        else:
+            address = self.key.bias.to(dtype).view(1, *shape[1:]).expand(shape)
         return {
-            "slots": torch.zeros(*shape, self.slot_size, dtype=dtype, device=self.gate.device),
-            "address": self.key.bias.to(dtype).view(1, *shape[1:]).expand(shape),
+            "slots": slots,
+            "address": address,
             "strength": self.strength_key.bias.to(dtype).expand(batch_size, -1),
         }
 
@@ -215,12 +252,16 @@ class GRUMemoryWithDecay(nn.Module):
         key_states: Tensor | None,
     ) -> tuple[Tensor, SiteState, recurrence.ScanInputs]:
         """`forward` without its checks; the third result says where it wrote and read."""
-        inputs, last_key, read_gate = self.prepare(hidden_states, token_embeds, state, mask, turn_starts, key_states)
+        inputs, last_key, read_gate, chosen = self.prepare(
+            hidden_states, token_embeds, state, mask, turn_starts, key_states
+        )
         cell = recurrence.CellWeights(self.weight_hh, self.bias_hh) if self.cell == "gru" else None
         if cell is not None and self.weight_hh.dtype != self.state_dtype:
             cell = recurrence.CellWeights(*(w.to(self.state_dtype) for w in cell))
         with _without_autocast(hidden_states.device.type):  # the recurrence keeps its precision
             reads, slots = recurrence.scan(inputs, state["slots"].to(self.state_dtype), cell)
+        if self.persistent_slots:
+            reads = reads + torch.einsum("btnp,npd->btnd", chosen, self.persistent.to(reads.dtype))
         recalled = self.output((read_gate * reads).flatten(2).to(self.output.weight.dtype))
         return hidden_states + recalled.to(hidden_states.dtype), {"slots": slots, **last_key}, inputs
 
@@ -232,8 +273,8 @@ class GRUMemoryWithDecay(nn.Module):
         mask: Tensor | None,
         turn_starts: Tensor | None,
         key_states: Tensor | None,
-    ) -> tuple[recurrence.ScanInputs, SiteState, Tensor]:
-        """Everything that does not depend on the slots: scan inputs, the last key, and the read gate (B, T, N, 1)."""
+    ) -> Prepared:
+        """Everything that does not depend on the slots."""
         batch, length = hidden_states.shape[:2]
         N, S, d, dtype = self.num_heads, self.num_slots, self.slot_size, self.state_dtype
         if mask is None:
@@ -252,11 +293,15 @@ class GRUMemoryWithDecay(nn.Module):
         keys = torch.cat(keys, dim=-1)
 
         # What each position decides for the next one, shifted by one visible position (the state holds the first).
-        decided = torch.cat([self.key(keys), self.strength_key(keys)], dim=-1).to(dtype)  # (B, T, N*S + N)
+        key = _rms_norm(self.key_rank(keys)) if self.address_rank else self.key(keys)  # (B, T, r) or (B, T, N*S)
+        decided = torch.cat([key, self.strength_key(keys)], dim=-1).to(dtype)
         before = torch.cat([state["address"].flatten(1), state["strength"]], dim=-1).to(dtype)
         shifted, last = _shift(decided, before, mask)
-        address = shifted[..., : N * S].unflatten(-1, (N, S)).softmax(dim=-1)  # (B, T, N, S)
-        strength = shifted[..., N * S :] + self.strength_embed(embeds).to(dtype)  # (B, T, N)
+        key, strength = shifted.split([shifted.shape[-1] - N, N], dim=-1)
+        if self.address_rank:
+            key = self.key(key.to(self.gate.dtype)).to(dtype)
+        address = key.unflatten(-1, (N, S)).softmax(dim=-1)  # (B, T, N, S)
+        strength = strength + self.strength_embed(keys if self.address_rank else embeds).to(dtype)  # (B, T, N)
         values = (self.value_embed(embeds) + self.value_hidden(normed)).unflatten(-1, (N, d))  # (B, T, N, d)
         if self.cell == "gru":
             values = torch.einsum("btnd,nkd->btnk", values, self.weight_ih) + self.bias_ih  # (B, T, N, 3d)
@@ -266,11 +311,15 @@ class GRUMemoryWithDecay(nn.Module):
         write = torch.sigmoid(strength) * visible  # (B, T, N), 0 holds
         ticks = mask if self.decay_every == "token" else mask & _or_false(turn_starts, mask)
         keep = torch.where(ticks[..., None, None], self.decay.to(dtype), 1.0).expand(batch, length, N, S)
-        query = self.query(keys).to(dtype).unflatten(-1, (N, S)).softmax(dim=-1)
-        read_gate = (self.gate * torch.sigmoid(self.read_gate(normed))).to(dtype).unsqueeze(-1)
-        inputs = recurrence.ScanInputs(values.to(dtype), address, write.unsqueeze(-1) * address, keep, query)
-        last_key = {"address": last[:, : N * S].unflatten(-1, (N, S)), "strength": last[:, N * S :]}
-        return inputs, last_key, read_gate
+        query = self.query(_rms_norm(self.query_rank(keys)) if self.address_rank else keys)
+        query = query.to(dtype).unflatten(-1, (N, S + self.persistent_slots)).softmax(dim=-1)
+        read_gate = self.gate * torch.sigmoid(self.read_gate(keys if self.address_rank else normed))
+        inputs = recurrence.ScanInputs(
+            values.to(dtype), address, write.unsqueeze(-1) * address, keep, query[..., :S]
+        )
+        before, strength = last.split([last.shape[-1] - N, N], dim=-1)
+        last_key = {"address": before if self.address_rank else before.unflatten(-1, (N, S)), "strength": strength}
+        return Prepared(inputs, last_key, read_gate.to(dtype).unsqueeze(-1), query[..., S:])
 
     def load_gru_cell(self, cell: nn.GRUCell, head: int = 0) -> None:
         """Copy the weights of a `torch.nn.GRUCell` of width `slot_size` into one head.
@@ -311,7 +360,9 @@ class GRUMemoryWithDecay(nn.Module):
         """Raise ValueError unless `state` is one of this memory for `batch_size` rows."""
         shapes = {
             "slots": (batch_size, self.num_heads, self.num_slots, self.slot_size),
-            "address": (batch_size, self.num_heads, self.num_slots),
+            "address": (batch_size, self.address_rank)
+            if self.address_rank
+            else (batch_size, self.num_heads, self.num_slots),
             "strength": (batch_size, self.num_heads),
         }
         if set(state) != set(shapes):

@@ -148,6 +148,8 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, NamedMemoriesMixin):
                 gate_init=config.gate_init,
                 embed_size=embeddings.shape[1],
                 key_size=hidden_size * len(config.key_layers),
+                address_rank=config.address_rank,
+                persistent_slots=config.persistent_slots,
             )
 
     def _remove_memory_hooks(self) -> None:

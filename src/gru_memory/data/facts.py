@@ -51,7 +51,8 @@ class FactGenerator:
     """Facts, small talk and sessions; the same arguments give the same ones in every process.
 
     `values`, `phrasings` and `attributes` choose the side of each split; small talk goes with `phrasings`.
-    `corrected` is the share of facts told with one value, then corrected. `accept` narrows the values down.
+    `corrected` is the share of facts told with one value, then corrected. `accept` narrows the values down. `silent` is
+    the share of told turns that get no reply.
     """
 
     def __init__(
@@ -62,14 +63,18 @@ class FactGenerator:
         attributes: str = "train",
         corrected: float = 0.0,
         accept: Callable[[str], bool] | None = None,
+        silent: float = p.SILENT,
     ):
         for name, split in (("values", values), ("phrasings", phrasings)):
             if split not in ("train", "test"):
                 raise ValueError(f'{name} is {split!r}; use "train" or "test"')
         if not 0 <= corrected <= 1:
             raise ValueError(f"corrected is a share between 0 and 1, not {corrected}")
+        if not 0 <= silent <= 1:
+            raise ValueError(f"silent is a share between 0 and 1, not {silent}")
         self.rng = Random(f"facts {seed} {values} {phrasings} {attributes}")
         self.values, self.phrasings, self.corrected, self.accept = values, phrasings, corrected, accept
+        self.silent = silent
         closed = CLOSED_KINDS if values == "test" else frozenset()
         self.bases = [base for base in attrs.bases(attributes) if not closed.intersection(base.kinds)]
         self._attributes: dict[str, attrs.Attribute] = {}
@@ -149,7 +154,7 @@ class FactGenerator:
         text = p.told(self._choose(frames, value), self.rng.choice(cores[self.phrasings]))
         if self.rng.random() < AMERICAN_SHARE:
             text = p.american(text)
-        reply = None if self.rng.random() < p.SILENT else self._choose(p.ACKNOWLEDGE, value)
+        reply = None if self.rng.random() < self.silent else self._choose(p.ACKNOWLEDGE, value)
         return Turn(_fill(text, value), reply, kind=kind, value=value, fact=id)
 
     def _ask(self, attribute: attrs.Attribute, id: str, value: str) -> Turn:

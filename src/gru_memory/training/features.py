@@ -21,7 +21,7 @@ from transformers import DynamicCache
 from ..rendering import RenderedTurn, TurnRenderer
 
 _TOKENS_PER_BATCH = 4096
-_TURNS_PER_SHARD = 4096
+_TURNS_PER_SHARD = 2048
 
 Text = tuple[str | None, str | None]  # (user message, reply); (None, text) is plain text outside any template
 PREFIX: Text = (None, None)  # the system prompt by itself
@@ -34,21 +34,21 @@ class FeatureCache:
     the reply begins.
     """
 
-    def __init__(self, folder: Path, texts: Sequence[Text], width: int, tokenizer: Any) -> None:
+    def __init__(self, folder: Path, shards: Sequence[str], texts: Sequence[Text], width: int, tokenizer: Any) -> None:
         self.folder, self.width, self.tokenizer = folder, width, tokenizer
         self._pieces: dict[int, str] = {}
         self._spans: dict[tuple[int, str], tuple[int, int]] = {}
         self._index = {text: i for i, text in enumerate(texts)}
-        shards = [np.load(path) for path in sorted(folder.glob("tokens-*.npz"))]
-        self._ids = np.concatenate([s["ids"] for s in shards])
-        lengths = np.concatenate([s["lengths"] for s in shards])
-        self._reply_starts = np.concatenate([s["reply_starts"] for s in shards])
+        parts = [np.load(folder / f"{shard}.npz") for shard in shards]
+        self._ids = np.concatenate([part["ids"] for part in parts])
+        lengths = np.concatenate([part["lengths"] for part in parts])
+        self._reply_starts = np.concatenate([part["reply_starts"] for part in parts])
         self._offsets = np.concatenate([[0], lengths.cumsum()])
-        per_shard = [int(s["lengths"].sum()) for s in shards]
+        per_shard = [int(part["lengths"].sum()) for part in parts]
         self._shard_starts = np.concatenate([[0], np.cumsum(per_shard)])
         self._features = [
-            np.memmap(path, dtype=np.float16, mode="r", shape=(n, width))
-            for path, n in zip(sorted(folder.glob("features-*.bin")), per_shard, strict=True)
+            np.memmap(folder / f"{shard}.bin", dtype=np.float16, mode="r", shape=(tokens, width))
+            for shard, tokens in zip(shards, per_shard, strict=True)
         ]
 
     def __len__(self) -> int:
@@ -104,33 +104,39 @@ def build_feature_cache(
 ) -> FeatureCache:
     """Compute (or finish, or simply open) the cache of `texts` in `folder`.
 
-    Shards are written whole and renamed into place, so an interrupted run goes on where it stopped. A cache of other
-    texts, another model or other layers gets a folder of its own.
+    Shards are written whole and renamed into place, so an interrupted run goes on where it stopped. Another model or
+    other layers get a folder of their own; in it a shard is named by its texts, so that data sets which begin alike share
+    their work.
 
     Args:
-        folder: parent folder; the cache lives in a sub-folder named by what it holds.
+        folder: parent folder; the cache lives in a sub-folder named by the model and the layers.
         model: the frozen causal LM, `final_norm` and `blocks` its final norm and its list of blocks.
         texts: distinct turns.
         key_layers: blocks whose output is kept beside the final hidden state.
         fingerprint: of the model's weights.
         progress: called with (turns done, turns in all).
     """
-    description = json.dumps([fingerprint, list(key_layers), renderer.prefix_ids, texts])
-    folder = Path(folder) / hashlib.sha256(description.encode()).hexdigest()[:16]
+    folder = Path(folder) / _digest([fingerprint, list(key_layers), renderer.prefix_ids])
     folder.mkdir(parents=True, exist_ok=True)
     width = model.config.hidden_size * (1 + len(key_layers))
-    for shard, start in enumerate(range(0, len(texts), _TURNS_PER_SHARD)):
+    shards = []
+    for start in range(0, len(texts), _TURNS_PER_SHARD):
         part = texts[start : start + _TURNS_PER_SHARD]
-        names = [folder / f"features-{shard:04d}.bin", folder / f"tokens-{shard:04d}.npz"]
-        if not names[1].exists():
-            _write_shard(names, model, final_norm, blocks, renderer, part, key_layers, width)
+        shards.append(_digest(part))
+        paths = [folder / f"{shards[-1]}.bin", folder / f"{shards[-1]}.npz"]
+        if not paths[1].exists():
+            _write_shard(paths, model, final_norm, blocks, renderer, part, key_layers, width)
         if progress:
             progress(start + len(part), len(texts))
-    return FeatureCache(folder, texts, width, renderer.tokenizer)
+    return FeatureCache(folder, shards, texts, width, renderer.tokenizer)
+
+
+def _digest(what: Any) -> str:
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
 
 
 @torch.no_grad()
-def _write_shard(names, model, final_norm, blocks, renderer, texts, key_layers, width) -> None:
+def _write_shard(paths, model, final_norm, blocks, renderer, texts, key_layers, width) -> None:
     turns = [_render(renderer, text) for text in texts]
     lengths = np.array([len(turn.ids) for turn in turns])
     offsets = np.concatenate([[0], lengths.cumsum()])
@@ -165,17 +171,17 @@ def _write_shard(names, model, final_norm, blocks, renderer, texts, key_layers, 
     finally:
         for hook in hooks:
             hook.remove()
-    part = names[0].with_suffix(".part")
+    part = paths[0].with_suffix(".part")
     features.tofile(part)
-    part.replace(names[0])
-    part = names[1].with_suffix(".part.npz")
+    part.replace(paths[0])
+    part = paths[1].with_suffix(".part.npz")
     np.savez(
         part,
         ids=np.concatenate([np.array(turn.ids, dtype=np.int32) for turn in turns]),
         lengths=lengths,
         reply_starts=np.array([turn.reply_start for turn in turns]),
     )
-    part.replace(names[1])
+    part.replace(paths[1])
 
 
 def _prefix_cache(model: torch.nn.Module, ids: list[int]) -> DynamicCache | None:
