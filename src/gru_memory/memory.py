@@ -282,15 +282,11 @@ class GRUMemoryWithDecay(nn.Module):
         mask = mask.bool()
         visible = mask[..., None]
 
-        normed = _rms_norm(torch.where(visible, hidden_states, 0).to(self.gate.dtype))  # (B, T, D)
-        if token_embeds is None:
-            embeds = normed.new_zeros(batch, length, self.embed_size)  # (B, T, E)
-        else:
-            embeds = _rms_norm(torch.where(visible, token_embeds, 0).to(self.gate.dtype))
-        keys = [normed, embeds]
-        if key_states is not None:
-            keys.insert(1, _rms_norm(torch.where(visible, key_states, 0).to(self.gate.dtype)))
-        keys = torch.cat(keys, dim=-1)
+        normed, embeds, keys = self.keys_of(
+            torch.where(visible, hidden_states, 0),
+            None if token_embeds is None else torch.where(visible, token_embeds, 0),
+            None if key_states is None else torch.where(visible, key_states, 0),
+        )
 
         # What each position decides for the next one, shifted by one visible position (the state holds the first).
         key = _rms_norm(self.key_rank(keys)) if self.address_rank else self.key(keys)  # (B, T, r) or (B, T, N*S)
@@ -320,6 +316,18 @@ class GRUMemoryWithDecay(nn.Module):
         before, strength = last.split([last.shape[-1] - N, N], dim=-1)
         last_key = {"address": before if self.address_rank else before.unflatten(-1, (N, S)), "strength": strength}
         return Prepared(inputs, last_key, read_gate.to(dtype).unsqueeze(-1), query[..., S:])
+
+    def keys_of(
+        self, hidden_states: Tensor, token_embeds: Tensor | None, key_states: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What a position is addressed by: norm(x) (..., D), norm(e) (..., E) and k (..., D + `key_size` + E)."""
+        normed = _rms_norm(hidden_states.to(self.gate.dtype))
+        if token_embeds is None:
+            embeds = normed.new_zeros(*normed.shape[:-1], self.embed_size)
+        else:
+            embeds = _rms_norm(token_embeds.to(self.gate.dtype))
+        further = [] if key_states is None else [_rms_norm(key_states.to(self.gate.dtype))]
+        return normed, embeds, torch.cat([normed, *further, embeds], dim=-1)
 
     def load_gru_cell(self, cell: nn.GRUCell, head: int = 0) -> None:
         """Copy the weights of a `torch.nn.GRUCell` of width `slot_size` into one head.

@@ -15,7 +15,7 @@ from .rows import Batch
 
 @dataclass
 class LossReport:
-    """Loss to minimise and what it is made of; `correct` and `right_answers` are counts under teacher forcing."""
+    """Loss to minimise and what it is made of; `correct`, `right_answers` and `right_values` are shares under teacher forcing."""
 
     loss: Tensor
     answer_loss: float
@@ -24,6 +24,7 @@ class LossReport:
     write_loss: float
     correct: float
     right_answers: float
+    right_values: float
 
 
 def recall(memory: GRUMemoryWithDecay, head: Tensor, batch: Batch) -> tuple[Tensor, ScanInputs]:
@@ -47,36 +48,39 @@ def address_loss(inputs: ScanInputs, batch: Batch) -> Tensor:
     written, the loss is -log of the share of w(t, .) that falls on the right token, over all tokens before t. Other
     values of the same fact do not count: a correction is meant to be written over what it corrects.
     """
-    row, position = batch.asked.nonzero().unbind(1)
-    if not len(row):
+    if not (batch.asked > 0).any():
         return inputs.query.new_zeros(())
-    read = inputs.query[row, position].flatten(1)  # (M, N*S)
-    written = inputs.write.flatten(2)[row]  # (M, T, N*S)
-    shared = torch.einsum("mk,mtk->mt", read, written)  # (M, T)
-    time = torch.arange(shared.shape[1], device=shared.device)
+    # Per row, the A positions that ask for something; rows with fewer repeat others, which do not count.
+    asking = (batch.asked > 0).int()
+    position = asking.argsort(dim=1, descending=True, stable=True)[:, : int(asking.sum(1).max())]  # (R, A)
 
-    def same(what: Tensor) -> Tensor:
-        return what[row] == what[row, position].unsqueeze(1)
+    def there(what: Tensor) -> Tensor:
+        return what.gather(1, position).unsqueeze(2)  # (R, A, 1)
 
-    told = batch.told[row]
-    outdated = (told > 0) & same(batch.fact) & ~same(batch.value)
-    counted = (time < position.unsqueeze(1)) & ~outdated
-    right = counted & (told == batch.asked[row, position].unsqueeze(1))
-    share = (shared * right).sum(1) / (shared * counted).sum(1).clamp_min(1e-9)
-    share = share[right.any(dim=1)]
+    query = inputs.query.flatten(2)  # (R, T, N*S)
+    query = query.gather(1, position.unsqueeze(2).expand(-1, -1, query.shape[2]))
+    shared = query @ inputs.write.flatten(2).transpose(1, 2)  # (R, A, T)
+    time = torch.arange(shared.shape[2], device=shared.device)
+    asked, told = there(batch.asked), batch.told.unsqueeze(1)
+    outdated = (told > 0) & (batch.fact.unsqueeze(1) == there(batch.fact)) & (
+        batch.value.unsqueeze(1) != there(batch.value)
+    )  # fmt: skip
+    counted = (time < position.unsqueeze(2)) & ~outdated & batch.mask.unsqueeze(1)
+    right = counted & (told == asked) & (asked > 0)
+    share = (shared * right).sum(2) / (shared * counted).sum(2).clamp_min(1e-9)
+    share = share[right.any(dim=2)]
     return -torch.log(share.clamp_min(1e-9)).mean() if len(share) else share.sum()
 
 
 def write_loss(inputs: ScanInputs, batch: Batch) -> Tensor:
-    """What was told is written, the rest is not: cross-entropy of the write strengths, both kinds weighing the same.
+    """What was told is written, the rest is not: cross-entropy of the write strengths over all tokens.
 
-    Every stray write wears away what its slots hold, so silence matters as much as writing.
+    Every token weighs the same, so strengths are honest probabilities: most tokens tell nothing, and every stray write
+    wears away what its slots hold.
     """
     strength = inputs.write.sum(dim=-1).clamp(1e-6, 1 - 1e-6)  # b (R, T, N); addresses sum to 1
-    told = batch.told > 0
-    if not told.any():
-        return strength.new_zeros(())
-    return -(strength[told].log().mean() + torch.log1p(-strength[batch.mask & ~told]).mean())
+    told = (batch.told > 0).unsqueeze(-1).to(strength).expand_as(strength)
+    return F.binary_cross_entropy(strength[batch.mask], told[batch.mask])
 
 
 def compute_loss(
@@ -120,17 +124,29 @@ def compute_loss(
         addressing.item(),
         writing.item(),
         correct.float().mean().item(),
-        _share_of_right_answers(taught, correct),
+        *_shares_of_right(batch, taught, correct),
     )
 
 
-def _share_of_right_answers(taught: Tensor, correct: Tensor) -> float:
-    """Share of replies in which every token is right: those that greedy decoding would write letter by letter."""
+def _shares_of_right(batch: Batch, taught: Tensor, correct: Tensor) -> tuple[float, float]:
+    """Shares of replies, and of values asked for, in which every token is right; a value counts with where it ends.
+
+    Greedy decoding would write such a reply letter by letter, and such a value wherever the reply comes to it.
+    """
     row, position = taught.nonzero().unbind(1)
     starts = torch.ones_like(row, dtype=torch.bool)
     starts[1:] = (row[1:] != row[:-1]) | (position[1:] != position[:-1] + 1)
     reply = starts.long().cumsum(0) - 1
-    wrong = torch.zeros(int(starts.sum()), device=correct.device).index_add(0, reply, (~correct).float())
+    asked = batch.asked[taught] > 0
+    return _share(reply, correct), _share(reply[asked], correct[asked])
+
+
+def _share(group: Tensor, correct: Tensor) -> float:
+    """Share of groups (numbered anyhow) all of whose members are correct."""
+    names, member = group.unique(return_inverse=True)
+    if not len(names):
+        return 0.0
+    wrong = torch.zeros(len(names), device=correct.device).index_add(0, member, (~correct).float())
     return (wrong == 0).float().mean().item()
 
 

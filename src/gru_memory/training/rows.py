@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from random import Random
 
 import numpy as np
 import torch
@@ -12,10 +13,15 @@ from torch import Tensor
 from ..data.sessions import Session, Turn
 from .features import PREFIX, FeatureCache, Text
 
+_RUN = 6  # tokens
+
 
 @dataclass
 class Batch:
-    """R sessions of at most T tokens, padded on the right."""
+    """R sessions of at most T tokens, padded on the right.
+
+    What is told of a value is its tokens and the one after it: that one says where the value ends.
+    """
 
     features: Tensor  # (R, T, width) float32
     tokens: Tensor  # (R, T) int64
@@ -23,7 +29,7 @@ class Batch:
     turn_starts: Tensor  # (R, T) bool
     labels: Tensor  # (R, T) the next token where it is to be learned, else -100
     base: Tensor  # (R, T) bool, positions at which to stay close to the base model
-    told: Tensor  # (R, T) int64, which part of which value a token told is, 0 for none
+    told: Tensor  # (R, T) int64, which token of which value this is where it is told, 0 for none
     asked: Tensor  # (R, T) int64, the same number where that token is the one to come in an answer
     fact: Tensor  # (R, T) int64, the fact that `told` or `asked` is about, 0 for none
     value: Tensor  # (R, T) int64, its value: a corrected fact has two
@@ -38,50 +44,72 @@ def turn_text(turn: Turn) -> Text:
     return (None, turn.assistant) if turn.user is None else (turn.user, turn.assistant)
 
 
-def make_batch(sessions: Sequence[Session], cache: FeatureCache) -> Batch:
-    """Look up every turn of every session; see `Batch`."""
+def make_batch(
+    sessions: Sequence[Session], cache: FeatureCache, keep: float = 1.0, rng: Random | None = None
+) -> Batch:
+    """Look up every turn of every session; see `Batch`.
+
+    With `keep` below 1 only so much of what is neither told nor answered stays in, in runs of `_RUN` tokens drawn by
+    `rng`: most of a session is text that memory has to leave alone, and a part of it teaches that as well.
+    """
+    rows = [_row(session, cache) for session in sessions]
+    if keep < 1:
+        rows = [_thin(row, keep, rng or Random(0)) for row in rows]
+    longest = max(len(row["tokens"]) for row in rows)
+    columns = {}
+    for name in rows[0]:
+        fill = -100 if name == "labels" else 0
+        parts = [row[name] for row in rows]
+        column = np.full((len(rows), longest, *parts[0].shape[1:]), fill, dtype=parts[0].dtype)
+        for r, part in enumerate(parts):
+            column[r, : len(part)] = part
+        columns[name] = torch.from_numpy(column)
+    columns["features"] = columns["features"].float()
+    return Batch(**columns)
+
+
+def _row(session: Session, cache: FeatureCache) -> dict[str, np.ndarray]:
+    """The columns of a batch for one session, T tokens long."""
     prefix = cache.find(PREFIX)
-    rows = [[(prefix, None), *((cache.find(turn_text(turn)), turn) for turn in s.turns)] for s in sessions]
-    lengths = [sum(len(cache.tokens(i)) for i, _ in row) for row in rows]
-    shape = (len(rows), max(lengths))
-    features = np.zeros((*shape, cache.width), dtype=np.float32)
-    tokens = np.zeros(shape, dtype=np.int64)
-    labels = np.full(shape, -100, dtype=np.int64)
-    mask, turn_starts, base = (np.zeros(shape, dtype=bool) for _ in range(3))
-    told, asked, fact, value = (np.zeros(shape, dtype=np.int64) for _ in range(4))
-    for r, row in enumerate(rows):
-        start = 0
-        numbers: dict[tuple, int] = {}  # of facts, of their values, of the tokens of those
-        for i, turn in row:
-            learn = turn.learn if turn else None
-            ids = cache.tokens(i)
-            stop = start + len(ids)
-            if stop == start:
-                continue
-            tokens[r, start:stop] = ids
-            features[r, start:stop] = cache.features(i)
-            turn_starts[r, start] = True
-            if learn == "answer":
-                first = start + cache.reply_start(i)
-                labels[r, first - 1 : stop - 1] = tokens[r, first:stop]
-            elif learn == "base":
-                base[r, start : stop - 1] = True
-            if turn and turn.fact and turn.value:
-                first, last = cache.value_span(i, turn.value)
-                before = learn == "answer"  # the position that predicts the token, not the token's own
-                span = slice(start + first - before, start + last - before)
-                names = [
-                    (turn.fact,),
-                    (turn.fact, turn.value),
-                    *((turn.fact, turn.value, k) for k in range(last - first)),
-                ]
-                fact[r, span], value[r, span], *tokens_of = (numbers.setdefault(n, len(numbers) + 1) for n in names)
-                (asked if before else told)[r, span] = tokens_of
-            start = stop
-        mask[r, :start] = True
-        turn_starts[r, 0] = True
-        # The system prompt and the first user message are one turn.
-        turn_starts[r, len(cache.tokens(prefix))] = len(cache.tokens(prefix)) == 0
-    return Batch(
-        *(torch.from_numpy(a) for a in (features, tokens, mask, turn_starts, labels, base, told, asked, fact, value))
-    )
+    turns = [(prefix, None), *((cache.find(turn_text(turn)), turn) for turn in session.turns)]
+    turns = [(i, turn) for i, turn in turns if len(cache.tokens(i))]
+    length = sum(len(cache.tokens(i)) for i, _ in turns)
+    row = {name: np.zeros(length, dtype=bool) for name in ("turn_starts", "base")}
+    row |= {name: np.zeros(length, dtype=np.int64) for name in ("told", "asked", "fact", "value")}
+    row |= {"mask": np.ones(length, dtype=bool), "labels": np.full(length, -100, dtype=np.int64)}
+    row["tokens"] = np.concatenate([cache.tokens(i) for i, _ in turns]).astype(np.int64)
+    row["features"] = np.concatenate([cache.features(i) for i, _ in turns])
+    start = 0
+    numbers: dict[tuple, int] = {}  # of facts, of their values, of the tokens of those
+    for i, turn in turns:
+        stop = start + len(cache.tokens(i))
+        row["turn_starts"][start] = start == 0 or turns[0][1] is not None or start != len(cache.tokens(prefix))
+        learn = turn.learn if turn else None
+        if learn == "answer":
+            first = start + cache.reply_start(i)
+            row["labels"][first - 1 : stop - 1] = row["tokens"][first:stop]
+        elif learn == "base":
+            row["base"][start : stop - 1] = True
+        if turn and turn.fact and turn.value:
+            first, last = cache.value_span(i, turn.value)
+            last = min(last + 1, stop - start) if last else 0
+            before = learn == "answer"  # the position that predicts the token, not the token's own
+            span = slice(start + first - before, start + last - before)
+            names = [(turn.fact,), (turn.fact, turn.value), *((turn.fact, turn.value, k) for k in range(last - first))]
+            fact, value, *tokens = (numbers.setdefault(name, len(numbers) + 1) for name in names)
+            row["fact"][span], row["value"][span], row["asked" if before else "told"][span] = fact, value, tokens
+        start = stop
+    return row
+
+
+def _thin(row: dict[str, np.ndarray], keep: float, rng: Random) -> dict[str, np.ndarray]:
+    """What is told with the position before it, answers, and runs of the rest; the first position of every turn, too."""
+    needed = (row["told"] > 0) | (row["labels"] >= 0) | (row["asked"] > 0) | row["turn_starts"]
+    needed[:-1] |= row["told"][1:] > 0
+    starts = np.flatnonzero(row["turn_starts"])
+    needed[: starts[1] if len(starts) > 1 else 0] = True
+    length = len(needed)
+    for _ in range(round(keep * (length - needed.sum()) / _RUN)):
+        begin = rng.randrange(length)
+        needed[begin : begin + _RUN] = True
+    return {name: column[needed] for name, column in row.items()}

@@ -50,7 +50,7 @@ class MemoryTrainer:
     """Trains `memory` on sessions recombined from a pool of facts.
 
     Every step draws fresh sessions, so no two are alike although each turn's hidden states are computed once.
-    `validation` maps a name to fixed batches; the mean share of right answers picks the best checkpoint.
+    `validation` maps a name to fixed batches; the mean share of right values picks the best checkpoint.
 
     Args:
         memory: the site to train.
@@ -118,6 +118,7 @@ class MemoryTrainer:
                     "base_kl": outcome.base_kl,
                     "address_loss": outcome.address_loss,
                     "write_loss": outcome.write_loss,
+                    "right_values": outcome.right_values,
                     "right_answers": outcome.right_answers,
                     "tokens": batch.num_tokens,
                     "seconds": self.seconds,
@@ -131,14 +132,15 @@ class MemoryTrainer:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Share of answers with every token right (as greedy decoding would write them), by validation set."""
+        """By validation set, the share of values with every token right, and of whole replies, under teacher forcing."""
         scores = {}
         for name, batches in self.validation.items():
             generator = torch.Generator().manual_seed(0)
             outcomes = [
                 compute_loss(self.memory, self.head, b, generator, negatives=len(self.head) * 4) for b in batches
             ]
-            scores[name] = sum(o.right_answers for o in outcomes) / len(outcomes)
+            scores[name] = sum(o.right_values for o in outcomes) / len(outcomes)
+            scores[f"{name}_replies"] = sum(o.right_answers for o in outcomes) / len(outcomes)
             scores[f"{name}_kl"] = sum(o.base_kl for o in outcomes) / len(outcomes)
         return scores
 
@@ -161,7 +163,7 @@ class MemoryTrainer:
 
     def _checkpoint(self) -> None:
         scores = self.validate()
-        score = sum(v for k, v in scores.items() if not k.endswith("_kl")) / max(1, len(self.validation))
+        score = sum(scores[name] for name in self.validation) / max(1, len(self.validation))
         weights = {k: v.detach().contiguous() for k, v in self.memory.state_dict().items()}
         if score > self.best:
             self.best = score

@@ -1,0 +1,136 @@
+"""Where training begins: addresses and write strengths in closed form, from a few thousand facts told and asked.
+
+What a frozen model says before a value is told and before the same value is asked for are two views of one thing.
+Canonical correlation analysis (Hotelling, "Relations between two sets of variates", 1936) finds the directions in which
+they agree; random projections of those into many small slots are a locality-sensitive hash (Charikar, "Similarity
+estimation techniques from rounding algorithms", 2002), by which a question finds most of what it asks for before any step of
+training. Logistic regression does the same for the strengths: which tokens tell something.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..memory import GRUMemoryWithDecay
+from .rows import Batch
+
+_LOUDNESS = 0.2  # root mean square of rank projections, whose scale says nothing: so much Adam moves them a step
+
+
+@dataclass
+class Views:
+    """Keys of F numbers from many sessions."""
+
+    told: Tensor  # (M, F) of the position before a token that is told
+    asked: Tensor  # (M, F) of the position before the same token in an answer
+    first: Tensor  # (M,) bool, whether that token is the first of its value
+    before: Tensor  # (P, F) of the position before each of P tokens
+    own: Tensor  # (P, F) of the token's own position
+    telling: Tensor  # (P,) bool, whether the token is told
+
+
+def collect(memory: GRUMemoryWithDecay, head: Tensor, batches: Iterable[Batch], positions: int = 60_000) -> Views:
+    """The views that `batches` of whole sessions give, at most about `positions` of them for the strengths."""
+    told, asked, first, before, own, telling = ([] for _ in range(6))
+    for batch in batches:
+        extra = batch.features[..., memory.hidden_size :]
+        keys = memory.keys_of(
+            batch.features[..., : memory.hidden_size],
+            F.embedding(batch.tokens, head),
+            extra if memory.key_size else None,
+        )[2].detach()
+        for row in range(len(keys)):
+            row_keys, row_told, row_asked = keys[row], batch.told[row], batch.asked[row]
+            where = {int(row_told[t]): t for t in (row_told > 0).nonzero().flatten().tolist() if t}
+            found = [(where[int(row_asked[t])] - 1, t) for t in (row_asked > 0).nonzero().flatten().tolist()
+                     if int(row_asked[t]) in where]  # fmt: skip
+            if found:
+                tells, asks = zip(*found, strict=True)
+                told.append(row_keys[list(tells)])
+                asked.append(row_keys[list(asks)])
+                value = batch.value[row]
+                first.append(torch.tensor([bool(value[t] != value[t + 1]) for t in tells]))
+            if sum(map(len, own)) < positions:
+                last = int(batch.mask[row].sum())
+                before.append(row_keys[: last - 1].half())
+                own.append(row_keys[1:last].half())
+                telling.append(row_told[1:last] > 0)
+    if not told:
+        raise ValueError("no session asks for what it tells: nothing to align addresses by")
+    return Views(*(torch.cat(parts) for parts in (told, asked, first, before, own, telling)))
+
+
+@torch.no_grad()
+def fit_addresses(
+    memory: GRUMemoryWithDecay, views: Views, ridge: float = 0.05, sharpness: float = 24.0, first_weight: int = 4
+) -> Tensor:
+    """Rank projections by canonical correlation, addresses by random projections. Returns the correlations (r,).
+
+    Args:
+        memory: one with `address_rank`.
+        views: see `collect`.
+        ridge: added to both covariances, as a share of their mean eigenvalue.
+        sharpness: standard deviation of address logits.
+        first_weight: how often the first token of a value counts. A later one is found by the token before it alone,
+            a first one only by what the fact is about.
+    """
+    rank = memory.address_rank
+    if not rank:
+        raise ValueError("addresses are fitted through their rank: give the memory an address_rank")
+    counts = torch.where(views.first, first_weight, 1)
+    told, asked = (view.repeat_interleave(counts, dim=0) for view in (views.told, views.asked))
+    centres = told.mean(0), asked.mean(0)
+    told, asked = told - centres[0], asked - centres[1]
+    roots = [_inverse_root(view.t() @ view / len(view), ridge) for view in (told, asked)]
+    left, correlations, right = torch.linalg.svd(roots[0] @ (told.t() @ asked / len(told)) @ roots[1])
+    for linear, directions, root, centre in zip(
+        (memory.key_rank, memory.query_rank), (left[:, :rank].t(), right[:rank]), roots, centres, strict=True
+    ):
+        weight = correlations[:rank, None].clamp_max(1) * (directions @ root)
+        weight *= _LOUDNESS / weight.pow(2).mean().sqrt()
+        linear.weight.copy_(weight)
+        linear.bias.copy_(-weight @ centre)
+    hashes = torch.randn(memory.num_heads, memory.num_slots, rank) * sharpness / rank**0.5
+    memory.key.weight.copy_(hashes.flatten(0, 1))
+    memory.query.weight.unflatten(0, (memory.num_heads, -1))[:, : memory.num_slots].copy_(hashes)
+    return correlations[:rank]
+
+
+def fit_strengths(memory: GRUMemoryWithDecay, views: Views, decay: float = 1e-3, iterations: int = 60) -> float:
+    """Write strengths as the probability that a token is told, the same in all heads. Returns the loss in nats a token."""
+    count = views.own.shape[1]
+    features = torch.cat([views.before, views.own], dim=1).float()
+    mean, spread = features.mean(0), features.std(0) + 1e-2
+    features = (features - mean) / spread
+    target = views.telling.float()
+    weight = torch.zeros(2 * count, requires_grad=True)
+    bias = torch.tensor([-2.0], requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=iterations, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        return F.binary_cross_entropy_with_logits(features @ weight + bias, target)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        total = loss() + decay * weight.pow(2).sum()
+        total.backward()
+        return total
+
+    optimizer.step(closure)
+    with torch.no_grad():
+        raw = weight / spread
+        memory.strength_key.weight.copy_(raw[:count].expand(memory.num_heads, -1))
+        memory.strength_embed.weight.copy_(raw[count:].expand(memory.num_heads, -1))
+        memory.strength_key.bias.fill_(float(bias - raw @ mean))
+        return float(loss())
+
+
+def _inverse_root(moment: Tensor, ridge: float) -> Tensor:
+    """(C + ridge * mean eigenvalue)^{-1/2} of a (F, F) covariance."""
+    values, vectors = torch.linalg.eigh(moment)
+    return vectors * (values.clamp_min(0) + ridge * values.mean()).rsqrt() @ vectors.t()
