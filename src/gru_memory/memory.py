@@ -24,7 +24,7 @@ class Prepared(NamedTuple):
     inputs: recurrence.ScanInputs
     last_key: SiteState  # where the next token will be written
     read_gate: Tensor  # (B, T, N, 1)
-    persistent: Tensor  # (B, T, N, P) how much of each persistent slot is read
+    persistent: Tensor | None  # (B, T, N, P) how much of each persistent slot is read, where there are any
 
 
 class GRUMemoryWithDecay(nn.Module):
@@ -106,7 +106,7 @@ class GRUMemoryWithDecay(nn.Module):
             self.key_rank = nn.Linear(key_width, address_rank)
             self.query_rank = nn.Linear(key_width, address_rank)
         self.key = nn.Linear(address_rank or key_width, num_heads * num_slots)
-        self.query = nn.Linear(address_rank or key_width, num_heads * (num_slots + persistent_slots))
+        self.query = nn.Linear(address_rank or key_width, num_heads * num_slots)
         self.strength_key = nn.Linear(key_width, num_heads)
         self.strength_embed = nn.Linear(key_width if address_rank else self.embed_size, num_heads, bias=False)
         self.value_embed = nn.Linear(self.embed_size, width, bias=False)
@@ -115,6 +115,7 @@ class GRUMemoryWithDecay(nn.Module):
         self.output = nn.Linear(width, hidden_size, bias=False)
         self.gate = nn.Parameter(torch.empty(1))  # FSDP2 refuses parameters of no dimension
         if persistent_slots:
+            self.persistent_query = nn.Linear(address_rank or key_width, num_heads * persistent_slots)
             self.persistent = nn.Parameter(torch.empty(num_heads, persistent_slots, slot_size))
         if cell == "gru":
             self.weight_ih = nn.Parameter(torch.empty(num_heads, 3 * slot_size, slot_size))
@@ -132,16 +133,15 @@ class GRUMemoryWithDecay(nn.Module):
         """
         nn.init.normal_(self.key.weight, std=2 / math.sqrt(self.key.in_features))
         nn.init.zeros_(self.key.bias)
-        for name, values in self.key.named_parameters():
-            rows = getattr(self.query, name).unflatten(0, (self.num_heads, -1))
-            rows[:, : self.num_slots] = values.unflatten(0, (self.num_heads, -1))
-            rows[:, self.num_slots :] = 0
+        self.query.load_state_dict(self.key.state_dict())
         if self.address_rank:
             nn.init.orthogonal_(self.key_rank.weight)
             nn.init.zeros_(self.key_rank.bias)
             self.query_rank.load_state_dict(self.key_rank.state_dict())
         if self.persistent_slots:
-            nn.init.normal_(self.persistent, std=0.02)
+            nn.init.normal_(self.persistent_query.weight, std=1 / math.sqrt(self.persistent_query.in_features))
+            nn.init.zeros_(self.persistent_query.bias)
+            nn.init.zeros_(self.persistent)
         for linear in (self.strength_key, self.read_gate):
             nn.init.normal_(linear.weight, std=0.02 / math.sqrt(linear.in_features))
             nn.init.zeros_(linear.bias)
@@ -163,26 +163,21 @@ class GRUMemoryWithDecay(nn.Module):
             self.bias_ih[:, d : 2 * d] = -2.0  # the update gate starts open for the new content
 
     @torch.no_grad()
-    def match_embeddings(self, embeddings: Tensor) -> None:
+    def match_embeddings(self, embeddings: Tensor, ridge: float = 0.3) -> None:
         """Make what is written recognisable among all tokens: value and read projections in the whitened embedding space.
 
         Output embeddings of pretrained models share a few directions that hold most of their length, so a random
         projection of one token looks like many others when it is read. With C the second moment of the normed rows of
-        `embeddings` (V, E) and Q random and orthogonal, W_e = Q C^{-1/2} and W_o its transpose.
+        `embeddings` (V, E), c its mean eigenvalue and Q random and orthogonal, W_o is the transpose of
+        Q (C + ridge c)^{-1/2}, and W_e that matrix, scaled so that values have a root mean square of 1 before the tanh.
         """
         normed = _rms_norm(embeddings.detach().float())
         moment, directions = torch.linalg.eigh(normed.t() @ normed / len(normed))
-        root = directions * (moment + 0.01 * moment.mean()).rsqrt() @ directions.t()  # C^{-1/2} (E, E)
-        mixing = nn.init.orthogonal_(torch.empty(self.value_embed.out_features, self.embed_size))
-        self.value_embed.weight.copy_(mixing.to(root.device) @ root)
+        root = directions * (moment + ridge * moment.mean()).rsqrt() @ directions.t()  # (E, E)
+        mixing = nn.init.orthogonal_(torch.empty(self.value_embed.out_features, self.embed_size)).to(root.device)
         if self.embed_size == self.hidden_size:
-            self.output.weight.copy_(self.value_embed.weight.t())
-
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args) -> None:
-        gate = state_dict.get(f"{prefix}gate")
-        if gate is not None and gate.dim() == 0:  # as before format 3
-            state_dict[f"{prefix}gate"] = gate.reshape(1)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+            self.output.weight.copy_((mixing @ root).t())
+        self.value_embed.weight.copy_(mixing @ root / (normed @ root @ mixing.t()).pow(2).mean().sqrt())
 
     @property
     def state_dtype(self) -> torch.dtype:
@@ -252,7 +247,7 @@ class GRUMemoryWithDecay(nn.Module):
         key_states: Tensor | None,
     ) -> tuple[Tensor, SiteState, recurrence.ScanInputs]:
         """`forward` without its checks; the third result says where it wrote and read."""
-        inputs, last_key, read_gate, chosen = self.prepare(
+        inputs, last_key, read_gate, persistent = self.prepare(
             hidden_states, token_embeds, state, mask, turn_starts, key_states
         )
         cell = recurrence.CellWeights(self.weight_hh, self.bias_hh) if self.cell == "gru" else None
@@ -260,9 +255,11 @@ class GRUMemoryWithDecay(nn.Module):
             cell = recurrence.CellWeights(*(w.to(self.state_dtype) for w in cell))
         with _without_autocast(hidden_states.device.type):  # the recurrence keeps its precision
             reads, slots = recurrence.scan(inputs, state["slots"].to(self.state_dtype), cell)
-        if self.persistent_slots:
-            reads = reads + torch.einsum("btnp,npd->btnd", chosen, self.persistent.to(reads.dtype))
-        recalled = self.output((read_gate * reads).flatten(2).to(self.output.weight.dtype))
+        reads = read_gate * reads
+        if persistent is not None:
+            learned = (self.gate * self.persistent).to(reads.dtype)
+            reads = reads + torch.einsum("btnp,npd->btnd", persistent, learned)
+        recalled = self.output(reads.flatten(2).to(self.output.weight.dtype))
         return hidden_states + recalled.to(hidden_states.dtype), {"slots": slots, **last_key}, inputs
 
     def prepare(
@@ -307,15 +304,16 @@ class GRUMemoryWithDecay(nn.Module):
         write = torch.sigmoid(strength) * visible  # (B, T, N), 0 holds
         ticks = mask if self.decay_every == "token" else mask & _or_false(turn_starts, mask)
         keep = torch.where(ticks[..., None, None], self.decay.to(dtype), 1.0).expand(batch, length, N, S)
-        query = self.query(_rms_norm(self.query_rank(keys)) if self.address_rank else keys)
-        query = query.to(dtype).unflatten(-1, (N, S + self.persistent_slots)).softmax(dim=-1)
+        asked = _rms_norm(self.query_rank(keys)) if self.address_rank else keys
+        query = self.query(asked).to(dtype).unflatten(-1, (N, S)).softmax(dim=-1)
+        persistent = None
+        if self.persistent_slots:
+            persistent = self.persistent_query(asked).to(dtype).unflatten(-1, (N, -1)).softmax(dim=-1)
         read_gate = self.gate * torch.sigmoid(self.read_gate(keys if self.address_rank else normed))
-        inputs = recurrence.ScanInputs(
-            values.to(dtype), address, write.unsqueeze(-1) * address, keep, query[..., :S]
-        )
+        inputs = recurrence.ScanInputs(values.to(dtype), address, write.unsqueeze(-1) * address, keep, query)
         before, strength = last.split([last.shape[-1] - N, N], dim=-1)
         last_key = {"address": before if self.address_rank else before.unflatten(-1, (N, S)), "strength": strength}
-        return Prepared(inputs, last_key, read_gate.to(dtype).unsqueeze(-1), query[..., S:])
+        return Prepared(inputs, last_key, read_gate.to(dtype).unsqueeze(-1), persistent)
 
     def keys_of(
         self, hidden_states: Tensor, token_embeds: Tensor | None, key_states: Tensor | None

@@ -27,6 +27,8 @@ from .sharding import has_shards, one_writes, whole
 WEIGHTS_NAME = "memory_model.safetensors"
 BASE_KEY = "base_model"
 MAX_CONFIG_BYTES = 1 << 20
+_LOADED_AS = "loaded_as"  # in the file's header: the type of its numbers in a model, where the file has a shorter one
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float64, torch.float32, torch.bfloat16)}
 _HEADER_BYTES = 1 << 20  # room for what a safetensors file holds besides its tensors
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
@@ -72,12 +74,15 @@ class SavedMemory:
                         f"{', ...' if len(names) > 3 else ''}): copy or save the memory again"
                     )
                 # Clones, since what safetensors returns may still lie in the file.
+                loaded_as = _DTYPES.get((file.metadata() or {}).get(_LOADED_AS))
                 weights = {name: file.get_tensor(name).clone().reshape(shape) for name, shape in wanted.items()}
         except SafetensorError as error:
             raise ValueError(_not_safetensors(self.weights, error)) from error
         for name, tensor in weights.items():
             if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
                 raise ValueError(f"{name} in {self.weights} holds NaN or infinite numbers: restore it from a copy")
+        if loaded_as is not None:
+            weights = {name: tensor.to(loaded_as) for name, tensor in weights.items()}
         return weights
 
 
@@ -135,6 +140,7 @@ class MemorySavingMixin:
         *,
         recall: str | Path | dict[str, Any] | None = None,
         card: dict[str, Any] | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         """Write a memory (not the model under it, and not its state) and its model card into `folder`.
 
@@ -146,11 +152,13 @@ class MemorySavingMixin:
             name: which memory of the model; the active one if None.
             recall: what `gru-memory eval recall` wrote (recall.json), for the figures on the card.
             card: fields of `huggingface_hub.ModelCardData` to set, such as license, language or base_model.
+            dtype: of the numbers in the file, such as torch.float16 for one half as large; None keeps them as they are.
+                Either way they are loaded in the type that they have now.
 
         Raises:
             ValueError: no memory of that name, or a `recall` of another kind. Nothing is written then.
         """
-        self._write_memory(Path(folder), name, recall, card, None)
+        self._write_memory(Path(folder), name, recall, card, None, dtype)
 
     def load_memory(
         self,
@@ -249,7 +257,15 @@ class MemorySavingMixin:
                 allow_patterns=[CONFIG_NAME, WEIGHTS_NAME, *([] if keep else [CARD_NAME])],
             ).commit_url
 
-    def _write_memory(self, folder: Path, name: str | None, recall: Any, card: Any, repo_id: str | None) -> None:
+    def _write_memory(
+        self,
+        folder: Path,
+        name: str | None,
+        recall: Any,
+        card: Any,
+        repo_id: str | None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         name = self._require(name)
         sites, config = self._sites_of(name), self.memories[name]
         weights = {
@@ -257,6 +273,10 @@ class MemorySavingMixin:
             for site, module in sites.items()
             for key, tensor in module.state_dict().items()
         }
+        header = {"format": "pt"}
+        if dtype is not None:
+            header[_LOADED_AS] = str(next(iter(weights.values())).dtype).removeprefix("torch.")
+            weights = {key: tensor.to(dtype) for key, tensor in weights.items()}
         base = describe_base(self)
         values = {**config.to_dict(), BASE_KEY: base}
         if own := describe_own_sites(sites):
@@ -269,7 +289,7 @@ class MemorySavingMixin:
     def _write_files(self, folder: Path, weights: dict[str, Tensor], values: dict[str, Any], text: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as part:  # whole files or none
-            save_file(weights, Path(part, WEIGHTS_NAME), {"format": "pt"})
+            save_file(weights, Path(part, WEIGHTS_NAME), header)
             Path(part, CONFIG_NAME).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
             names = [WEIGHTS_NAME, CONFIG_NAME]
             present = folder / CARD_NAME

@@ -22,6 +22,8 @@ def train_command(
     num_heads: Annotated[Optional[int], option(MemoryConfig, "num_heads")] = None,  # noqa: UP045
     num_slots: Annotated[Optional[int], option(MemoryConfig, "num_slots")] = None,  # noqa: UP045
     slot_size: Annotated[Optional[int], option(MemoryConfig, "slot_size")] = None,  # noqa: UP045
+    address_rank: Annotated[Optional[int], option(MemoryConfig, "address_rank")] = None,  # noqa: UP045
+    persistent_slots: Annotated[Optional[int], option(MemoryConfig, "persistent_slots")] = None,  # noqa: UP045
     cell: Annotated[Optional[str], option(MemoryConfig, "cell")] = None,  # noqa: UP045
     decay: Annotated[Optional[float], option(MemoryConfig, "decay")] = None,  # noqa: UP045 (typer on Python 3.10)
     decay_every: Annotated[Optional[str], option(MemoryConfig, "decay_every")] = None,  # noqa: UP045
@@ -39,6 +41,7 @@ def train_command(
     write_weight: Annotated[float, option(TrainingConfig, "write_weight")] = TrainingConfig.write_weight,
     base_weight: Annotated[float, option(TrainingConfig, "base_weight")] = TrainingConfig.base_weight,
     validate_every: Annotated[int, option(TrainingConfig, "validate_every")] = TrainingConfig.validate_every,
+    keep: Annotated[float, option(TrainingConfig, "keep")] = TrainingConfig.keep,
     seed: Annotated[int, option(TrainingConfig, "seed")] = TrainingConfig.seed,
     pool_facts: Annotated[int, option(TrainRequest, "pool_facts")] = TrainRequest.pool_facts,
     pool_talk: Annotated[int, option(TrainRequest, "pool_talk")] = TrainRequest.pool_talk,
@@ -55,6 +58,8 @@ def train_command(
         "num_heads": num_heads,
         "num_slots": num_slots,
         "slot_size": slot_size,
+        "address_rank": address_rank,
+        "persistent_slots": persistent_slots,
         "cell": cell,
         "decay": decay,
         "decay_every": decay_every,
@@ -73,6 +78,7 @@ def train_command(
         write_weight=write_weight,
         curriculum_steps=curriculum_steps,
         validate_every=validate_every,
+        keep=keep,
         seed=seed,
     )
     request = TrainRequest(

@@ -4,7 +4,7 @@ What a frozen model says before a value is told and before the same value is ask
 Canonical correlation analysis (Hotelling, "Relations between two sets of variates", 1936) finds the directions in which
 they agree; random projections of those into many small slots are a locality-sensitive hash (Charikar, "Similarity
 estimation techniques from rounding algorithms", 2002), by which a question finds most of what it asks for before any step of
-training. Logistic regression does the same for the strengths: which tokens tell something.
+training. Logistic regression does the same for the strengths, which tokens tell something, and for the read gates, which ask.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ class Views:
     before: Tensor  # (P, F) of the position before each of P tokens
     own: Tensor  # (P, F) of the token's own position
     telling: Tensor  # (P,) bool, whether the token is told
+    asking: Tensor  # (P,) bool, whether the token after it is one of an answer that was told
 
 
 def collect(memory: GRUMemoryWithDecay, head: Tensor, batches: Iterable[Batch], positions: int = 60_000) -> Views:
     """The views that `batches` of whole sessions give, at most about `positions` of them for the strengths."""
-    told, asked, first, before, own, telling = ([] for _ in range(6))
+    told, asked, first, before, own, telling, asking = ([] for _ in range(7))
     for batch in batches:
         extra = batch.features[..., memory.hidden_size :]
         keys = memory.keys_of(
@@ -60,9 +61,10 @@ def collect(memory: GRUMemoryWithDecay, head: Tensor, batches: Iterable[Batch], 
                 before.append(row_keys[: last - 1].half())
                 own.append(row_keys[1:last].half())
                 telling.append(row_told[1:last] > 0)
+                asking.append(row_asked[1:last] > 0)
     if not told:
         raise ValueError("no session asks for what it tells: nothing to align addresses by")
-    return Views(*(torch.cat(parts) for parts in (told, asked, first, before, own, telling)))
+    return Views(*(torch.cat(parts) for parts in (told, asked, first, before, own, telling, asking)))
 
 
 @torch.no_grad()
@@ -95,22 +97,39 @@ def fit_addresses(
         weight *= _LOUDNESS / weight.pow(2).mean().sqrt()
         linear.weight.copy_(weight)
         linear.bias.copy_(-weight @ centre)
-    hashes = torch.randn(memory.num_heads, memory.num_slots, rank) * sharpness / rank**0.5
-    memory.key.weight.copy_(hashes.flatten(0, 1))
-    memory.query.weight.unflatten(0, (memory.num_heads, -1))[:, : memory.num_slots].copy_(hashes)
+    hashes = torch.randn(memory.num_heads * memory.num_slots, rank) * sharpness / rank**0.5
+    memory.key.weight.copy_(hashes)
+    memory.query.weight.copy_(hashes)
     return correlations[:rank]
 
 
-def fit_strengths(memory: GRUMemoryWithDecay, views: Views, decay: float = 1e-3, iterations: int = 60) -> float:
+def fit_strengths(memory: GRUMemoryWithDecay, views: Views) -> float:
     """Write strengths as the probability that a token is told, the same in all heads. Returns the loss in nats a token."""
     count = views.own.shape[1]
-    features = torch.cat([views.before, views.own], dim=1).float()
+    weight, bias, loss = _logistic(torch.cat([views.before, views.own], dim=1).float(), views.telling.float())
+    with torch.no_grad():
+        memory.strength_key.weight.copy_(weight[:count].expand(memory.num_heads, -1))
+        memory.strength_embed.weight.copy_(weight[count:].expand(memory.num_heads, -1))
+        memory.strength_key.bias.fill_(bias)
+    return loss
+
+
+def fit_read_gates(memory: GRUMemoryWithDecay, views: Views) -> float:
+    """Read gates as the probability that a told token is asked for, the same in all heads. Returns the loss in nats."""
+    weight, bias, loss = _logistic(views.own.float(), views.asking.float())
+    with torch.no_grad():
+        memory.read_gate.weight.copy_(weight.expand(memory.num_heads, -1))
+        memory.read_gate.bias.fill_(bias)
+    return loss
+
+
+def _logistic(features: Tensor, target: Tensor, decay: float = 1e-3, steps: int = 60) -> tuple[Tensor, float, float]:
+    """Logistic regression of target (P,) on features (P, F) by L-BFGS: weight (F,), bias and loss."""
     mean, spread = features.mean(0), features.std(0) + 1e-2
     features = (features - mean) / spread
-    target = views.telling.float()
-    weight = torch.zeros(2 * count, requires_grad=True)
+    weight = torch.zeros(features.shape[1], requires_grad=True)
     bias = torch.tensor([-2.0], requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=iterations, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=steps, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         return F.binary_cross_entropy_with_logits(features @ weight + bias, target)
@@ -122,12 +141,8 @@ def fit_strengths(memory: GRUMemoryWithDecay, views: Views, decay: float = 1e-3,
         return total
 
     optimizer.step(closure)
-    with torch.no_grad():
-        raw = weight / spread
-        memory.strength_key.weight.copy_(raw[:count].expand(memory.num_heads, -1))
-        memory.strength_embed.weight.copy_(raw[count:].expand(memory.num_heads, -1))
-        memory.strength_key.bias.fill_(float(bias - raw @ mean))
-        return float(loss())
+    raw = (weight / spread).detach()
+    return raw, float(bias - raw @ mean), float(loss())
 
 
 def _inverse_root(moment: Tensor, ridge: float) -> Tensor:

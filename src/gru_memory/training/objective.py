@@ -92,16 +92,20 @@ def compute_loss(
     address_weight: float = 1.0,
     write_weight: float = 1.0,
     base_positions: int = 512,
-    negatives: int = 6144,
+    negatives: int = 4096,
+    hard_negatives: int = 16,
 ) -> LossReport:
     """Cross-entropy on answers, plus `base_weight` times KL(base || memory) on turns that must stay as they were, plus
     `address_weight` times `address_loss` and `write_weight` times `write_loss`.
 
-    The first two are taken over a sampled vocabulary: every token of the batch and `negatives` random others, fresh
-    each step. The full softmax would be most of the arithmetic.
+    The first two are taken over a sampled vocabulary: every token of the batch, `negatives` random others, fresh each
+    step, and the `hard_negatives` likeliest of the whole vocabulary at every token of a value asked for. The full softmax
+    would be most of the arithmetic.
     """
     states, inputs = recall(memory, head, batch)
-    vocabulary, labels = _sample_vocabulary(batch, len(head), negatives, generator)
+    with torch.no_grad():
+        hard = _logits(states[(batch.asked > 0) & (batch.labels >= 0)], head).topk(hard_negatives, dim=-1).indices
+    vocabulary, labels = _sample_vocabulary(batch, hard, len(head), negatives, generator)
     weight = head[vocabulary]  # (C, D)
     taught = batch.labels >= 0
     logits = _logits(states[taught], weight)
@@ -155,11 +159,14 @@ def _logits(states: Tensor, weight: Tensor) -> Tensor:
     return (states.to(torch.bfloat16) @ weight.to(torch.bfloat16).t()).float()
 
 
-def _sample_vocabulary(batch: Batch, size: int, negatives: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _sample_vocabulary(
+    batch: Batch, hard: Tensor, size: int, negatives: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """Token ids (C,) and the batch's labels renumbered into them."""
     chosen = torch.zeros(size, dtype=torch.bool)
     chosen[batch.tokens[batch.mask]] = True
     chosen[batch.labels[batch.labels >= 0]] = True
+    chosen[hard.flatten()] = True
     chosen[torch.randint(size, (negatives,), generator=generator)] = True
     number = chosen.long().cumsum(0) - 1
     return chosen.nonzero().squeeze(1), torch.where(batch.labels >= 0, number[batch.labels.clamp_min(0)], -100)

@@ -18,6 +18,7 @@ from ..data.sessions import Session, Turn, read_jsonl
 from ..embedded import load_model
 from ..models import add_memory
 from ..rendering import TurnRenderer
+from .alignment import collect, fit_addresses, fit_strengths
 from .features import PREFIX, FeatureCache, build_feature_cache
 from .replies import own_replies
 from .rows import Batch, make_batch, turn_text
@@ -25,7 +26,8 @@ from .trainer import MemoryTrainer, TrainingConfig
 
 Progress = Callable[[str, int, int], None]  # (what is being done, done, in all)
 
-_QUIET = -2.0  # bias of the write strength at the start: few tokens are worth a write
+_SILENT = 0.7  # share of told turns without a reply: replies to them are all alike, facts are not
+_ALIGNED_SESSIONS = 3000  # of three facts each: what addresses and strengths begin with
 _VALIDATION_SESSIONS = 32
 _VALIDATION = {
     "values": {"values": "test"},
@@ -46,10 +48,10 @@ class TrainRequest:
         default_factory=dict, metadata={"help": "fields of `MemoryConfig` that differ from `conversation_memory`"}
     )
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    pool_facts: int = field(default=5000, metadata={"help": "distinct facts"})
-    pool_talk: int = field(default=3000, metadata={"help": "distinct unrelated turns"})
-    corrected: float = field(default=0.2, metadata={"help": "share of facts that are corrected later"})
-    replied: int = field(default=1000, metadata={"help": "turns that get the model's own reply"})
+    pool_facts: int = field(default=12000, metadata={"help": "distinct facts"})
+    pool_talk: int = field(default=2000, metadata={"help": "distinct unrelated turns"})
+    corrected: float = field(default=0.15, metadata={"help": "share of facts that are corrected later"})
+    replied: int = field(default=550, metadata={"help": "turns that get the model's own reply"})
     books: str | None = field(
         default=None, metadata={"help": "folder of .txt files: pages on which memory stays silent"}
     )
@@ -66,9 +68,11 @@ def conversation_memory(num_blocks: int, **changes: Any) -> MemoryConfig:
     7,168 floats of slots, 29 KB in float32 and 15 KB in half precision.
     """
     best = {
-        "num_heads": 8,
-        "num_slots": 28,
-        "slot_size": 32,
+        "num_heads": 32,
+        "num_slots": 56,
+        "slot_size": 4,
+        "address_rank": 160,
+        "persistent_slots": 8,
         "decay": 0.998,
         "decay_every": "turn",
         "cell": "mingru",
@@ -121,7 +125,6 @@ def train(
     memory.match_embeddings(head)
     if config.gate_init == 0:
         torch.nn.init.constant_(memory.gate, _training_gate(head, config.num_heads * config.slot_size))
-    torch.nn.init.constant_(memory.strength_key.bias, _QUIET)
 
     renderer = TurnRenderer(tokenizer)
     if request.bfloat16:
@@ -141,9 +144,27 @@ def train(
         validation = {name: [_validation_batch(p, features(name, p.turns()))] for name, p in validation_pools.items()}
     memory.float()
     with _no_denormals():
-        MemoryTrainer(memory, head, pool, cache, validation, request.training, out, report).train()
-    model.save_memory(out)
+        trainer = MemoryTrainer(memory, head, pool, cache, validation, request.training, out, report)
+        if config.address_rank and not trainer.resume():
+            _align(memory, head, pool, cache, request.training.seed, progress)
+        trainer.train()
+    model.save_memory(out, dtype=torch.float16)
     return out
+
+
+def _align(memory, head, pool, cache, seed: int, progress: Progress | None) -> None:
+    """Addresses and strengths in closed form, from whole sessions of the pool."""
+    rng = random.Random(f"align {seed}")
+
+    def batches() -> Iterator[Batch]:
+        for done in range(0, _ALIGNED_SESSIONS, 16):
+            if progress:
+                progress("aligning addresses", done, _ALIGNED_SESSIONS)
+            yield make_batch([pool.session(rng, 3, 1, shuffle=False) for _ in range(16)], cache)
+
+    views = collect(memory, head, batches())
+    fit_addresses(memory, views)
+    fit_strengths(memory, views)
 
 
 def _pools(request, model, renderer, folder, fingerprint, progress) -> tuple[Any, dict[str, Any]]:
@@ -151,7 +172,8 @@ def _pools(request, model, renderer, folder, fingerprint, progress) -> tuple[Any
     if request.data != "facts":
         pool = FilePool(request.data)
         return pool, {"sessions": pool}
-    pool = FactPool(FactGenerator(seed, corrected=request.corrected), request.pool_facts, request.pool_talk)
+    facts = FactGenerator(seed, corrected=request.corrected, silent=_SILENT)
+    pool = FactPool(facts, request.pool_facts, request.pool_talk, tells=1, asks=1)
     rng = random.Random(f"run {seed}")
     if request.replied:
         _with_own_replies(pool, rng, request.replied, model, renderer, folder, fingerprint, progress)
@@ -209,8 +231,12 @@ def _validation_batch(pool: Any, cache: FeatureCache) -> Batch:
 
 
 def _training_gate(head: torch.Tensor, width: int) -> float:
-    """An initial gate at which a token that is read whole gains some 30 nats (tanh leaves 0.65 of a value's size)."""
-    return 30 / (0.65 * width * float(head.pow(2).mean().sqrt()))
+    """An initial gate at which a token that is read whole gains some 140 nats (tanh leaves 0.65 of a value's size).
+
+    That much is needed: about half of the heads find it at first, the read gates start half open, and the model's own
+    likeliest token is some 10 nats ahead.
+    """
+    return 140 / (0.65 * width * float(head.pow(2).mean().sqrt()))
 
 
 def _weights_digest(model: torch.nn.Module) -> str:

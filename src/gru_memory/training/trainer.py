@@ -30,19 +30,20 @@ LOG_NAME = "log.jsonl"
 class TrainingConfig:
     """How long and on what; see `MemoryTrainer`."""
 
-    steps: int = field(default=1150, metadata={"help": "optimiser steps"})
+    steps: int = field(default=6000, metadata={"help": "optimiser steps"})
     rows: int = field(default=16, metadata={"help": "sessions in a step of three facts; more facts, fewer sessions"})
-    learning_rate: float = field(default=1.2e-3, metadata={"help": "peak; linear warm-up, then a cosine to 2%"})
+    learning_rate: float = field(default=1e-3, metadata={"help": "peak; linear warm-up, then a cosine to 2%"})
     warmup_steps: int = field(default=50, metadata={"help": "steps of warm-up"})
     weight_decay: float = field(default=0.01, metadata={"help": "AdamW"})
     clip_norm: float = field(default=1.0, metadata={"help": "gradient norm"})
     max_facts: int = field(default=8, metadata={"help": "facts in a session, drawn from 1 to this"})
     max_between: int = field(default=4, metadata={"help": "unrelated turns in a session, drawn from 0 to this"})
-    curriculum_steps: int = field(default=200, metadata={"help": "steps over which max_facts grows from 2"})
+    curriculum_steps: int = field(default=100, metadata={"help": "steps over which max_facts grows from 2"})
+    keep: float = field(default=0.15, metadata={"help": "share of what is neither told nor answered that a row keeps"})
     base_weight: float = field(default=1.0, metadata={"help": "weight of staying close to the base model"})
     address_weight: float = field(default=1.0, metadata={"help": "weight of reading where the answer was written"})
     write_weight: float = field(default=1.0, metadata={"help": "weight of writing what is told and nothing else"})
-    validate_every: int = field(default=115, metadata={"help": "steps between validations and checkpoints"})
+    validate_every: int = field(default=100, metadata={"help": "steps between validations and checkpoints"})
     seed: int = field(default=0, metadata={"help": "of sessions and sampling"})
 
 
@@ -151,8 +152,9 @@ class MemoryTrainer:
         most = 2 + round((config.max_facts - 2) * grown)
         # Sessions of one step have the same make-up, so that little of the batch is padding.
         facts, between = rng.randint(1, most), rng.randint(0, config.max_between)
-        rows = max(1, round(config.rows * 4 / (facts + between / 2 + 1)))
-        return make_batch([self.pool.session(rng, facts, between) for _ in range(rows)], self.cache)
+        rows = max(2, round(config.rows * 4 / (facts + 1 + between / 3)))
+        sessions = [self.pool.session(rng, facts, between, shuffle=rng.random() < 0.5) for _ in range(rows)]
+        return make_batch(sessions, self.cache, config.keep, rng)
 
     def _learning_rate(self) -> float:
         config = self.config
