@@ -24,6 +24,7 @@ from .rows import Batch, make_batch
 BEST_NAME = "best.safetensors"
 LAST_NAME = "last.safetensors"
 LOG_NAME = "log.jsonl"
+_FULL_RATE_INPUTS = 64
 
 
 @dataclass
@@ -77,7 +78,10 @@ class MemoryTrainer:
         self.report = report or (lambda values: None)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.optimizer = torch.optim.AdamW(
-            memory.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
+            [{"params": [p], "share": learning_rate_share(p)} for p in memory.parameters()],
+            lr=config.learning_rate,
+            betas=(0.9, 0.98),
+            weight_decay=config.weight_decay,
         )
         self.step, self.best, self.seconds = 0, -1.0, 0.0
 
@@ -88,7 +92,7 @@ class MemoryTrainer:
         while self.step < config.steps:
             began = time.perf_counter()
             for group in self.optimizer.param_groups:
-                group["lr"] = self._learning_rate()
+                group["lr"] = self._learning_rate() * group["share"]
             batch = self._batch()
             generator = torch.Generator().manual_seed(config.seed * 1_000_003 + self.step)
             outcome = compute_loss(
@@ -213,6 +217,15 @@ class MemoryTrainer:
         self.optimizer.load_state_dict(state)
         self.step, self.best, self.seconds = progress["step"], progress["best"], progress["seconds"]
         return True
+
+
+def learning_rate_share(weight: Tensor) -> float:
+    """What of the learning rate a parameter gets: less, the more inputs add up in one output.
+
+    A step of Adam moves every weight alike, so what comes out moves by up to the number of inputs times as much; the wide
+    projections, which begin where `alignment` put them, would be blown away. As in Yang et al. 2022 (arXiv:2203.03466).
+    """
+    return min(1.0, _FULL_RATE_INPUTS / weight.shape[-1]) if weight.dim() == 2 else 1.0
 
 
 def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
