@@ -14,6 +14,13 @@ D = 12
 NEVER, ALWAYS = -1e4, 1e4  # biases of the strength that no input moves
 
 
+FORMS = pytest.mark.parametrize(
+    "form",
+    ({}, {"address_rank": 5}, {"address_rank": 5, "persistent_slots": 3}, {"persistent_slots": 2}),
+    ids=lambda form: ",".join(form) or "plain",
+)
+
+
 def site(cell="gru", gate_init=1.0, seed=0, **settings):
     """A small site with random weights everywhere, in float64."""
     torch.manual_seed(seed)
@@ -158,10 +165,11 @@ def test_decay_is_not_rounded_with_the_model():
     assert_close(after["slots"], torch.full((1, 1, 1, 2), 0.999**100), 1e-5)
 
 
+@FORMS
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("clock", CLOCKS)
-def test_whole_is_chunks_is_steps(cell, clock):
-    memory = site(cell, decay_every=clock)
+def test_whole_is_chunks_is_steps(cell, clock, form):
+    memory = site(cell, decay_every=clock, **form)
     x, e = stream(37)
     starts = torch.zeros(2, 37, dtype=torch.bool)
     starts[0, [0, 5, 30]] = starts[1, [2, 21]] = True
@@ -175,10 +183,11 @@ def test_whole_is_chunks_is_steps(cell, clock):
         assert_same(state, after)
 
 
+@FORMS
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("clock", CLOCKS)
-def test_masked_positions_hold_the_state(cell, clock):
-    memory = site(cell, decay_every=clock)
+def test_masked_positions_hold_the_state(cell, clock, form):
+    memory = site(cell, decay_every=clock, **form)
     x, e = stream(20)
     mask = torch.ones(20, dtype=torch.bool)
     mask[[0, 1, 6, 7, 19]] = False
@@ -193,17 +202,19 @@ def test_masked_positions_hold_the_state(cell, clock):
     assert_same(state, after)
 
 
+@FORMS
 @pytest.mark.parametrize("length", (1, 5))
-def test_an_all_masked_stretch_returns_the_state_it_got(length):
-    memory = site()
+def test_an_all_masked_stretch_returns_the_state_it_got(length, form):
+    memory = site(**form)
     before = random_state(memory)
     _, after = memory(*stream(length), before, torch.zeros(2, length, dtype=torch.bool), torch.ones(2, length) > 0)
     for key in before:
         assert torch.equal(after[key], before[key])
 
 
-def test_rows_of_a_batch_do_not_meet():
-    memory = site()
+@FORMS
+def test_rows_of_a_batch_do_not_meet(form):
+    memory = site(**form)
     x, e = stream(9, rows=3)
     whole, state = memory(x, e)
     for row in range(3):
@@ -281,8 +292,8 @@ def test_key_states_join_the_address_only():
     x, e = stream()
     torch.manual_seed(3)
     keys = torch.randn(2, 11, 7).double()
-    one, _, _ = memory.prepare(x, e, memory.initial_state(2), None, None, keys)
-    two, _, _ = memory.prepare(x, e, memory.initial_state(2), None, None, keys * -1)
+    one = memory.prepare(x, e, memory.initial_state(2), None, None, keys).inputs
+    two = memory.prepare(x, e, memory.initial_state(2), None, None, keys * -1).inputs
     assert not torch.allclose(one.address[:, 1:], two.address[:, 1:])
     assert not torch.allclose(one.query, two.query)
     assert torch.equal(one.values, two.values)
@@ -290,6 +301,33 @@ def test_key_states_join_the_address_only():
         memory(x, e)
     with pytest.raises(ValueError, match="key_states"):
         memory(x, e, key_states=keys[..., :6])
+
+
+def test_a_rank_addresses_by_numbers_of_fixed_length():
+    memory = site(address_rank=5)
+    x, e = stream()
+    loud = site(address_rank=5)
+    with torch.no_grad():
+        loud.key_rank.weight *= 7  # how long a key is says nothing
+        loud.key_rank.bias *= 7
+    one, two = (m.prepare(x, e, m.initial_state(2), None, None, None) for m in (memory, loud))
+    assert_close(one.inputs.address, two.inputs.address, 1e-5)
+    assert one.last_key["address"].shape == (2, 5)
+    assert_close(one.last_key["address"].pow(2).mean(-1), torch.ones(2).double(), 1e-4)
+
+
+def test_persistent_slots_speak_from_an_empty_memory_and_never_fade():
+    silent, memory = site(seed=5), site(seed=5, persistent_slots=3)
+    for m in (silent, memory):
+        set_strength(m, NEVER)
+    x, e = stream()
+    assert torch.equal(silent(x, e)[0], x)  # nothing was written, so nothing is read
+    once, state = memory(x, e)
+    assert not torch.allclose(once, x)
+    for _ in range(3):
+        again, state = memory(x, e, state)
+    assert_close(again, once)
+    assert not state["slots"].any()
 
 
 def test_wrong_shapes_are_named():
@@ -322,9 +360,10 @@ def test_settings_out_of_range_are_refused(settings):
         site(**settings)
 
 
+@FORMS
 @pytest.mark.parametrize("cell", CELLS)
-def test_every_weight_gets_a_gradient(cell):
-    memory = site(cell, key_size=3)
+def test_every_weight_gets_a_gradient(cell, form):
+    memory = site(cell, key_size=3, **form)
     x, e = stream()
     y, _ = memory(x, e, key_states=x[..., :3])
     (y * torch.randn_like(y)).sum().backward()

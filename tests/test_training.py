@@ -18,6 +18,7 @@ from gru_memory.data.sessions import Session, Turn, write_jsonl
 from gru_memory.memory import GRUMemoryWithDecay
 from gru_memory.rendering import TurnRenderer
 from gru_memory.scan import ScanInputs
+from gru_memory.training.alignment import Views, collect, fit_addresses, fit_read_gates, fit_strengths
 from gru_memory.training.features import PREFIX, build_feature_cache
 from gru_memory.training.objective import address_loss, compute_loss, recall, write_loss
 from gru_memory.training.rows import make_batch, turn_text
@@ -70,27 +71,27 @@ def build(model, tokenizer, tmp_path_factory):
     return build
 
 
-def make_memory(gate=2.0, cell="mingru"):
+SHAPE = {"num_heads": 2, "num_slots": 4, "slot_size": 8, "decay": 0.9, "decay_every": "turn"}
+
+
+def make_memory(gate=2.0, cell="mingru", **form):
     torch.manual_seed(1)
-    return GRUMemoryWithDecay(
-        32, 2, 4, 8, decay=0.9, decay_every="turn", cell=cell, gate_init=gate, key_size=32 * len(KEY_LAYERS)
-    )
+    return GRUMemoryWithDecay(32, **SHAPE, cell=cell, gate_init=gate, key_size=32 * len(KEY_LAYERS), **form)
 
 
+@pytest.mark.parametrize("form", ({}, {"address_rank": 6, "persistent_slots": 2}))
 @torch.no_grad()
-def test_cached_training_row_equals_the_model_turn_by_turn(model, tokenizer, pool, build):
+def test_cached_training_row_equals_the_model_turn_by_turn(model, tokenizer, pool, build, form):
     """What training computes from the cache is what the model with that memory computes in a conversation."""
     session = pool.session(random.Random(0), 2, 2)
     batch = make_batch([session], build(pool.turns()))
-    memory = make_memory()
+    memory = make_memory(**form)
     trained, _ = recall(memory, model.get_output_embeddings().weight, batch)
     trained = F.linear(trained, model.get_output_embeddings().weight)[0]
 
     import copy
 
-    config = MemoryConfig(
-        sites=("top",), num_heads=2, num_slots=4, slot_size=8, decay=0.9, decay_every="turn", cell="mingru", key_layers=KEY_LAYERS
-    )  # fmt: skip
+    config = MemoryConfig(sites=("top",), cell="mingru", key_layers=KEY_LAYERS, **SHAPE, **form)
     whole = add_memory(copy.deepcopy(model), config)
     whole.memory_sites()["top"].load_state_dict(memory.state_dict())
     renderer = TurnRenderer(tokenizer)
@@ -236,6 +237,96 @@ def test_a_question_that_reads_where_its_answer_was_written_costs_nothing(pool, 
     assert write_loss(right, batch).item() == pytest.approx(0.0, abs=1e-4)
     wrong = right._replace(query=query.roll(1, dims=-1))
     assert address_loss(wrong, batch).item() > 1
+
+
+def test_what_is_told_of_a_value_ends_with_the_token_after_it(tokenizer, pool, build):
+    turns = pool.facts[0]
+    batch = make_batch([Session((turns.tells[0], turns.asks[0]))], build(pool.turns()))
+    value = turns.fact.old_value or turns.fact.value
+    told = batch.tokens[batch.told > 0]
+    assert tokenizer.decode(told[:-1]) == value
+    if not turns.fact.old_value:  # then the same value is asked for, and the reply goes on with a full stop
+        asked = batch.labels[batch.asked > 0]
+        assert tokenizer.decode(asked) == f"{value}."
+        assert batch.asked[batch.asked > 0].tolist() == batch.told[batch.told > 0].tolist()
+
+
+def test_thinned_rows_keep_what_is_told_and_answered(pool, build):
+    sessions = [pool.session(random.Random(i), 2, 3, shuffle=False) for i in range(3)]
+    cache = build(pool.turns())
+    whole, thin = make_batch(sessions, cache), make_batch(sessions, cache, keep=0.1, rng=random.Random(0))
+    assert thin.num_tokens < 0.8 * whole.num_tokens
+    for row in range(3):
+        for name in ("told", "asked"):
+            for column in ("tokens", "labels", "fact", "value", name):
+                before, after = (getattr(b, column)[row][getattr(b, name)[row] > 0] for b in (whole, thin))
+                assert torch.equal(before, after)
+        assert int(whole.turn_starts[row].sum()) == int(thin.turn_starts[row].sum())
+        # A key comes from the position before: that one has to be there as well.
+        position = (thin.told[row] > 0).nonzero().flatten()
+        there = (whole.told[row] > 0).nonzero().flatten()
+        assert torch.equal(thin.features[row, position - 1], whole.features[row, there - 1])
+    assert make_batch(sessions, cache, keep=1.0).num_tokens == whole.num_tokens
+
+
+def test_address_loss_is_its_definition(pool, build):
+    batch = make_batch([pool.session(random.Random(i), 3, 1) for i in range(3)], build(pool.turns()))
+    generator = torch.Generator().manual_seed(0)
+    shape = (*batch.tokens.shape, 2, 5)
+    address, query = (torch.randn(shape, generator=generator).softmax(-1) for _ in range(2))
+    write = address * torch.rand(*shape[:3], 1, generator=generator) * batch.mask[..., None, None]
+    losses = []
+    for r, t in (batch.asked > 0).nonzero().tolist():
+        right = whole = 0.0
+        for u in range(t):
+            outdated = batch.told[r, u] > 0 and batch.fact[r, u] == batch.fact[r, t] and batch.value[r, u] != batch.value[r, t]
+            share = float((query[r, t] * write[r, u]).sum())
+            whole += 0.0 if outdated else share
+            right += share if batch.told[r, u] == batch.asked[r, t] else 0.0
+        if any(batch.told[r, u] == batch.asked[r, t] for u in range(t)):
+            losses.append(-math.log(right / whole))
+    inputs = ScanInputs(torch.zeros(*shape[:3], 4), address, write, torch.ones(shape), query)
+    assert address_loss(inputs, batch).item() == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+
+
+def test_alignment_finds_what_was_told_without_a_step_of_training(model, pool, build):
+    """Keys of two views that agree but for noise and a rotation: after the fit most reads fall on the right token."""
+    torch.manual_seed(0)
+    memory = make_memory(address_rank=12)
+    width, count = memory.key_rank.in_features, 4000
+    hidden = torch.randn(count, 12)
+    told = hidden @ torch.randn(12, width) + 0.3 * torch.randn(count, width) + 3
+    asked = hidden @ torch.randn(12, width) + 0.3 * torch.randn(count, width) - 1
+    telling, asking = torch.rand(count) < 0.2, torch.rand(count) < 0.1
+    own, before = torch.randn(count, width), torch.randn(count, width)
+    own[:, 0] += 6 * telling
+    own[:, 1] += 6 * asking
+    views = Views(told, asked, torch.zeros(count, dtype=torch.bool), before, own, telling, asking)
+
+    def read_where_written():
+        key, query = F.rms_norm(memory.key_rank(told), (12,)), F.rms_norm(memory.query_rank(asked), (12,))
+        address, read = (x.unflatten(-1, (2, 4)).softmax(-1) for x in (memory.key(key), memory.query(query)))
+        return (address * read).sum(-1).mean().item()
+
+    assert read_where_written() < 0.4
+    correlations = fit_addresses(memory, views)
+    assert correlations.shape == (12,) and (correlations[:-1] >= correlations[1:]).all()
+    assert read_where_written() > 0.75
+    assert fit_strengths(memory, views) < 0.1 and fit_read_gates(memory, views) < 0.1
+    strength = memory.strength_key(before) + memory.strength_embed(own)
+    assert ((strength > 0) == telling[:, None]).float().mean() > 0.98
+    assert ((memory.read_gate(own) > 0) == asking[:, None]).float().mean() > 0.98
+
+    sessions = [pool.session(random.Random(i), 2, 1) for i in range(4)]
+    batch = make_batch(sessions, build(pool.turns()))
+    views = collect(memory, model.get_output_embeddings().weight.detach(), [batch])
+    assert len(views.told) == len(views.asked) == len(views.first) == int((batch.asked > 0).sum())
+    assert int(views.telling.sum()) == int((batch.told > 0).sum())
+    with pytest.raises(ValueError, match="nothing to align"):
+        talk = make_batch([Session((pool.talk[0],))], build(pool.turns()))
+        collect(memory, model.get_output_embeddings().weight.detach(), [talk])
+    with pytest.raises(ValueError, match="address_rank"):
+        fit_addresses(make_memory(), views)
 
 
 def test_outdated_values_do_not_count(build, pool):

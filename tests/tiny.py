@@ -30,6 +30,7 @@ KINDS = [
 ]
 
 _MEMORY = {"sites": ("input", "middle", "top"), "num_heads": 2, "num_slots": 4, "slot_size": 8, "decay": 0.9}
+_MINGRU = {"address_rank": 6, "persistent_slots": 2, "cell": "mingru"}  # the two cells are tested with two ways to address
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -63,7 +64,8 @@ def wake(model: PreTrainedModel, seed: int = 1) -> PreTrainedModel:
 
 def memory_model(family: str = "gpt2", seed: int = 0, **config) -> PreTrainedModel:
     """A tiny model with an open memory at three sites, in float64."""
-    return wake(add_memory(base_model(family, seed), MemoryConfig(**{**_MEMORY, **config}))).double()
+    form = _MINGRU if config.get("cell") == "mingru" else {}
+    return wake(add_memory(base_model(family, seed), MemoryConfig(**{**_MEMORY, **form, **config}))).double()
 
 
 def random_ids(rows: int = 2, length: int = 20, seed: int = 0) -> torch.Tensor:

@@ -179,6 +179,12 @@ class GRUMemoryWithDecay(nn.Module):
             self.output.weight.copy_((mixing @ root).t())
         self.value_embed.weight.copy_(mixing @ root / (normed @ root @ mixing.t()).pow(2).mean().sqrt())
 
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args) -> None:
+        gate = state_dict.get(f"{prefix}gate")
+        if gate is not None and gate.dim() == 0:  # as before format 3
+            state_dict[f"{prefix}gate"] = gate.reshape(1)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     @property
     def state_dtype(self) -> torch.dtype:
         """Slots accumulate in at least float32, whatever the weights are in."""

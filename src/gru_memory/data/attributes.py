@@ -101,10 +101,16 @@ def _noun_wordings(base: Base, owner: str):
     x = owner + thing
     tells = [f"my {x} is {{v}}", f"my {x} happens to be {{v}}", f"I looked up my {x} and it is {{v}}"]
     tells += [f"if anyone asks about my {x}, it is {{v}}", f"what I have as my {x} is {{v}}"]
+    tells += [f"as for my {x}, it's {{v}}", f"my {x} would be {{v}}", f"I'd say my {x} is {{v}}"]
+    tells += [f"my {x} has always been {{v}}", f"my {x}, that's {{v}}", f"about my {x}: it's {{v}}"]
+    tells += [f"the answer to what my {x} is would be {{v}}", f"I settled on my {x}, namely {{v}}"]
     asks = [
         Ask(f"what is my {x}", f"what my {x} is", f"your {x} is {{v}}"),
         Ask(f"what's my {x}", f"what my {x} is", f"your {x} is {{v}}"),
         Ask(f"do you know my {x}", f"my {x}", f"your {x} is {{v}}"),
+        Ask(f"what would my {x} be", f"what my {x} would be", f"your {x} is {{v}}"),
+        Ask(f"can you name my {x}", f"the thing that is my {x}", f"your {x} is {{v}}"),
+        Ask(f"what did I tell you about my {x}", f"what I told you about my {x}", f"you told me your {x} is {{v}}"),
     ]
     unseen_tells = [f"when it comes to my {x}, it is {{v}}", f"here is my {x}, it is {{v}}"]
     unseen_asks = [
@@ -122,6 +128,7 @@ def _noun_wordings(base: Base, owner: str):
             )
         )
     corrections = [f"my {x} is {{v}}", f"my {x} is now {{v}}", f"my {x} is really {{v}}"]
+    corrections += [f"my {x} turned out to be {{v}}", f"as for my {x}, it's {{v}} now", f"I meant to say my {x} is {{v}}"]
     unseen_corrections = [f"my {x} has changed to {{v}}", f"my {x} should be {{v}}"]
     return (
         _by_split(tells, unseen_tells),
@@ -135,13 +142,19 @@ def _called_wordings(base: Base, owner: str):
     x, possessor = owner + noun, owner.removesuffix("'s ")
     have = f"my {possessor} has" if owner else "I have"
     tells = [f"my {x} is called {{v}}", f"the name of my {x} is {{v}}", f"my {x}'s name is {{v}}"]
+    tells += [f"my {x} is known as {{v}}", f"the name my {x} has been given is {{v}}", f"people know my {x} as {{v}}"]
+    tells += [f"my {x} answers to {{v}}", f"we call my {x} {{v}}", f"if you meet my {x}, say hello to {{v}}"]
     corrections = [f"my {x} is called {{v}}", f"the name of my {x} is {{v}}", f"my {x} is now called {{v}}"]
+    corrections += [f"my {x}'s name is {{v}}", f"my {x}'s real name is {{v}}", f"these days my {x} is known as {{v}}"]
     unseen_tells = [f"my {x} goes by the name {{v}}", f"everyone calls my {x} {{v}}"]
     unseen_corrections = [f"my {x} got a new name, {{v}}"]
     asks = [
         Ask(f"what is my {x} called", f"what my {x} is called", f"your {x} is called {{v}}"),
         Ask(f"what is the name of my {x}", f"the name of my {x}", f"the name of your {x} is {{v}}"),
         Ask(f"what's my {x}'s name", f"what my {x}'s name is", f"your {x}'s name is {{v}}"),
+        Ask(f"how is my {x} called", f"how my {x} is called", f"your {x} is called {{v}}"),
+        Ask(f"do you remember my {x}'s name", f"my {x}'s name", f"your {x}'s name is {{v}}"),
+        Ask(f"what did I tell you my {x} is called", f"what I told you my {x} is called", f"your {x} is called {{v}}"),
     ]
     unseen_asks = [
         Ask(f"what name does my {x} have", f"what name my {x} has", f"your {x} has the name {{v}}"),
@@ -181,9 +194,13 @@ def _verb_wordings(base: Base, owner: str):
     sentence, asked = _join(said, main, tail, "{v}"), _join(said, main, asked_tail)
     answer = _join(you, main_you, tail, "{v}")
     tells = [sentence, f"it is a fact that {sentence}", f"it might matter later that {sentence}"]
+    tells += [f"it turns out that {sentence}", f"as of today {sentence}", f"most people know that {sentence}"]
     if main.startswith("am "):
         tells.append(sentence.replace("I am ", "I'm ", 1))
-    asks = [Ask(_join(wh, question, asked_tail), f"{wh} {asked}", answer)]
+    asks = [
+        Ask(_join(wh, question, asked_tail), f"{wh} {asked}", answer),
+        Ask(f"{wh} did I tell you {asked}", f"{wh} I told you {asked}", answer),
+    ]
     unseen_asks = [Ask(f"{wh} did I say {asked}", f"{wh} I said {asked}", answer)]
     corrections = [sentence]
     if moved and not owner:

@@ -141,8 +141,9 @@ def _logistic(features: Tensor, target: Tensor, decay: float = 1e-3, steps: int 
         return total
 
     optimizer.step(closure)
-    raw = (weight / spread).detach()
-    return raw, float(bias - raw @ mean), float(loss())
+    with torch.no_grad():
+        raw = weight / spread
+        return raw, float(bias - raw @ mean), float(loss())
 
 
 def _inverse_root(moment: Tensor, ridge: float) -> Tensor:
