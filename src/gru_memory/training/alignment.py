@@ -9,6 +9,7 @@ training. Logistic regression does the same for the strengths, which tokens tell
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 from ..memory import GRUMemoryWithDecay
 from .rows import Batch
 
+_REFINE_RATE, _REFINE_TEMPERATURE, _REFINE_PULL = 1e-3, 0.3, 5.0
 _LOUDNESS = 0.2  # root mean square of rank projections, whose scale says nothing: so much Adam moves them a step
 
 
@@ -69,7 +71,12 @@ def collect(memory: GRUMemoryWithDecay, head: Tensor, batches: Iterable[Batch], 
 
 @torch.no_grad()
 def fit_addresses(
-    memory: GRUMemoryWithDecay, views: Views, ridge: float = 0.05, sharpness: float = 24.0, first_weight: int = 4
+    memory: GRUMemoryWithDecay,
+    views: Views,
+    ridge: float = 0.05,
+    sharpness: float = 24.0,
+    first_weight: int = 4,
+    refine_steps: int = 400,
 ) -> Tensor:
     """Rank projections by canonical correlation, addresses by random projections. Returns the correlations (r,).
 
@@ -80,6 +87,7 @@ def fit_addresses(
         sharpness: standard deviation of address logits.
         first_weight: how often the first token of a value counts. A later one is found by the token before it alone,
             a first one only by what the fact is about.
+        refine_steps: of contrastive refinement after it, see `_refine`.
     """
     rank = memory.address_rank
     if not rank:
@@ -90,10 +98,14 @@ def fit_addresses(
     told, asked = told - centres[0], asked - centres[1]
     roots = [_inverse_root(view.t() @ view / len(view), ridge) for view in (told, asked)]
     left, correlations, right = torch.linalg.svd(roots[0] @ (told.t() @ asked / len(told)) @ roots[1])
-    for linear, directions, root, centre in zip(
-        (memory.key_rank, memory.query_rank), (left[:, :rank].t(), right[:rank]), roots, centres, strict=True
+    directions = [correlations[:rank, None].clamp_max(1) * way for way in (left[:, :rank].t(), right[:rank])]
+    if refine_steps:
+        white = [(view - centre) @ root for view, centre, root in zip((views.told, views.asked), centres, roots, strict=True)]
+        directions = _refine(directions, white, views.first, refine_steps)
+    for linear, way, root, centre in zip(
+        (memory.key_rank, memory.query_rank), directions, roots, centres, strict=True
     ):
-        weight = correlations[:rank, None].clamp_max(1) * (directions @ root)
+        weight = way @ root
         weight *= _LOUDNESS / weight.pow(2).mean().sqrt()
         linear.weight.copy_(weight)
         linear.bias.copy_(-weight @ centre)
@@ -101,6 +113,38 @@ def fit_addresses(
     memory.key.weight.copy_(hashes)
     memory.query.weight.copy_(hashes)
     return correlations[:rank]
+
+
+def _refine(directions: list[Tensor], views: list[Tensor], first: Tensor, steps: int) -> list[Tensor]:
+    """Bring what was told and the question for it closer together, and other tokens further apart.
+
+    Cross-entropy over the cosines within a batch, both ways (van den Oord et al. 2018, arXiv:1807.03748), at a temperature
+    that keeps on pulling pairs together once they are told apart, plus their distance itself: whether two keys meet
+    in one slot depends on the angle between them. Views are whitened; a tenth of their numbers is dropped at each step.
+    """
+    tensors = [way.clone().requires_grad_() for way in directions]
+    optimizer = torch.optim.Adam(tensors)
+    groups = [(group, size) for group, size in ((first.nonzero().flatten(), 320), ((~first).nonzero().flatten(), 192))
+              if len(group)]  # fmt: skip
+    with torch.enable_grad():
+        for step in range(steps):
+            rate = min(1, step / 50) * (1 + math.cos(math.pi * step / steps)) / 2
+            for settings in optimizer.param_groups:
+                settings["lr"] = _REFINE_RATE * rate
+            rows = torch.cat([group[torch.randint(len(group), (size,))] for group, size in groups])
+            told, asked = (
+                F.normalize(F.dropout(view[rows], 0.1) @ way.t(), dim=-1)
+                for view, way in zip(views, tensors, strict=True)
+            )
+            cosines = asked @ told.t()
+            same = torch.arange(len(rows))
+            logits = cosines / _REFINE_TEMPERATURE
+            loss = (F.cross_entropy(logits, same) + F.cross_entropy(logits.t(), same)) / 2
+            loss = loss + _REFINE_PULL * (1 - cosines.diagonal()).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return [tensor.detach() for tensor in tensors]
 
 
 def fit_strengths(memory: GRUMemoryWithDecay, views: Views) -> float:

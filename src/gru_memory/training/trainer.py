@@ -25,6 +25,7 @@ BEST_NAME = "best.safetensors"
 LAST_NAME = "last.safetensors"
 LOG_NAME = "log.jsonl"
 _FULL_RATE_INPUTS = 64
+_ADDRESS_SHARE = 0.1
 
 
 @dataclass
@@ -78,7 +79,7 @@ class MemoryTrainer:
         self.report = report or (lambda values: None)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.optimizer = torch.optim.AdamW(
-            [{"params": [p], "share": learning_rate_share(p)} for p in memory.parameters()],
+            [{"params": [p], "share": learning_rate_share(name, p)} for name, p in memory.named_parameters()],
             lr=config.learning_rate,
             betas=(0.9, 0.98),
             weight_decay=config.weight_decay,
@@ -219,12 +220,15 @@ class MemoryTrainer:
         return True
 
 
-def learning_rate_share(weight: Tensor) -> float:
+def learning_rate_share(name: str, weight: Tensor) -> float:
     """What of the learning rate a parameter gets: less, the more inputs add up in one output.
 
-    A step of Adam moves every weight alike, so what comes out moves by up to the number of inputs times as much; the wide
-    projections, which begin where `alignment` put them, would be blown away. As in Yang et al. 2022 (arXiv:2203.03466).
+    A step of Adam moves every weight alike, so what comes out moves by up to the number of inputs times as much; strengths,
+    gates and values, which begin where `alignment` put them, would be blown away. As in Yang et al. 2022 (arXiv:2203.03466).
+    Addresses are compared by direction alone and have the most to learn, so theirs move faster.
     """
+    if name.startswith(("key", "query")):
+        return _ADDRESS_SHARE if "rank" in name else 1.0
     return min(1.0, _FULL_RATE_INPUTS / weight.shape[-1]) if weight.dim() == 2 else 1.0
 
 
