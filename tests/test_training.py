@@ -279,7 +279,9 @@ def test_address_loss_is_its_definition(pool, build):
     for r, t in (batch.asked > 0).nonzero().tolist():
         right = whole = 0.0
         for u in range(t):
-            outdated = batch.told[r, u] > 0 and batch.fact[r, u] == batch.fact[r, t] and batch.value[r, u] != batch.value[r, t]
+            outdated = (
+                batch.told[r, u] > 0 and batch.fact[r, u] == batch.fact[r, t] and batch.value[r, u] != batch.value[r, t]
+            )
             share = float((query[r, t] * write[r, u]).sum())
             whole += 0.0 if outdated else share
             right += share if batch.told[r, u] == batch.asked[r, t] else 0.0

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .rendering import TurnRenderer
-from .state import MemoryState, write_whole
+from .state import STORED_DTYPE, MemoryState, write_whole
 
 
 class Conversation:
@@ -94,10 +94,10 @@ class Conversation:
         self.turns += 1
         self._context = [*self._context, (text, reply)][-self.context_turns + 1 :] if self.context_turns > 1 else []
 
-    def to_bytes(self, dtype: torch.dtype | None = None) -> bytes:
+    def to_bytes(self, dtype: torch.dtype | None = STORED_DTYPE) -> bytes:
         """The conversation as the bytes of one safetensors file: its state and the turns that attention still sees.
 
-        `dtype` is that of `MemoryState.to_bytes`.
+        `dtype` is that of `MemoryState.to_bytes`: half precision unless another is asked for, None for every bit.
         """
         about = {
             "turns": self.turns,
@@ -107,7 +107,7 @@ class Conversation:
         }
         return self.state.to_bytes(dtype, metadata={"conversation": json.dumps(about)})
 
-    def save(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
+    def save(self, path: str | Path, dtype: torch.dtype | None = STORED_DTYPE) -> None:
         """Write `to_bytes` to a file, whole or not at all."""
         write_whole(path, self.to_bytes(dtype))
 

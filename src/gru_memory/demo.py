@@ -8,15 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .conversation import Conversation
 from .evaluation.batched import BatchReader, Pair
 from .evaluation.full_history import ask_with_history
-from .evaluation.recall import stored_bytes
 from .evaluation.scoring import contains
 from .inspection import StoredToken, Trace, recalled_words, slot_tokens, slot_words, stored_tokens, trace
-from .state import MemoryState
+from .state import STORED_DTYPE, MemoryState
 
 Progress = Callable[[str, int, int], None]  # (what is being done, done, in all)
 
@@ -77,8 +74,7 @@ class DemoResult:
     answers: list[DemoAnswer]
     stored: list[StoredToken]  # of which most is left after all turns
     slots: list[DemoSlot]  # in which most is left of what was told
-    state_bytes: int  # one file, float32
-    state_bytes_half: int  # the same in float16
+    state_bytes: int  # as a conversation is kept
     kv_bytes: int  # keys and values of the full history
     history_tokens: int
     seconds: float
@@ -123,8 +119,7 @@ def run_demo(model: Any, tokenizer: Any, max_new_tokens: int = 24, progress: Pro
         answers=answers,
         stored=stored_tokens(whole, by="left"),
         slots=_slots(model, tokenizer, whole),
-        state_bytes=stored_bytes(told),
-        state_bytes_half=stored_bytes(told, torch.float16),
+        state_bytes=len(told.to_bytes(STORED_DTYPE)),
         kv_bytes=full.kv_bytes,
         history_tokens=full.history_tokens,
         seconds=time.perf_counter() - began,

@@ -284,9 +284,11 @@ class MemorySavingMixin:
         text = memory_card(config, base, sum(t.numel() for t in weights.values()), recall, card, repo_id)
         with one_writes(self) as writes:
             if writes:
-                self._write_files(folder, weights, values, text)
+                self._write_files(folder, weights, header, values, text)
 
-    def _write_files(self, folder: Path, weights: dict[str, Tensor], values: dict[str, Any], text: str) -> None:
+    def _write_files(
+        self, folder: Path, weights: dict[str, Tensor], header: dict[str, str], values: dict[str, Any], text: str
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as part:  # whole files or none
             save_file(weights, Path(part, WEIGHTS_NAME), header)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 FORMAT_VERSION = 1
 _KIND = "gru-memory state"
+STORED_DTYPE = torch.float16  # what conversations are kept in: slots lie in [-1, 1], where it errs by 2.5e-4 at most
 MAX_FILE_BYTES = 1 << 30  # read no further: a state is kilobytes a conversation
 
 

@@ -93,7 +93,7 @@ def demo(
 
     console.print(
         f"\nThe memory of this conversation is a file of {kilobytes(result.state_bytes)} "
-        f"({kilobytes(result.state_bytes_half)} in half precision), however long it gets. "
+        "(half precision), however long it gets. "
         f"The KV cache of its {result.history_tokens} tokens is {kilobytes(result.kv_bytes)}.",
         highlight=False,
     )

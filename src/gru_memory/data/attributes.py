@@ -128,7 +128,11 @@ def _noun_wordings(base: Base, owner: str):
             )
         )
     corrections = [f"my {x} is {{v}}", f"my {x} is now {{v}}", f"my {x} is really {{v}}"]
-    corrections += [f"my {x} turned out to be {{v}}", f"as for my {x}, it's {{v}} now", f"I meant to say my {x} is {{v}}"]
+    corrections += [
+        f"my {x} turned out to be {{v}}",
+        f"as for my {x}, it's {{v}} now",
+        f"I meant to say my {x} is {{v}}",
+    ]
     unseen_corrections = [f"my {x} has changed to {{v}}", f"my {x} should be {{v}}"]
     return (
         _by_split(tells, unseen_tells),

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
-
-import torch
 
 from ..data.facts import FactGenerator
 from ..data.sessions import Session
+from ..state import STORED_DTYPE, MemoryState
 from .batched import BatchReader, Pair
 from .full_history import ask_with_history
 from .scoring import Rate, contains
@@ -151,7 +148,8 @@ def evaluate_recall(
         tell("memory", start, len(sessions))
         batch = range(start, min(start + config.batch_size, len(sessions)))
         states = reader.read_all(reader.start(len(batch)), [told[i] for i in batch])
-        state_bytes = state_bytes or stored_bytes(states.select(0))
+        state_bytes = state_bytes or len(states.select(0).to_bytes(STORED_DTYPE))
+        states = MemoryState.from_bytes(states.to_bytes(STORED_DTYPE)).to(model.device)  # asked of what would be kept
         here = [entry for entry in asked if entry.session in batch]
         for part in _chunks(here, config.batch_size):
             rows = states.select([entry.session - start for entry in part])
@@ -223,14 +221,6 @@ def standard_suite(sessions: int = RecallConfig.sessions, **settings: Any) -> li
         {"values": "seen"},
     ]
     return [RecallConfig(**{"facts": 3, "between": 12, **row}, sessions=sessions, **settings) for row in rows]
-
-
-def stored_bytes(state: Any, dtype: torch.dtype | None = None) -> int:
-    """Size of the file that `state.save` writes."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "state.safetensors"
-        state.save(path, dtype)
-        return path.stat().st_size
 
 
 def _told(session: Session) -> list[Pair]:

@@ -100,11 +100,11 @@ def fit_addresses(
     left, correlations, right = torch.linalg.svd(roots[0] @ (told.t() @ asked / len(told)) @ roots[1])
     directions = [correlations[:rank, None].clamp_max(1) * way for way in (left[:, :rank].t(), right[:rank])]
     if refine_steps:
-        white = [(view - centre) @ root for view, centre, root in zip((views.told, views.asked), centres, roots, strict=True)]
+        white = [
+            (view - centre) @ root for view, centre, root in zip((views.told, views.asked), centres, roots, strict=True)
+        ]
         directions = _refine(directions, white, views.first, refine_steps)
-    for linear, way, root, centre in zip(
-        (memory.key_rank, memory.query_rank), directions, roots, centres, strict=True
-    ):
+    for linear, way, root, centre in zip((memory.key_rank, memory.query_rank), directions, roots, centres, strict=True):
         weight = way @ root
         weight *= _LOUDNESS / weight.pow(2).mean().sqrt()
         linear.weight.copy_(weight)

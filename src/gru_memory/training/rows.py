@@ -44,9 +44,7 @@ def turn_text(turn: Turn) -> Text:
     return (None, turn.assistant) if turn.user is None else (turn.user, turn.assistant)
 
 
-def make_batch(
-    sessions: Sequence[Session], cache: FeatureCache, keep: float = 1.0, rng: Random | None = None
-) -> Batch:
+def make_batch(sessions: Sequence[Session], cache: FeatureCache, keep: float = 1.0, rng: Random | None = None) -> Batch:
     """Look up every turn of every session; see `Batch`.
 
     With `keep` below 1 only so much of what is neither told nor answered stays in, in runs of `_RUN` tokens drawn by
