@@ -145,7 +145,7 @@ def test_recall_counts_what_the_replies_say(llama, tmp_path, monkeypatch):
         assert getattr(result, method).hits == said
     assert {("memory", 3, 3), ("floor", 6, 6), ("full history", 3, 3)} <= set(seen)
     assert result.old_value is None
-    assert 1000 < result.state_bytes < result.kv_bytes
+    assert 900 < result.state_bytes < result.kv_bytes
     write_report(tmp_path / "sub" / "r.json", "gru-memory eval recall", 1, [result])
     written = json.loads((tmp_path / "sub" / "r.json").read_text())
     assert written["results"][0]["replies"][0]["question"] == result.replies[0].question
@@ -158,7 +158,7 @@ def test_recall_asks_every_question_of_the_memory_of_its_own_session(llama, monk
     told: dict[tuple, str] = {}
 
     def key(state):
-        return tuple(state.sites["top"]["slots"].flatten().tolist())
+        return tuple(state.sites["top"]["slots"].half().flatten().tolist())  # as it is kept
 
     def read_all(self, states, conversations):
         states = real_read_all(self, states, conversations)

@@ -44,7 +44,7 @@ def test_slots_are_the_weighted_sum_of_what_was_written(model, tokenizer):
     site, contents = model.memory_sites()["top"], []
 
     def keep(module, args, kwargs, output):
-        inputs, _, _ = module.prepare(args[0], **kwargs)
+        inputs = module.prepare(args[0], **kwargs).inputs
         contents.append(inputs.values[0, kwargs["mask"][0]])
 
     hook = site.register_forward_hook(keep, with_kwargs=True)
