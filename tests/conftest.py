@@ -18,7 +18,10 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    from gru_memory import Conversation
+
     torch.set_num_threads(min(2, os.cpu_count() or 1))
+    Conversation.kept_in = None  # tests compare every bit; half precision has a test of its own
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

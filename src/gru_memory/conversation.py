@@ -27,6 +27,8 @@ class Conversation:
         turns: how many turns were taken in.
     """
 
+    kept_in: torch.dtype | None = STORED_DTYPE  # type of the numbers that `to_bytes` and `save` write; None: every bit
+
     def __init__(
         self, model: Any, tokenizer: Any, system: str | None = None, context_turns: int = 1, **generation: Any
     ) -> None:
@@ -94,10 +96,10 @@ class Conversation:
         self.turns += 1
         self._context = [*self._context, (text, reply)][-self.context_turns + 1 :] if self.context_turns > 1 else []
 
-    def to_bytes(self, dtype: torch.dtype | None = STORED_DTYPE) -> bytes:
+    def to_bytes(self) -> bytes:
         """The conversation as the bytes of one safetensors file: its state and the turns that attention still sees.
 
-        `dtype` is that of `MemoryState.to_bytes`: half precision unless another is asked for, None for every bit.
+        In half precision, unless `kept_in` says otherwise.
         """
         about = {
             "turns": self.turns,
@@ -105,11 +107,11 @@ class Conversation:
             "system": self.system,
             "context_turns": self.context_turns,
         }
-        return self.state.to_bytes(dtype, metadata={"conversation": json.dumps(about)})
+        return self.state.to_bytes(self.kept_in, metadata={"conversation": json.dumps(about)})
 
-    def save(self, path: str | Path, dtype: torch.dtype | None = STORED_DTYPE) -> None:
+    def save(self, path: str | Path) -> None:
         """Write `to_bytes` to a file, whole or not at all."""
-        write_whole(path, self.to_bytes(dtype))
+        write_whole(path, self.to_bytes())
 
     def load(self, source: str | Path | bytes) -> None:
         """Go on with a saved conversation, a file or its bytes. On any error this one stays as it was.
