@@ -9,8 +9,12 @@ import pytest
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 # For scripts that would run for minutes.
-ARGUMENTS = {"untrained_influence.py": ["--gates", "0.1"], "trainer.py": ["--steps", "2"]}
-SLOW = {"trainer.py", "untrained_influence.py"}
+ARGUMENTS = {
+    "untrained_influence.py": ["--gates", "0.1"],
+    "trainer.py": ["--steps", "2"],
+    "lora_and_memory.py": ["--steps", "1"],
+}
+SLOW = {"lora_and_memory.py", "trainer.py", "untrained_influence.py"}
 
 
 def _parameter(script: Path):

@@ -4,11 +4,14 @@ import math
 
 import pytest
 import torch
+import trl
+from datasets import Dataset
 from rows import sessions
 from talking import FAMILIES, talking_model, talking_tokenizer
 from tiny import one_thread  # noqa: F401 (a fixture)
 from torch.nn import functional as F
 from transformers import Trainer, TrainingArguments
+from trl import SFTConfig, SFTTrainer
 
 from gru_memory.data.sessions import Session, Turn
 from gru_memory.rendering import TurnRenderer
@@ -192,3 +195,47 @@ def test_autocast_has_nearly_the_same_curve_and_leaves_weights_and_slots_in_floa
     assert losses != pytest.approx(straight, rel=1e-5)  # it was in bfloat16
     assert set(slots) == {torch.float32}
     assert all(p.dtype == torch.float32 for p in model.memory_parameters())
+
+
+class SFTWithMemory(SFTTrainer):
+    compute_loss = Trainer.compute_loss
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_sft_trainer_has_the_curve_of_the_trainer(tmp_path, straight, checkpointing):
+    """TRL's SFTTrainer, as docs/training.md says: rows that are ready, the data collator and the Trainer's loss."""
+    collate = SessionCollator(talking_tokenizer("llama"))
+    settings = SFTConfig(
+        str(tmp_path), max_steps=6, logging_steps=1, report_to=[], use_cpu=True, disable_tqdm=True, seed=3, bf16=False,
+        per_device_train_batch_size=4, learning_rate=3e-3, save_strategy="no", **{CHECKPOINTING: checkpointing},
+        dataset_kwargs={"skip_prepare_dataset": True}, remove_unused_columns=False,
+    )  # fmt: skip
+
+    def run(trainer):
+        model = trainable()
+        rows = Dataset.from_list([collate.row(session) for session in sessions()])
+        run = trainer(
+            model=model,
+            args=settings,
+            train_dataset=rows,
+            data_collator=collate,
+            processing_class=talking_tokenizer("llama"),
+        )
+        run.train()
+        return [entry["loss"] for entry in run.state.log_history if "loss" in entry]
+
+    assert run(SFTWithMemory) == pytest.approx(straight, rel=1e-5)
+    if hasattr(trl.trainer.utils, "add_fused_lm_head"):
+        with pytest.raises(RuntimeError, match="SFTTrainer"):  # or it would train the base model, and never say so
+            run(SFTTrainer)
+
+
+def test_a_backbone_is_not_trained_by_itself_unawares():
+    model, ids = trainable().train(), torch.arange(8)[None]
+    with pytest.raises(RuntimeError, match="disable_memory"):
+        model.model(ids)
+    with model.disable_memory():
+        model.model(ids)
+    with torch.no_grad():
+        model.model(ids)
+    model.eval().model(ids)

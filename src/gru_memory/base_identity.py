@@ -40,8 +40,11 @@ def weights_digest(model: Any) -> str | None:
     not leave them alone: where a weight moves by a share e of its size, about e / pi of all signs flip, so a change of one
     in a thousand flips five of those looked at. And a digest of signs gives no weight away.
     """
+    added = _adapter_parameters(model)
     matrices = [
-        p for name, p in model.named_parameters() if not name.startswith("gru_memory") and p.dim() > 1 and _readable(p)
+        p
+        for name, p in model.named_parameters()
+        if not name.startswith("gru_memory") and id(p) not in added and p.dim() > 1 and _readable(p)
     ]
     if not matrices:
         return None
@@ -81,6 +84,17 @@ def check_base(saved: dict[str, Any], model: Any, where: str, weights: bool = Tr
             "though the sizes are the same: another fine-tune, or a coarser quantisation. Load the model it was trained on, or "
             "pass check_base=False to use it here all the same"
         )
+
+
+def _adapter_parameters(model: Any) -> set[int]:
+    """The ids of what peft has put into a model: everything in its layers but the layer that each of them wraps."""
+    added = set()
+    for module in model.modules():
+        if hasattr(module, "adapter_layer_names"):
+            wrapped = getattr(module, "base_layer", getattr(module, "original_module", None))
+            kept = set() if wrapped is None else {id(p) for p in wrapped.parameters()}
+            added |= {id(p) for p in module.parameters()} - kept
+    return added
 
 
 def _readable(parameter: torch.Tensor) -> bool:

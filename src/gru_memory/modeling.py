@@ -496,7 +496,7 @@ def _keep_key_states(module: nn.Module, args: tuple, output: Any, layer: int) ->
 def _run_before(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
     call = _current_call()
     if call is None:
-        return None
+        return _refuse_training_unheard(module)
     if args:
         return (call.owner.run_site("input", args[0], call), *args[1:]), kwargs
     return args, {**kwargs, "hidden_states": call.owner.run_site("input", kwargs["hidden_states"], call)}
@@ -505,10 +505,20 @@ def _run_before(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, di
 def _run_after(module: nn.Module, args: tuple, output: Any, site: str) -> Any:
     call = _current_call()
     if call is None:
-        return None
+        return _refuse_training_unheard(module)
     if isinstance(output, tuple):
         return (call.owner.run_site(site, output[0], call), *output[1:])
     return call.owner.run_site(site, output, call)
+
+
+def _refuse_training_unheard(module: nn.Module) -> None:
+    """Raise RuntimeError if somebody trains on what the backbone says by itself, and would never notice that memory has no part."""
+    if module.training and torch.is_grad_enabled() and not _disabled.get() and not torch.compiler.is_compiling():
+        raise RuntimeError(
+            "the backbone of a model with memory is being trained by itself, so its memory has no part in it: call the model, or "
+            "do this inside `with model.disable_memory():`. (TRL's SFTTrainer does so unless its compute_loss is that of the "
+            "Trainer, see docs/training.md; so does checkpointing that wraps the blocks, unlike gradient_checkpointing_enable().)"
+        )
 
 
 def _site_index(site: str, num_blocks: int) -> int | None:
@@ -571,7 +581,7 @@ def _refuse_cached_turns(model: nn.Module, arguments: dict[str, Any]) -> None:
     if use_cache is None:
         use_cache = getattr(model.config.get_text_config(), "use_cache", False)
     cached = use_cache or arguments.get("past_key_values") is not None
-    if cached and not (model.training and model.is_gradient_checkpointing) and bool((position_ids[..., 1:] == 0).any()):
+    if cached and bool((position_ids[..., 1:] == 0).any()):
         raise ValueError(
             "position_ids restart within a row, so it holds several turns; with a key-value cache attention would see across "
             "them: pass use_cache=False (and no past_key_values)"

@@ -21,7 +21,8 @@ def with_memory_state(outputs: ModelOutput, state: MemoryState) -> ModelOutput:
     base = type(outputs)
     if base not in _classes:
         added = [("memory_state", MemoryState | None, None)]
-        methods = {"__reduce__": lambda self: (_rebuild, (base, dict(self)))}  # pickle finds no class made here
+        # pickle finds no class made here, so it is told how to make it again.
+        methods = {"__module__": __name__, "__reduce__": lambda self: (_rebuild, (base, dict(self)))}
         _classes[base] = make_dataclass(f"{base.__name__}WithMemory", added, bases=(base,), namespace=methods)
     return _rebuild(
         base, {**{f.name: outputs[f.name] for f in fields(outputs) if f.name in outputs}, "memory_state": state}

@@ -273,6 +273,11 @@ class MemorySavingMixin:
             for site, module in sites.items()
             for key, tensor in module.state_dict().items()
         }
+        if changed := [key for key in weights if ".base_layer." in key or ".lora_" in key]:
+            raise ValueError(
+                f"peft has put adapters into the memory itself ({changed[0]}, ...), and a memory is saved without any: keep them "
+                'out with exclude_modules=r".*gru_memory.*" in the LoraConfig'
+            )
         header = {"format": "pt"}
         if dtype is not None:
             header[_LOADED_AS] = str(next(iter(weights.values())).dtype).removeprefix("torch.")
