@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from . import one_token
 from . import scan as recurrence
 from .config import CELLS, CLOCKS, MemoryConfig, check_decay
 
@@ -240,6 +241,8 @@ class GRUMemoryWithDecay(nn.Module):
         self._check(hidden_states, token_embeds, state, mask, turn_starts, key_states)
         if state is None:
             state = self.initial_state(hidden_states.shape[0])
+        if type(self) is GRUMemoryWithDecay and one_token.can_run(self, hidden_states):
+            return one_token.run_one(self, hidden_states, token_embeds, state, mask, turn_starts, key_states)
         hidden_states, state, _ = self.run(hidden_states, token_embeds, state, mask, turn_starts, key_states)
         return hidden_states, state
 

@@ -18,7 +18,7 @@ does (arXiv:2312.06635).
 
 from .chunked import scan_chunked
 from .reference import gru_cell, scan_reference, step
-from .registry import FORMS, Form, pick_form, scan
+from .registry import FORMS, Form, can_compile, pick_form, scan
 from .types import CellWeights, ScanInputs
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "CellWeights",
     "Form",
     "ScanInputs",
+    "can_compile",
     "gru_cell",
     "pick_form",
     "scan",

@@ -28,13 +28,18 @@ def _is_one_token(inputs: ScanInputs, slots: Tensor, cell: CellWeights | None) -
     return inputs.address.shape[1] == 1
 
 
-def _can_compile(inputs: ScanInputs, slots: Tensor, cell: CellWeights | None) -> bool:
-    if slots.device.type != "cpu" or torch.compiler.is_compiling() or slots.numel() == 0:
+def can_compile(tensor: Tensor) -> bool:
+    """Whether compiled code can work on this tensor; warns once if only numba is missing."""
+    if tensor.device.type != "cpu" or torch.compiler.is_compiling() or tensor.numel() == 0:
         return False
     if find_spec("numba") is not None:
         return True
     _warn_once("the memory runs slowly on this CPU without numba: pip install 'gru-memory[fast]'")
     return False
+
+
+def _can_compile(inputs: ScanInputs, slots: Tensor, cell: CellWeights | None) -> bool:
+    return can_compile(slots)
 
 
 def _run_compiled(inputs: ScanInputs, slots: Tensor, cell: CellWeights | None) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,179 @@
+"""One token by the short path against the same token by the general one, and when the short path must not be taken."""
+
+import itertools
+
+import pytest
+import torch
+from tiny import one_thread  # noqa: F401
+from torch import nn
+
+from gru_memory import GRUMemoryWithDecay, one_token
+from gru_memory.scan import registry
+
+D, E, N, S, SIZE = 20, 12, 3, 5, 8
+EXTRA = 7  # width of further key states
+
+
+def make(dtype=torch.float64, **changes):
+    """A site of which no weight is zero."""
+    settings = {"cell": "gru", "decay": 0.9, "decay_every": "turn", "embed_size": E, "key_size": EXTRA} | changes
+    torch.manual_seed(3)
+    site = GRUMemoryWithDecay(D, N, S, SIZE, **settings)
+    with torch.no_grad():
+        for parameter in site.parameters():
+            parameter.add_(torch.randn_like(parameter) / max(1, parameter.shape[-1]) ** 0.5)
+    return site.to(dtype).eval()
+
+
+def one(site, batch=3, seed=0):
+    """Inputs of one token in the middle of a text."""
+    generator = torch.Generator().manual_seed(seed)
+    dtype = site.gate.dtype
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    state = site.initial_state(batch)
+    state = {name: (tensor + normal(*tensor.shape)).clamp(-1, 1) for name, tensor in state.items()}
+    given = {"hidden_states": normal(batch, 1, D), "token_embeds": normal(batch, 1, E), "state": state}
+    given["mask"] = torch.ones(batch, 1, dtype=torch.bool)
+    given["turn_starts"] = torch.rand(batch, 1, generator=generator) < 0.5
+    given["key_states"] = normal(batch, 1, site.key_size) if site.key_size else None
+    return given
+
+
+def both(site, given):
+    """The short path's outputs and state, flat, and those of the general one."""
+    with torch.no_grad():
+        assert one_token.can_run(site, given["hidden_states"])
+        short = one_token.run_one(site, **given)
+        general = site.run(**given)[:2]
+    return [[hidden, *(state[name] for name in sorted(state))] for hidden, state in (short, general)]
+
+
+def assert_same(short, general, tolerance):
+    for got, wanted in zip(short, general, strict=True):
+        assert (got.shape, got.dtype) == (wanted.shape, wanted.dtype)
+        assert torch.equal(got.isnan(), wanted.isnan())
+        assert (got - wanted).nan_to_num().abs().max() <= tolerance
+
+
+SETTINGS = [
+    {"cell": cell, "decay": decay, "decay_every": every, "address_rank": rank, "persistent_slots": persistent}
+    for (cell, every), (decay, rank, persistent) in itertools.product(
+        (("gru", "turn"), ("mingru", "token")),
+        ((0.9, 0, 0), ([0.9, 0.8, 0.7], 6, 0), ([0.9, 0.8, 0.7, 0.6, 0.5], 0, 4), ([[0.5] * S] * N, 6, 4)),
+    )
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("batch", (1, 3))
+def test_it_is_the_general_path(settings, batch):
+    site = make(**settings)
+    given = one(site, batch)
+    assert_same(*both(site, given), 1e-12)
+    for absent in ("token_embeds", "turn_starts", "mask"):
+        assert_same(*both(site, {**given, absent: None}), 1e-12)
+
+
+@pytest.mark.parametrize("rank", (0, 6))
+def test_hidden_tokens_hold_the_state(rank):
+    site = make(address_rank=rank)
+    given = one(site)
+    given["mask"] = torch.tensor([[True], [False], [True]])
+    given["hidden_states"][1] = torch.nan  # padding may hold anything
+    short, general = both(site, given)
+    assert_same(short, general, 1e-12)
+    with torch.no_grad():
+        _, state = one_token.run_one(site, **given)
+    for name, before in given["state"].items():
+        assert torch.equal(state[name][1], before[1]), name
+        assert not torch.equal(state[name][0], before[0]), name
+
+
+@pytest.mark.parametrize("settings", ({}, {"cell": "mingru", "address_rank": 6, "persistent_slots": 2}))
+def test_float32(settings):
+    site = make(torch.float32, **settings)
+    assert_same(*both(site, one(site)), 2e-6)
+
+
+def test_no_key_states():
+    site = make(key_size=0)
+    assert_same(*both(site, one(site)), 1e-12)
+
+
+@pytest.mark.parametrize("field", ("hidden_states", "token_embeds", "key_states"))
+def test_not_a_number_comes_through(field):
+    site = make()
+    given = one(site)
+    given[field][1, 0, 2] = torch.nan
+    short, general = both(site, given)
+    assert_same(short, general, 1e-12)
+    assert short[0][1].isnan().any()
+    assert not short[0][0].isnan().any()
+
+
+def test_the_state_that_went_in_is_left_alone():
+    site = make()
+    given = one(site)
+    before = {name: tensor.clone() for name, tensor in given["state"].items()}
+    both(site, given)
+    assert all(torch.equal(given["state"][name], tensor) for name, tensor in before.items())
+
+
+def test_a_state_kept_in_half_precision_is_taken():
+    site = make(torch.float32)
+    given = one(site)
+    given["state"] = {name: tensor.half() for name, tensor in given["state"].items()}
+    assert_same(*both(site, given), 2e-6)
+
+
+def test_it_is_what_forward_takes_for_one_token_without_gradients(monkeypatch):
+    site, taken = make(), []
+    run_one = one_token.run_one
+    monkeypatch.setattr(one_token, "run_one", lambda *args: taken.append(1) or run_one(*args))
+    given = one(site)
+    with torch.no_grad():
+        site(**given)
+    assert len(taken) == 1
+    site(**given)  # gradients are wanted
+    with torch.no_grad():
+        site(torch.randn(3, 2, D).double(), key_states=torch.randn(3, 2, EXTRA).double())  # two tokens
+        with torch.autocast("cpu", torch.bfloat16):
+            site(**given)
+
+        class Other(GRUMemoryWithDecay):
+            def run(self, *args):
+                return super().run(*args)
+
+        other = make()
+        other.__class__ = Other
+        other(**given)
+    assert len(taken) == 1
+
+
+def test_projections_that_are_no_plain_ones_are_not_passed_by():
+    hidden = torch.zeros(1, 1, D)
+    with torch.no_grad():
+        hooked = make(torch.float32)
+        hooked.value_embed.register_forward_hook(lambda module, args, output: output * 2)
+        assert not one_token.can_run(hooked, hidden)
+        wrapped = make(torch.float32)
+        wrapped.output = nn.Sequential(wrapped.output)
+        assert not one_token.can_run(wrapped, hidden)
+        parametrized = make(torch.float32)
+        nn.utils.parametrizations.weight_norm(parametrized.key)
+        assert not one_token.can_run(parametrized, hidden)
+        assert not one_token.can_run(make(torch.bfloat16), hidden)
+        mixed = make(torch.float32)
+        mixed.query.double()
+        assert not one_token.can_run(mixed, hidden)
+        assert one_token.can_run(make(torch.float32), hidden)
+
+
+def test_without_numba_the_general_path_is_taken(monkeypatch):
+    monkeypatch.setattr(registry, "find_spec", lambda name: None)
+    monkeypatch.setattr(registry, "_warned", set())
+    with torch.no_grad(), pytest.warns(RuntimeWarning, match="numba"):
+        assert not one_token.can_run(make(torch.float32), torch.zeros(1, 1, D))

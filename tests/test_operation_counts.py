@@ -1,0 +1,118 @@
+"""What a token, a prompt and a step of training cost in operations and bytes: guards that need no clock."""
+
+from collections import Counter
+
+import pytest
+import torch
+from scans import random_scan, run
+from tiny import CELLS, base_model, one_thread  # noqa: F401
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import DynamicCache
+
+from gru_memory import MemoryConfig, add_memory
+from gru_memory.bench.models import sharing_weights
+from gru_memory.scan import scan
+
+# None of them computes or copies: other views of what is there, and what type a result would have.
+_FREE = (
+    *("view", "detach", "t", "transpose", "slice", "select", "unsqueeze", "expand", "alias", "split", "_unsafe_view"),
+    "promote_types",
+)
+
+
+class Counted(TorchDispatchMode):
+    """Counts the operations that compute something, and the bytes of what they return."""
+
+    def __init__(self):
+        super().__init__()
+        self.operations, self.bytes = Counter(), 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        name = operation.overloadpacket.__name__
+        if name not in _FREE:
+            self.operations[name] += 1
+            for tensor in result if isinstance(result, (tuple, list)) else (result,):
+                if isinstance(tensor, torch.Tensor):
+                    self.bytes += tensor.numel() * tensor.element_size()
+        return result
+
+
+def decoding(model, batch=1):
+    """What one token costs in the middle of a text."""
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        for length in (5, 1, 1):
+            model(torch.ones(batch, length, dtype=torch.long), past_key_values=cache, use_cache=True)
+        with Counted() as counted:
+            model(torch.ones(batch, 1, dtype=torch.long), past_key_values=cache, use_cache=True)
+    return counted
+
+
+def with_memory(base, sites, cell, **changes):
+    return add_memory(sharing_weights(base), MemoryConfig(sites=sites, cell=cell, decay_every="turn", **changes)).eval()
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_decoded_token_takes_few_operations(cell):
+    base = base_model("llama")
+    alone = decoding(base).operations.total()
+    one, three = (
+        decoding(with_memory(base, sites, cell)).operations.total() for sites in (("top",), ("input", "middle", "top"))
+    )
+    site, call = (three - one) / 2, one - alone - (three - one) / 2
+    assert 0 < site <= 16, "of a site"
+    assert 0 < call <= 26, "of a call of the model with a memory, whatever its sites"
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_decoded_token_takes_as_many_in_a_batch_and_with_any_number_of_slots(cell):
+    base = base_model("llama")
+    few = decoding(with_memory(base, ("top",), cell, num_slots=4, num_heads=1)).operations
+    assert decoding(with_memory(base, ("top",), cell, num_slots=64, num_heads=8), batch=8).operations == few
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_decoded_token_allocates_its_state_once(cell):
+    """Twice the slots are twice the state, and nothing else that is as large."""
+    base = base_model("llama")
+    small, large = (
+        decoding(with_memory(base, ("top",), cell, num_slots=slots, num_heads=2, slot_size=64)).bytes
+        for slots in (64, 128)
+    )
+    more = 2 * 64 * 64 * 4  # heads, slots, size, bytes
+    assert more <= large - small <= 1.15 * more
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("backward", (False, True))
+def test_a_scan_is_as_many_operations_for_any_number_of_tokens(cell, backward):
+    def count(length):
+        tensors = random_scan((2, length, 3, 8, 4), cell, torch.float32, keep="ticks")
+        if backward:
+            tensors = [tensor if i == 3 else tensor.requires_grad_() for i, tensor in enumerate(tensors)]
+        with Counted() as counted:
+            reads, after = run(scan, tensors)
+            if backward:
+                (reads.sum() + after.sum()).backward()
+        return counted.operations
+
+    short, long = count(20), count(500)
+    assert short == long
+    assert short.total() <= (40 if backward else 4)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_what_a_training_pass_keeps_grows_with_the_inputs_not_with_the_states(cell):
+    """Chunks grow as the root of the length, so twice the tokens are less than 1.5 times what is kept of states."""
+
+    def kept(length):
+        tensors = [t.requires_grad_() for t in random_scan((1, length, 1, 64, 16), cell, torch.float32)]
+        given, found = {t.data_ptr() for t in tensors}, []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: found.append(t) or t, lambda t: t):
+            run(scan, tensors)
+        per_token = 6 * 16 if cell == "gru" else 0  # the gates of the cell
+        return sum(t.numel() for t in found if t.data_ptr() not in given) - length * per_token
+
+    assert kept(2048) < 1.5 * kept(1024)
+    assert kept(2048) < 2048 * 64 * 16 / 30
