@@ -227,7 +227,7 @@ class MemoryGenerationMixin:
         run.custom = kwargs.get("custom_generate") is not None
         run.by_model = kwargs.get("assistant_model") is not None
         run.drafting = bool(getattr(kwargs.get("generation_config"), "is_assistant", False))
-        run.commits = persistent and not run.drafting
+        run.commits = persistent
         if run.drafting and outer is not None:
             run.memory_mask = outer.memory_mask
             if outer.model is self:  # the first blocks of a model draft for all of them
@@ -364,6 +364,14 @@ class MemoryGenerationMixin:
         if run.keeps_cache and not rewinds:
             kwargs["past_key_values"] = copy.deepcopy(cache)
         before = layer.state
+        width = run.prompt_columns + sequences.shape[1] - run.prompt_ids.shape[1]
+        for name in (
+            "attention_mask",
+            "position_ids",
+            "token_type_ids",
+        ):  # longer, where a stop was noticed a step late
+            if kwargs.get(name) is not None:
+                kwargs[name] = kwargs[name][..., :width]
         inputs = self.prepare_inputs_for_generation(sequences, next_sequence_length=1, **kwargs)
         state = self(**inputs, return_dict=True).memory_state
         if rewinds:
