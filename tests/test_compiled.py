@@ -1,5 +1,6 @@
 """Caches of fixed size and `torch.compile`: the same numbers, one graph, and no compiling again once it is warm."""
 
+import copy
 import shutil
 
 import pytest
@@ -114,8 +115,8 @@ def test_a_static_cache_keeps_its_tensors_and_its_states_apart():
         copies.append(states[-1].clone())
         places.append([tensor.data_ptr() for tensor in find_layer(cache).state._tensors()])
     assert places == places[:1] * 4
-    for state, copy in zip(states, copies, strict=True):
-        assert_same_state(state, copy, 0)
+    for state, kept in zip(states, copies, strict=True):
+        assert_same_state(state, kept, 0)
     assert_same_state(find_layer(cache).state, states[-1], 0)
 
 
@@ -142,6 +143,7 @@ def test_decoding_compiles_once(family, cell, clock):
         {"inputs": prompt, "attention_mask": mask, "memory_state": model.initial_memory_state(2), "eos_token_id": None},
         {"inputs": random_ids(2, 9, seed=5), "memory_state": some_state(model)},
         {"inputs": prompt, "attention_mask": mask, "memory_state": some_state(model), "do_sample": True},
+        {"inputs": prompt, "attention_mask": mask, "memory_state": copy.deepcopy(some_state(model))},
     ]
     for call in calls:
         torch.manual_seed(2)
@@ -152,6 +154,10 @@ def test_decoding_compiles_once(family, cell, clock):
         assert torch.equal(got.sequences, wanted.sequences)
         assert_same_state(got.memory_state, wanted.memory_state)
         assert graphs() == 1
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for _ in range(2):  # from the memory's own state, and from what that became
+            model.generate(prompt, attention_mask=mask, **{**settings, **compiled()})
+    assert graphs() == 1
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -87,7 +87,7 @@ class MemoryCacheLayer(CacheLayerMixin):
         if not self.is_compileable or state is None:
             self.state = state
         elif not _overwrite(self.state, state):
-            self.state = state._map(lambda t: t.detach().clone(memory_format=torch.contiguous_format))
+            self.state = _own_tensors(state)
 
     def advance(self, state: MemoryState, stretch: Stretch | None = None) -> MemoryState:
         """Go on to the state after a forward pass, which `stretch` can take back. Returns it, apart from the cache."""
@@ -144,6 +144,13 @@ class MemoryCacheLayer(CacheLayerMixin):
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         if self.state is not None:
             self.set(self.state.select(indices))
+
+
+def _own_tensors(state: MemoryState) -> MemoryState:
+    """A copy laid out like any other: compiled code also looks at strides, and at which tensors are one and the same."""
+    rates = {site: rate.clone() for site, rate in state.decay_rates.items()}
+    state = state._map(lambda t: t.detach().clone(memory_format=torch.contiguous_format))
+    return replace(state, decay_rates=rates)
 
 
 def _overwrite(kept: MemoryState | None, state: MemoryState) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -159,6 +160,14 @@ def memory_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
         return GPT2WithGRUMemory
     name = f"{base.__name__}WithGRUMemory"
     return type(name, (_FromConfig, base), {"__doc__": f"`{base.__name__}` with a memory.", "__module__": __name__})
+
+
+def _is_about_others(record: logging.LogRecord) -> bool:
+    """Pipelines know models by the name of their class, and report an error, with a list of all names, for ours."""
+    return "WithGRUMemory' is not supported for text-generation" not in record.getMessage()
+
+
+logging.getLogger("transformers.pipelines.base").addFilter(_is_about_others)
 
 
 def add_memory(
