@@ -117,7 +117,7 @@ class AtMultiplesOfThree(StoppingCriteria):
 @pytest.mark.parametrize("settings", ("sampling", "beams", "several sequences", "no cache"))
 def test_rows_that_stopping_criteria_end(family_model, settings):
     """Such rows end without an end-of-sequence token; what follows is padding all the same."""
-    prompt = random_ids(3, 6)
+    prompt = random_ids(8, 6)
     torch.manual_seed(1)
     sequences = family_model.generate(
         prompt,
@@ -137,7 +137,7 @@ def test_rows_that_stopping_criteria_end(family_model, settings):
 
 @pytest.mark.parametrize("settings", ("sampling", "beams"))
 def test_rows_that_stop_strings_end(settings):
-    model, prompt = memory_model("llama"), random_ids(3, 6)
+    model, prompt = memory_model("llama"), random_ids(8, 6)
     capitals = list(range(32, 58))  # in no special token
     assert character(capitals[0]) + character(capitals[-1]) == "AZ"
     torch.manual_seed(1)
