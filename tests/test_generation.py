@@ -6,6 +6,7 @@ import pytest
 import torch
 from decoding import OFTEN, assert_state_after, at_word, character, ends, some_state, tokenizer
 from tiny import (
+    BOS,
     EOS,
     FAMILIES,
     KINDS,
@@ -197,7 +198,7 @@ def test_a_conversation_that_keeps_its_cache(family_model, given):
         random_ids(2, 7),
         {"max_new_tokens": 4, "do_sample": False, "return_dict_in_generate": True},
     )
-    settings["eos_token_id"] = None
+    settings |= {"eos_token_id": None, "suppress_tokens": [PAD]}  # what looks like padding is taken for it
     cache = {"past_key_values": DynamicCache()} if given else {}
     first = family_model.generate(prompt, **cache, **settings)
     assert first.past_key_values.get_seq_length() == first.sequences.shape[1] - 1
@@ -237,6 +238,6 @@ def test_the_pipeline(family_model):
     words = tokenizer()
     single = copy.deepcopy(family_model).float()
     generate = pipeline("text-generation", model=single, tokenizer=words, device="cpu")
-    reply = generate("ABC", max_new_tokens=4, do_sample=False)[0]["generated_text"]
+    reply = generate("ABC", max_new_tokens=4, do_sample=False, suppress_tokens=[PAD, BOS, EOS])[0]["generated_text"]
     assert reply.startswith("ABC")
     assert single.memory_state.tokens.item() == len(reply) == 7
