@@ -191,10 +191,8 @@ def test_texts_are_scored_window_by_window_and_each_token_is_met_once(model, fam
     assert whole != pytest.approx(got, rel=1e-3)
 
 
-def test_a_token_that_begins_texts_is_taken_in_once(model, family):
-    if family != "llama":
-        pytest.skip("one family is enough")
-    lm = harness_model(model, family, segment_separator=BLANK)
+def test_a_token_that_begins_texts_is_taken_in_once():
+    lm = harness_model(talking_model("llama"), segment_separator=BLANK)
     plain = [(piece.ids, piece.hidden) for piece in lm._pieces(*PAIRS[0])]
     encode, bos = lm.tok_encode, lm.tokenizer.bos_token_id
     lm.tok_encode = lambda text, add_special_tokens=None, **_: [bos] * (add_special_tokens is not False) + encode(text)
