@@ -18,7 +18,7 @@ from ..data.sessions import Session, Turn, read_jsonl
 from ..embedded import load_model
 from ..models import add_memory
 from ..rendering import TurnRenderer
-from .alignment import collect, fit_addresses, fit_strengths
+from .alignment import collect, fit_addresses, fit_read_gates, fit_strengths
 from .features import PREFIX, FeatureCache, build_feature_cache
 from .replies import own_replies
 from .rows import Batch, make_batch, turn_text
@@ -27,7 +27,7 @@ from .trainer import MemoryTrainer, TrainingConfig
 Progress = Callable[[str, int, int], None]  # (what is being done, done, in all)
 
 _SILENT = 0.7  # share of told turns without a reply: replies to them are all alike, facts are not
-_ALIGNED_SESSIONS = 3000  # of three facts each: what addresses and strengths begin with
+_ALIGNED_SESSIONS = 3600  # of three facts each: what addresses and strengths begin with
 _VALIDATION_SESSIONS = 32
 _VALIDATION = {
     "values": {"values": "test"},
@@ -48,7 +48,7 @@ class TrainRequest:
         default_factory=dict, metadata={"help": "fields of `MemoryConfig` that differ from `conversation_memory`"}
     )
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    pool_facts: int = field(default=12000, metadata={"help": "distinct facts"})
+    pool_facts: int = field(default=16000, metadata={"help": "distinct facts"})
     pool_talk: int = field(default=2000, metadata={"help": "distinct unrelated turns"})
     corrected: float = field(default=0.15, metadata={"help": "share of facts that are corrected later"})
     replied: int = field(default=550, metadata={"help": "turns that get the model's own reply"})
@@ -65,12 +65,12 @@ class TrainRequest:
 def conversation_memory(num_blocks: int, **changes: Any) -> MemoryConfig:
     """The memory that conversations are best served by, for a model of `num_blocks` blocks (see docs/decisions.md).
 
-    7,168 floats of slots, 29 KB in float32 and 15 KB in half precision.
+    14,336 numbers in slots: 28 KiB in half precision, which conversations are kept in.
     """
     best = {
         "num_heads": 32,
         "num_slots": 56,
-        "slot_size": 4,
+        "slot_size": 8,
         "address_rank": 160,
         "persistent_slots": 8,
         "decay": 0.998,
@@ -165,6 +165,7 @@ def _align(memory, head, pool, cache, seed: int, progress: Progress | None) -> N
     views = collect(memory, head, batches())
     fit_addresses(memory, views)
     fit_strengths(memory, views)
+    fit_read_gates(memory, views)
 
 
 def _pools(request, model, renderer, folder, fingerprint, progress) -> tuple[Any, dict[str, Any]]:
@@ -231,12 +232,12 @@ def _validation_batch(pool: Any, cache: FeatureCache) -> Batch:
 
 
 def _training_gate(head: torch.Tensor, width: int) -> float:
-    """An initial gate at which a token that is read whole gains some 140 nats (tanh leaves 0.65 of a value's size).
+    """An initial gate at which a token that is read whole gains some 160 nats (tanh leaves 0.65 of a value's size).
 
-    That much is needed: about half of the heads find it at first, the read gates start half open, and the model's own
-    likeliest token is some 10 nats ahead.
+    That much is needed: less than half of the heads find a token at first, the model's own likeliest one is some 10 nats
+    ahead, and what the other heads find is heard as well.
     """
-    return 140 / (0.65 * width * float(head.pow(2).mean().sqrt()))
+    return 160 / (0.65 * width * float(head.pow(2).mean().sqrt()))
 
 
 def _weights_digest(model: torch.nn.Module) -> str:

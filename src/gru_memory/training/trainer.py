@@ -32,10 +32,10 @@ _ADDRESS_SHARE = 0.1
 class TrainingConfig:
     """How long and on what; see `MemoryTrainer`."""
 
-    steps: int = field(default=6000, metadata={"help": "optimiser steps"})
+    steps: int = field(default=2250, metadata={"help": "optimiser steps"})
     rows: int = field(default=16, metadata={"help": "sessions in a step of three facts; more facts, fewer sessions"})
     learning_rate: float = field(default=1e-3, metadata={"help": "peak; linear warm-up, then a cosine to 2%"})
-    warmup_steps: int = field(default=50, metadata={"help": "steps of warm-up"})
+    warmup_steps: int = field(default=100, metadata={"help": "steps of warm-up"})
     weight_decay: float = field(default=0.01, metadata={"help": "AdamW"})
     clip_norm: float = field(default=1.0, metadata={"help": "gradient norm"})
     max_facts: int = field(default=8, metadata={"help": "facts in a session, drawn from 1 to this"})
