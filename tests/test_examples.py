@@ -14,12 +14,20 @@ ARGUMENTS = {
     "trainer.py": ["--steps", "2"],
     "lora_and_memory.py": ["--steps", "1"],
 }
-SLOW = {"lora_and_memory.py", "trainer.py", "untrained_influence.py"}
+SLOW = {
+    "assisted_decoding.py",
+    "beams.py",
+    "lora_and_memory.py",
+    "streaming.py",
+    "trainer.py",
+    "untrained_influence.py",
+}
 
 
 def _parameter(script: Path):
     marks = [pytest.mark.slow] if script.name in SLOW else []
-    if "gru_memory.embedded" in script.read_text(encoding="utf-8"):
+    text = script.read_text(encoding="utf-8")
+    if "gru_memory.embedded" in text or "gru_memory.shipped" in text:
         marks.append(pytest.mark.needs_model)
     return pytest.param(script, marks=marks, id=script.stem)
 
