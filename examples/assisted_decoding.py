@@ -27,11 +27,17 @@ def main() -> None:
         "a wite line.' Reply with the corrected sentence only."
     )
 
-    ways = {"no guesses": {}, "prompt lookup": {"prompt_lookup_num_tokens": 6}, "early exit": {"assistant_early_exit": 24}}
+    ways = {
+        "no guesses": {},
+        "prompt lookup": {"prompt_lookup_num_tokens": 6},
+        "early exit": {"assistant_early_exit": 24},
+    }
     if arguments.draft:
         ways["draft model"] = {"assistant_model": load_model(arguments.draft)[0]}
     passes, plain = [], None
-    model.model.layers[-1].register_forward_hook(lambda *_: passes.append(1))  # the last block: early exits do not count
+    model.model.layers[-1].register_forward_hook(
+        lambda *_: passes.append(1)
+    )  # the last block: early exits do not count
     print(f"{'':15}{'passes':>7}{'seconds':>9}  same text, largest difference in the memory")
     for name, settings in ways.items():
         passes.clear()

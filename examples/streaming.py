@@ -1,6 +1,6 @@
 """Replies word by word, to the terminal and out of a thread, with a memory that goes on from turn to turn.
 
-    python examples/streaming.py
+python examples/streaming.py
 """
 
 import threading
@@ -28,7 +28,9 @@ def main() -> None:
     for word in words:
         print(word, end="", flush=True)
     thread.join()
-    print(f"\n{conversation.turns} turns, {int(conversation.state.tokens)} tokens in {conversation.state.num_bytes} bytes")
+    print(
+        f"\n{conversation.turns} turns, {int(conversation.state.tokens)} tokens in {conversation.state.num_bytes} bytes"
+    )
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ from .conversation import Conversation
 from .inspection import trace
 from .state import MemoryState
 
+_LEAST_WRITTEN = 0.01  # share of a slot below which a turn is not said to have written there
+
 
 def remember(conversation: Conversation, text: str) -> None:
     """Tell the memory something, as a user's turn to which nobody replies."""
@@ -28,19 +30,20 @@ def forget_slot(state: MemoryState, head: int, slot: int, site: str = "top") -> 
     heads, slots = state.sites[site]["slots"].shape[1:3]
     if not (0 <= head < heads and 0 <= slot < slots):
         raise ValueError(f"there is no slot {slot} of head {head}: heads are 0 to {heads - 1}, slots 0 to {slots - 1}")
-    keep = torch.ones(heads, slots)
-    keep[head, slot] = 0
-    return _scaled(state, keep, site)
+    emptied = state.sites[site]["slots"].clone()  # (B, N, S, d)
+    emptied[:, head, slot] = 0
+    return replace(state, sites={**state.sites, site: {**state.sites[site], "slots": emptied}})
 
 
 @torch.no_grad()
 def forget(
     model: Any, tokenizer: Any, state: MemoryState, text: str, reply: str | None = None, system: str | None = None
 ) -> MemoryState:
-    """The state without what a turn wrote: slots lose the share that the turn, read anew, would take of them.
+    """The state without what a turn wrote: slots lose the part of their content that points the way of what it writes.
 
-    A turn writes to the same slots whenever it is read, so this empties those places. What else lies there fades by the
-    same share; what was told in other words lies elsewhere and stays.
+    A turn writes the same to the same slots whenever it is read, so it is read anew into an empty memory, and every slot
+    it writes to is projected onto what is left of it without that direction. What else lies there keeps the rest; what
+    was told in other words lies elsewhere and stays.
 
     Args:
         model: a causal LM with memory.
@@ -51,17 +54,15 @@ def forget(
         system: the system prompt of the conversation.
     """
     for site in state.sites:
-        seen = trace(model, tokenizer, [(text, reply)], None, system, site)
-        turn = torch.tensor([number == 0 for number in seen.turns])
-        state = _scaled(state, (1 - seen.left[turn].sum(dim=0)).clamp(0, 1), site)  # (N, S)
+        alone = trace(model, tokenizer, [(text, reply)], None, system, site)
+        turn = torch.tensor([number == 0 for number in alone.turns])
+        written = alone.left[turn].sum(dim=0) > _LEAST_WRITTEN  # (N, S)
+        slots = state.sites[site]["slots"]  # (B, N, S, d)
+        fresh = alone.state.sites[site]["slots"].to(slots) * written.to(slots).unsqueeze(-1)  # (1, N, S, d)
+        share = ((slots * fresh).sum(-1) / (fresh * fresh).sum(-1).clamp_min(1e-12)).clamp_min(0)
+        kept = {**state.sites[site], "slots": (slots - share.unsqueeze(-1) * fresh).clamp(-1, 1)}
+        state = replace(state, sites={**state.sites, site: kept})
     return state
-
-
-def _scaled(state: MemoryState, keep: torch.Tensor, site: str) -> MemoryState:
-    """Slots times `keep` (N, S)."""
-    slots = state.sites[site]["slots"]  # (B, N, S, d)
-    kept = {**state.sites[site], "slots": slots * keep.to(slots).unsqueeze(-1)}
-    return replace(state, sites={**state.sites, site: kept})
 
 
 @torch.no_grad()
