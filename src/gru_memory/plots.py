@@ -17,6 +17,7 @@ NAMES = {
     "floor": "base model, question alone",
 }
 MAX_TOKENS = 90  # columns of a heat map that can still be read
+MAX_SLOTS = 256
 
 
 def plot_recall(results: Sequence[RecallResult], path: str | Path, title: str = "Recall") -> None:
@@ -59,15 +60,17 @@ def plot_writes(trace: Trace, path: str | Path, turns: Collection[int] | None = 
     Args:
         trace: from `inspection.trace`.
         path: the PNG (or any format that matplotlib knows by its suffix).
-        turns: numbers of the turns to show (-1: the system prompt); None for all. The first 90 tokens are shown.
+        turns: numbers of the turns to show (-1: the system prompt); None for all. The first 90 tokens are shown, and as
+            many heads as have 256 slots.
     """
     figure_class = _figure_class()
     shown = [i for i, turn in enumerate(trace.turns) if turns is None or turn in turns]
     if not shown:
         raise ValueError(f"the trace has no token in turns {turns}: it has {sorted(set(trace.turns))}")
     shown = shown[:MAX_TOKENS]
-    heads, slots = trace.address.shape[1:]
-    writes = (trace.strength[shown].unsqueeze(-1) * trace.address[shown]).flatten(1).T  # (N*S, T)
+    all_heads, slots = trace.address.shape[1:]
+    heads = min(all_heads, max(1, MAX_SLOTS // slots))
+    writes = (trace.strength[shown].unsqueeze(-1) * trace.address[shown])[:, :heads].flatten(1).T  # (N*S, T)
     size = (2 + 0.19 * len(shown), 2.4 + max(3.0, 0.045 * heads * slots))
     figure = figure_class(figsize=size, layout="constrained")
     axes = figure.add_subplot()
@@ -86,7 +89,8 @@ def plot_writes(trace: Trace, path: str | Path, turns: Collection[int] | None = 
             textcoords="offset points", fontsize=9,
         )  # fmt: skip
     axes.set_ylabel(f"{slots} slots a head")
-    axes.set_title("Where each token is written", loc="left", fontweight="bold", pad=20)
+    of = "" if heads == all_heads else f" ({heads} of {all_heads} heads)"
+    axes.set_title(f"Where each token is written{of}", loc="left", fontweight="bold", pad=20)
     figure.colorbar(image, ax=axes, label="strength × address", fraction=0.03, pad=0.01)
     _save(figure, path)
 
