@@ -49,6 +49,15 @@ def books() -> Path:
 
 
 @pytest.fixture(scope="session")
+def small_books(tmp_path_factory) -> Path:
+    """A folder of two texts of a few kilobytes, for evaluations that read books."""
+    folder = tmp_path_factory.mktemp("books")
+    (folder / "boats.txt").write_text("My boat is called Marigold, and I live in Porto. " * 60)
+    (folder / "letters.txt").write_text("Where do you live? What is my boat called? Oh, I see. " * 60)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def postgres():
     """A running PostgreSQL; skipped where it is not installed, but not in CI."""
     from postgres import Postgres

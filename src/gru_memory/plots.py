@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
+from .drawing import figure_class as _figure_class
+from .drawing import save as _save
 from .evaluation.recall import RecallResult
 from .inspection import Trace
 
-# Okabe and Ito's colours, which all kinds of colour vision tell apart.
 COLOURS = {"memory": "#0072B2", "full_history": "#E69F00", "floor": "#999999"}
 NAMES = {
     "memory": "memory, none of it in the context",
@@ -93,19 +93,6 @@ def plot_writes(trace: Trace, path: str | Path, turns: Collection[int] | None = 
     axes.set_title(f"Where each token is written{of}", loc="left", fontweight="bold", pad=20)
     figure.colorbar(image, ax=axes, label="strength × address", fraction=0.03, pad=0.01)
     _save(figure, path)
-
-
-def _figure_class() -> Any:
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"{error}; plots need: pip install 'gru-memory[plots]'", name=error.name) from error
-    return Figure
-
-
-def _save(figure: Any, path: str | Path) -> None:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
 
 
 def _wrapped(result: RecallResult) -> str:

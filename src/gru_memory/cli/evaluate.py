@@ -1,4 +1,4 @@
-"""`gru-memory eval`: recall and harm."""
+"""`gru-memory eval`: recall and harm; all other evaluations are made into commands by `evaluations.py`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from rich.table import Table
 
 from ..embedded import EMBEDDED_NAME
 from ..evaluation import HarmConfig, RecallConfig, RecallResult, evaluate_harm, evaluate_recall, standard_suite
+from ..evaluation.catalogue import EVALUATIONS
 from ..evaluation.report import write_report
 from ..evaluation.scoring import Rate
+from .evaluations import command_for
 from .output import command_line, console, kilobytes, load, one_line_errors, option, progress, set_threads
 
 app = typer.Typer(help="Measure what a memory recalls, and what it costs.", no_args_is_help=True)
@@ -118,6 +120,10 @@ def harm(
         )
     console.print(table)
     console.print(f"Written to {out / 'harm.json'}", highlight=False)
+
+
+for _evaluation in EVALUATIONS.values():
+    app.command(_evaluation.name)(command_for(_evaluation))
 
 
 def _print_recall(results: list[RecallResult]) -> None:

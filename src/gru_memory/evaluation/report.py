@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import subprocess
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,16 +21,21 @@ def environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
+        "commit": commit(),
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
 
 
-def write_report(path: str | Path, command: str, seed: int | None, results: Sequence[Any]) -> None:
-    """Write {command, seed, environment, results}, whole or not at all. Every result has `to_json`."""
+def write_report(path: str | Path, command: str, seed: int | None, results: Sequence[Any], **about: Any) -> None:
+    """Write {command, seed, environment, results}, whole or not at all. Every result has `to_json`.
+
+    `about` goes in before the rest: what was measured, of which model.
+    """
     path = Path(path)
     values = {
+        **about,
         "command": command,
         "seed": seed,
         "environment": environment(),
@@ -39,6 +45,25 @@ def write_report(path: str | Path, command: str, seed: int | None, results: Sequ
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     part.replace(path)
+
+
+def commit() -> str | None:
+    """The commit of the checkout that the library runs from, with a + after it if files differ; None without one."""
+    here = Path(__file__)
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(here.parent), *arguments], capture_output=True, text=True, check=False
+            )
+        except OSError:  # git is not installed
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    if git("ls-files", "--error-unmatch", here.name) is None:  # some other project's checkout around an installed copy
+        return None
+    name, changes = git("rev-parse", "--short=12", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
+    return name and name + ("+" if changes else "")
 
 
 def _version(package: str) -> str | None:

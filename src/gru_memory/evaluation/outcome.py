@@ -1,0 +1,165 @@
+"""One form for every evaluation: what it takes, what it gives, how its table reads and how it is drawn.
+
+An evaluation is a file of its own that ends in an `Evaluation`; `catalogue.py` lists them all. The command line makes a
+command of each, with an option for every field of its settings; the page of results reads what the commands wrote.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, is_dataclass
+from typing import Any
+
+Progress = Callable[[str, int, int], None]  # (what is being done, done, in all)
+Row = dict[str, Any]  # labels and figures of one line of a table
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A column of numbers: its heading, and how one of them is written."""
+
+    title: str
+    form: str = "number"  # or one of FORMS
+
+    def text(self, value: float | None) -> str:
+        return "" if value is None else FORMS[self.form](value)
+
+
+FORMS: dict[str, Callable[[float], str]] = {
+    "share": lambda x: f"{100 * x:.1f}%",
+    "nats": lambda x: f"{x:.4f}",
+    "change": lambda x: f"{x:+.4f}",
+    "points": lambda x: f"{100 * x:+.1f}",
+    "number": lambda x: f"{x:.3g}",
+    "count": lambda x: f"{x:,.0f}",
+    "seconds": lambda x: f"{x:.2f} s",
+    "bytes": lambda x: f"{x / 1000:,.1f} KB" if x < 1e6 else f"{x / 1e6:,.1f} MB",
+}
+
+
+@dataclass
+class Outcome:
+    """What one run of an evaluation found, with one seed.
+
+    Attributes:
+        config: the settings, a dataclass or a dict.
+        rows: lines of the table, each with the labels and the figures of its `Evaluation`.
+        seconds: what it took.
+        details: further findings (every reply, curves, matrices), as JSON knows them.
+    """
+
+    config: Any
+    rows: list[Row]
+    seconds: float
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        config = asdict(self.config) if is_dataclass(self.config) else self.config
+        return {"config": config, "seconds": round(self.seconds, 1), "rows": self.rows, "details": self.details}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """An evaluation as the command line and the page of results know it.
+
+    Attributes:
+        name: of its command, its JSON file and its picture.
+        about: what it answers, one sentence.
+        config: a frozen dataclass whose fields carry their help, one of them `seed`.
+        run: (model, tokenizer, config, progress) -> Outcome.
+        labels: keys of a row that say what the line is about, with their headings.
+        figures: keys of a row that were measured.
+        plot: (results as JSON, one a seed; path; title) -> None.
+        suffix: of its picture.
+    """
+
+    name: str
+    about: str
+    config: type
+    run: Callable[[Any, Any, Any, Progress | None], Outcome]
+    labels: dict[str, str]
+    figures: dict[str, Figure]
+    plot: Callable[[Sequence[dict[str, Any]], Any, str], None]
+    suffix: str = ".png"
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A figure over runs with different seeds."""
+
+    mean: float
+    deviation: float | None  # standard deviation between the runs; None for a single one
+    runs: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        mean = math.fsum(values) / len(values)
+        if len(values) == 1:
+            return cls(mean, None, 1)
+        return cls(mean, math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (len(values) - 1)), len(values))
+
+
+def spread(runs: Sequence[dict[str, Any]], evaluation: Evaluation) -> list[tuple[Row, dict[str, Spread | None]]]:
+    """Lines of a table over all runs: labels, and for every figure its spread (None where no run has it)."""
+    gathered: dict[tuple, list[Row]] = {}
+    for row in (row for run in runs for row in run["rows"]):
+        gathered.setdefault(tuple(row.get(label) for label in evaluation.labels), []).append(row)
+    lines = []
+    for labels, rows in gathered.items():
+        values = {name: [row[name] for row in rows if row.get(name) is not None] for name in evaluation.figures}
+        spreads = {name: Spread.of(found) if found else None for name, found in values.items()}
+        lines.append((dict(zip(evaluation.labels, labels, strict=True)), spreads))
+    return lines
+
+
+def table(runs: Sequence[dict[str, Any]], evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells as text; with several runs figures read "mean ± standard deviation"."""
+    lines = spread(runs, evaluation)
+    used = [name for name in evaluation.figures if any(spreads[name] for _, spreads in lines)]
+    headings = [*evaluation.labels.values(), *(evaluation.figures[name].title for name in used)]
+    cells = []
+    for labels, spreads in lines:
+        shown = [
+            "" if value is None else f"{value:,}" if isinstance(value, int) else str(value) for value in labels.values()
+        ]
+        cells.append([*shown, *(_with_spread(evaluation.figures[name], spreads[name]) for name in used)])
+    return headings, cells
+
+
+def curve(
+    runs: Sequence[dict[str, Any]], x: str, y: str, **wanted: Any
+) -> tuple[list[float], list[float], list[float], list[float]]:
+    """Points for a plot: x, and mean, least and greatest y over the runs, of the rows that have the `wanted` labels."""
+    points: dict[float, list[float]] = {}
+    for row in (row for run in runs for row in run["rows"]):
+        if row.get(y) is not None and all(row.get(name) == value for name, value in wanted.items()):
+            points.setdefault(row[x], []).append(row[y])
+    order = sorted(points)
+    means = [math.fsum(points[at]) / len(points[at]) for at in order]
+    return order, means, [min(points[at]) for at in order], [max(points[at]) for at in order]
+
+
+def labels_of(runs: Sequence[dict[str, Any]], name: str) -> list[Any]:
+    """The different values of a label, in the order of the rows."""
+    return list(dict.fromkeys(row[name] for run in runs for row in run["rows"]))
+
+
+def at_least(config: Any, least: float, *names: str) -> None:
+    """Raise ValueError unless every named setting, or every number in it, is at least `least`."""
+    for name in names:
+        value = getattr(config, name)
+        values = value if isinstance(value, tuple) else (value,)
+        if not values:
+            raise ValueError(f"{name} is empty: give at least one number")
+        if any(one < least for one in values):
+            raise ValueError(f"{name} is {', '.join(map(str, values))}: it must be at least {least}")
+
+
+def _with_spread(figure: Figure, found: Spread | None) -> str:
+    if found is None:
+        return ""
+    if found.deviation is None:
+        return figure.text(found.mean)
+    deviation = figure.text(found.deviation).lstrip("+").removesuffix("%").removesuffix(" s")
+    return f"{figure.text(found.mean)} ± {deviation}"
