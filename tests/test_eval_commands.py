@@ -20,6 +20,8 @@ from gru_memory.evaluation.report import environment
 
 # The least that each can be run with.
 SMALL = {
+    "drift": ["--books", "BOOKS", "--tokens", 300, "--window", 64, "--points", 2],
+    "longdoc": ["--books", "BOOKS", "--tokens", 200, "--windows", "16,32"],
     "fading": ["--decays", "0.5,0.9", "--turns", "0,1", "--facts", 1, "--sessions", 2, "--max-new-tokens", 2],
 }
 
@@ -78,6 +80,8 @@ def test_several_seeds_are_runs_of_their_own(run, tmp_path):
         (["fading", "--decays", "1.5"], "error: decays are (1.5,)"),
         (["fading", "--turns", ""], "error: turns is empty"),
         (["fading", "--seeds", "0"], "error: seeds is 0"),
+        (["drift"], "error: there is nothing to read: name a folder"),
+        (["longdoc", "--books", "nowhere"], "error: no .txt file in nowhere"),
         (["fading", "--sessions", "0"], "error: sessions is 0"),
     ],
 )

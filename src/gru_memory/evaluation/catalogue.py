@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from .drift import DRIFT
 from .fading import FADING
+from .longdoc import LONGDOC
 from .outcome import Evaluation
 
-EVALUATIONS: dict[str, Evaluation] = {one.name: one for one in (FADING,)}
+EVALUATIONS: dict[str, Evaluation] = {one.name: one for one in (FADING, DRIFT, LONGDOC)}

@@ -15,11 +15,11 @@ from torch.nn import functional as F
 from ..data.facts import FactGenerator
 from ..state import MemoryState
 from .batched import BatchReader, Pair
+from .texts import text_paths, text_tokens, window_of
 
 Progress = Callable[[str, int, int], None]  # (what is being done, done, in all)
 
 WINDOW = 512  # tokens of a book that attention sees, fewer if the model has fewer positions
-SKIPPED = 0.05  # of a book, at its start: title pages and licences
 _POSITIONS_AT_ONCE = 128  # rows of logits in one softmax
 
 
@@ -47,10 +47,7 @@ class HarmConfig:
 
     def book_paths(self) -> list[Path]:
         """The books, in the order of their names. Raises FileNotFoundError if there is none."""
-        paths = [] if self.books is None else sorted(Path(self.books).glob("*.txt"))
-        if self.books is not None and not paths:
-            raise FileNotFoundError(f"no .txt file in {self.books}: name a folder of plain-text books")
-        return paths
+        return [] if self.books is None else text_paths(self.books)
 
 
 @dataclass(frozen=True)
@@ -123,7 +120,7 @@ def evaluate_harm(model: Any, tokenizer: Any, config: HarmConfig, progress: Prog
         comparison, began = Comparison(), time.perf_counter()
         for number, path in enumerate(paths):
             tell("books", number, len(paths))
-            compare_book(model, book_tokens(path, tokenizer, config.tokens), comparison)
+            compare_book(model, text_tokens(path, tokenizer, config.tokens), comparison)
         tell("books", len(paths), len(paths))
         results.append(comparison.result("books", time.perf_counter() - began))
     for facts in dict.fromkeys((0, config.facts) if config.conversations else ()):
@@ -144,8 +141,7 @@ def evaluate_harm(model: Any, tokenizer: Any, config: HarmConfig, progress: Prog
 def compare_book(model: Any, ids: Tensor, comparison: Comparison, window: int = WINDOW) -> None:
     """Run a book's tokens (T,) through both, window by window; memory goes on from window to window."""
     state = model.initial_memory_state(1)
-    window = min(window, getattr(model.config.get_text_config(), "max_position_embeddings", None) or window)
-    for piece in ids.to(model.device).split(window):
+    for piece in ids.to(model.device).split(window_of(model, window)):
         if len(piece) < 2:
             return
         base, output = _both(model, state, input_ids=piece[None])
@@ -174,14 +170,6 @@ def compare_conversations(
             for comparison, first in ((replies, prefix + turn.reply_start), (everything, max(prefix, 1))):
                 part = slice(first - 1, len(ids) - 1)  # the positions before the tokens to predict
                 comparison.add(base[row, part], output.logits[row, part], ids[first:])
-
-
-def book_tokens(path: Path, tokenizer: Any, count: int) -> Tensor:
-    """(count,) tokens of a book after its first 5%; fewer if the book ends."""
-    text = path.read_text(encoding="utf-8", errors="replace")
-    start = int(len(text) * SKIPPED)
-    ids = tokenizer(text[start : start + 12 * count], add_special_tokens=False, verbose=False)["input_ids"]
-    return torch.tensor(ids[:count], dtype=torch.long)
 
 
 def _both(model: Any, state: MemoryState, **inputs: Tensor) -> tuple[Tensor, Any]:
