@@ -21,6 +21,8 @@ from gru_memory.evaluation.report import environment
 # The least that each can be run with.
 SMALL = {
     "drift": ["--books", "BOOKS", "--tokens", 300, "--window", 64, "--points", 2],
+    "inspect": ["--facts", 2, "--between", 1, "--sessions", 2, "--max-new-tokens", 2],
+    "editing": ["--facts", 2, "--between", 1, "--sessions", 2, "--max-new-tokens", 2],
     "longdoc": ["--books", "BOOKS", "--tokens", 200, "--windows", "16,32"],
     "fading": ["--decays", "0.5,0.9", "--turns", "0,1", "--facts", 1, "--sessions", 2, "--max-new-tokens", 2],
 }

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from .conversation import Conversation
-from .inspection import trace
+from .inspection import _site, trace
 from .state import MemoryState
 
 _LEAST_WRITTEN = 0.01  # share of a slot below which a turn is not said to have written there
@@ -86,3 +86,44 @@ def kept_share(
     now = state.sites[site]["slots"][0].double().cpu()
     share = ((now * fresh).sum(-1) / (fresh * fresh).sum(-1).clamp_min(1e-12)).clamp(0, 1)
     return float((written * share).sum() / written.sum().clamp_min(1e-12))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How one state differs from another, in words: (token, score) pairs, most first. Scores are sums of logits."""
+
+    gained: list[tuple[str, float]]
+    lost: list[tuple[str, float]]
+
+
+@torch.no_grad()
+def diff(
+    model: Any, tokenizer: Any, before: MemoryState, after: MemoryState, top: int = 10, site: str = "top"
+) -> Difference:
+    """The tokens that `after` holds more of than `before`, and those it holds less of; states of one conversation each.
+
+    A token is written to one place in every head, so for each token the heads vote: the change of the slot that speaks
+    most for it, summed over the heads. Scores are per unit of what the heads can say of that token, so that rare,
+    long embeddings do not win by their length.
+    """
+    module = _site(model, site)
+    for state in (before, after):
+        if state.batch_size != 1:
+            raise ValueError(f"a state holds {state.batch_size} conversations: pass one, state.select(row)")
+    change = (after.sites[site]["slots"] - before.sites[site]["slots"])[0]  # (N, S, d)
+    head = model.get_output_embeddings().weight
+    out = module.output.weight.unflatten(1, (module.num_heads, module.slot_size))  # (D, N, d)
+    gained = lost = lengths = 0.0
+    for number in range(module.num_heads):
+        says = (head @ out[:, number].to(head)).float()  # (V, d)
+        says = says - says.mean(0)
+        scores = change[number].float() @ says.T  # (S, V)
+        gained, lost = gained + scores.amax(0), lost - scores.amin(0)
+        lengths = lengths + says.pow(2).sum(1)
+    lengths = lengths.sqrt().clamp_min(1e-6)
+    return Difference(*(_most(scores / lengths, tokenizer, top) for scores in (gained, lost)))
+
+
+def _most(scores: torch.Tensor, tokenizer: Any, top: int) -> list[tuple[str, float]]:
+    values, ids = scores.topk(top)
+    return [(tokenizer.decode([token]), value) for token, value in zip(ids.tolist(), values.tolist(), strict=True)]

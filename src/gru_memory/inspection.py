@@ -176,6 +176,36 @@ def slot_tokens(trace: Trace, head: int, slot: int, top: int = 3) -> list[tuple[
 
 
 @torch.no_grad()
+def words_at(
+    model: Any, tokenizer: Any, state: MemoryState, address: Tensor, top: int = 3, site: str = "top"
+) -> list[list[tuple[str, float]]]:
+    """What reads at given addresses (M, N, S) say, all heads together, of a state of one conversation.
+
+    With the address at which a token was written this is what the memory holds there now.
+    """
+    module = _site(model, site)
+    slots = state.select(0).sites[site]["slots"][0]  # (N, S, d)
+    read = torch.einsum("mns,nsd->mnd", address.to(slots), slots).flatten(1)
+    spoken = module.gate * module.output(read.to(module.output.weight.dtype))  # (M, D)
+    return _nearest(model, tokenizer, spoken, top)
+
+
+def places_of(tokens: Sequence[str], value: str) -> list[int]:
+    """Numbers of the tokens that a value was written with, the first time it stands in the text; [] if it does not."""
+    text, ends = "", []
+    for token in tokens:
+        text += token
+        ends.append(len(text))
+    start = text.lower().find(value.lower())
+    if start < 0 or len(text.lower()) != len(text):
+        return []
+    starts = [0, *ends[:-1]]
+    return [
+        i for i, (first, end) in enumerate(zip(starts, ends, strict=True)) if first < start + len(value) and start < end
+    ]
+
+
+@torch.no_grad()
 def recalled_words(
     model: Any, tokenizer: Any, trace: Trace, position: int = -1, top: int = 5
 ) -> list[tuple[str, float]]:

@@ -226,6 +226,20 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, NamedMemoriesMixin):
             raise ValueError(f"batch_size is {batch_size!r}: it must be a whole number of at least 1")
         self._memory_state = self.initial_memory_state(batch_size)
 
+    def remember(self, text: str, tokenizer: Any, reply: str | None = None, system: str | None = None) -> None:
+        """Read a turn into every conversation of `memory_state` (one that begins, if there is none) without an answer.
+
+        Args:
+            text: what the user says.
+            tokenizer: of this model.
+            reply: what was answered, if anything.
+            system: system prompt; None leaves the default of the chat template.
+        """
+        from .evaluation.batched import BatchReader  # which reads into models
+
+        state = self.initial_memory_state(1) if self.memory_state is None else self.memory_state
+        self.memory_state = BatchReader(self, tokenizer, system).read(state, [(text, reply)] * state.batch_size)
+
     @torch.no_grad()
     def initial_memory_state(self, batch_size: int = 1) -> MemoryState:
         """The state of `batch_size` conversations in which nothing was said yet."""

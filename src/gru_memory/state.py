@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -116,6 +117,54 @@ class MemoryState:
             sites[site]["slots"] = slots * (rate.to(slots) ** ticks).unsqueeze(-1)
         return replace(self, sites=sites)
 
+    def merge(self, other: MemoryState) -> MemoryState:
+        """What two conversations hold, row by row, as one that goes on where this one stands.
+
+        Every slot becomes the sum of both, shortened to the longer of the two: what only one of them holds stays as it is,
+        what both hold counts once, and merging a state with itself or with an empty one changes nothing. Where both
+        wrote different things to one slot they share it, as if told one after the other. Tokens and turns add up.
+
+        Raises:
+            ValueError: the states belong to different memories, or have different numbers of rows.
+        """
+        if other.fingerprint != self.fingerprint or other._layout() != self._layout():
+            raise ValueError("these states belong to different models or memories: merge states of one memory")
+        if other.batch_size != self.batch_size:
+            raise ValueError(
+                f"these states hold {self.batch_size} and {other.batch_size} conversations: select as many rows of each"
+            )
+        sites = {}
+        for name, kept in self.sites.items():
+            if "slots" not in kept:
+                raise ValueError(f"site {name!r} has no slots: only states of GRUMemoryWithDecay can be merged")
+            sites[name] = {**kept, "slots": _joined(kept["slots"], other.sites[name]["slots"].to(kept["slots"]))}
+        tokens, turns = self.tokens + other.tokens.to(self.tokens), self.turns + other.turns.to(self.turns)
+        return replace(self, sites=sites, tokens=tokens, turns=turns)
+
+    def forget(
+        self,
+        what: str | tuple[int, int],
+        model: Any = None,
+        tokenizer: Any = None,
+        reply: str | None = None,
+        system: str | None = None,
+        site: str = "top",
+    ) -> MemoryState:
+        """The state without one slot, given as (head, slot), or without what a turn wrote, given as its text.
+
+        A text needs the model and the tokenizer that read it; see `gru_memory.editing.forget`.
+
+        Raises:
+            ValueError: there is no such slot, or a text comes without model and tokenizer.
+        """
+        from . import editing  # which is made of states
+
+        if not isinstance(what, str):
+            return editing.forget_slot(self, *what, site=site)
+        if model is None or tokenizer is None:
+            raise ValueError("to forget a text, give the model and the tokenizer that read it")
+        return editing.forget(model, tokenizer, self, what, reply, system)
+
     def to_bytes(self, dtype: torch.dtype | None = None, metadata: dict[str, str] | None = None) -> bytes:
         """The state as the bytes of a safetensors file.
 
@@ -225,6 +274,14 @@ class MemoryState:
         changed = {name: change(t) for name, t in self._named()}
         sites = {site: {key: changed[f"site/{site}/{key}"] for key in kept} for site, kept in self.sites.items()}
         return replace(self, sites=sites, **{name: changed[name] for name in ("tokens", "turns", "pending")})
+
+
+def _joined(one: Tensor, other: Tensor) -> Tensor:
+    """(B, N, S, d) and the same: their sum, slot by slot no longer than the longer of the two."""
+    total = one + other
+    longest = torch.maximum(one.norm(dim=-1, keepdim=True), other.norm(dim=-1, keepdim=True))
+    shortened = (longest / total.norm(dim=-1, keepdim=True).clamp_min(1e-12)).clamp_max(1)
+    return (total * shortened).clamp(-1, 1)
 
 
 def write_whole(path: str | Path, data: bytes) -> None:

@@ -135,24 +135,33 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def plot_drift(runs: Sequence[dict[str, Any]], path: Any, title: str) -> None:
-    """Size of the state, and what the memory adds to the base model's loss, against tokens read."""
-    figure, (left, right) = panels(2, width=5.8, height=4.4)
+    """Size of the state, its largest number, and what the memory adds to the base model's loss, against tokens read."""
+    figure, axes = panels(3, width=4.6, height=4.2)
+    wanted = ("size", "largest", "added")
     for number, name in enumerate(labels_of(runs, "memory")):
-        style = {"color": PALETTE[number], "marker": MARKERS[number], "markersize": 5}
-        for axes, what in ((left, "size"), (right, "added")):
+        keeps = name in (KEEPING, ADDING_KEEPING)  # lines that may lie on each other
+        style = {"color": PALETTE[number], "marker": MARKERS[number], "linestyle": "--" if keeps else "-"}
+        size = {"markersize": 8, "markerfacecolor": "none"} if keeps else {"markersize": 4}
+        for place, what in zip(axes, wanted, strict=True):
             x, mean, low, high = curve(runs, "tokens", what, memory=name)
-            axes.plot(x, mean, label=name, **style)
-            axes.fill_between(x, low, high, color=PALETTE[number], alpha=0.15, linewidth=0)
-    left.set(yscale="log", xlabel="tokens of books read", ylabel="root mean square of the slots' numbers")
-    left.axhline(1, color="0.4", linestyle=":", linewidth=1)
-    left.annotate(
+            place.plot(x, mean, label=name, **style, **size)
+            place.fill_between(x, low, high, color=PALETTE[number], alpha=0.15, linewidth=0)
+    names = (
+        "root mean square of the slots' numbers",
+        "largest of the slots' numbers",
+        "loss above the base model's (nats a token)",
+    )
+    for place, name in zip(axes, names, strict=True):
+        place.set(xlabel="tokens of books read", ylabel=name)
+    for place in axes[:2]:
+        place.set_ylim(bottom=0)
+    axes[1].axhline(1, color="0.3", linestyle=":", linewidth=1.2)
+    axes[1].annotate(
         "bound of the memory", (0.99, 1), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
     )
-    right.set(xlabel="tokens of books read", ylabel="loss above the base model's (nats a token)")
-    right.set_yscale("symlog", linthresh=0.01)
-    right.axhline(0, color="0.4", linestyle=":", linewidth=1)
-    right.legend(fontsize=8, frameon=False)
-    left.set_title(title, loc="left", fontweight="bold")
+    axes[2].axhline(0, color="0.3", linestyle=":", linewidth=1.2)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9, frameon=False)
+    axes[0].set_title(title, loc="left", fontweight="bold")
     save(figure, path)
 
 
