@@ -4,6 +4,7 @@
 # make lint     what CI checks besides the tests
 # make format   let ruff put things right
 # make compatibility   run every check on every family of models, and write docs/compatibility.md
+# make chaos    try to break the server and its store         (make chaos CHAOS="kill tenants" for some, CHAOS=--short for seconds)
 # make bench    speed against peers, in results/bench.json and bench.png   (make bench BENCH="decode prefill" for some)
 # make clean    remove everything that can be made again, .venv included
 #
@@ -14,12 +15,13 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 TESTS ?=
 BENCH ?=
+CHAOS ?=
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 STAMP := .venv/.installed
 
-.PHONY: setup demo test lint format bench compatibility clean
+.PHONY: setup demo test lint format bench chaos compatibility clean
 
 setup: $(STAMP)
 
@@ -53,6 +55,9 @@ format: setup
 
 compatibility: setup
 	$(BIN)/python tests/matrix.py
+
+chaos: setup
+	PYTHONPATH=tests $(BIN)/python -m chaos $(CHAOS)
 
 # What it compares with comes along only here.
 bench: setup

@@ -33,7 +33,10 @@ def talking_tokenizer(family: str) -> PreTrainedTokenizerFast:
     fast.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     fast.train_from_iterator(
-        TEXT, trainers.BpeTrainer(vocab_size=320, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet)
+        TEXT,
+        trainers.BpeTrainer(
+            vocab_size=320, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
+        ),
     )
     tokens = {"bos_token": "<s>", "eos_token": "</s>"}
     if family == "llama":

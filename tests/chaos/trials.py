@@ -1,0 +1,48 @@
+"""Every trial, with its sizes."""
+
+from __future__ import annotations
+
+from . import isolation, kill, outages, tenants
+from .result import Trial
+
+TRIALS = {
+    "kill": Trial(
+        "kill -9 at random moments while 20 conversations are written: every acknowledged turn is there, "
+        "no session is unreadable",
+        kill.run,
+        full={"kills": 100},
+        short={"kills": 2, "conversations": 6, "replayed": 1},
+    ),
+    "isolation": Trial(
+        "1,000 conversations, 16 at a time, each told its own fact, then asked: no answer or slot from another one",
+        isolation.run,
+        full={"conversations": 1000, "real": 1000},
+        short={"conversations": 32},
+    ),
+    "disk": Trial(
+        "the disk fills up under a server that writes 8 conversations: clear errors, nothing lost, recovers by itself",
+        outages.disk,
+        full={"times": 20},
+        short={"times": 1},
+    ),
+    "lock": Trial(
+        "another writer locks the SQLite file for longer than the server waits: clear errors, nothing lost, recovers "
+        "by itself",
+        outages.locked,
+        full={"times": 5},
+        short={"times": 1, "wait_seconds": 0.5},
+    ),
+    "postgres": Trial(
+        "PostgreSQL is restarted under a server, every other time as if it had crashed, and servers are killed: clear "
+        "errors, nothing lost, recovers by itself",
+        outages.postgres,
+        full={"times": 20, "kills": 20},
+        short={"times": 2, "kills": 1, "down_seconds": 0.0},
+    ),
+    "tenants": Trial(
+        "a wrong key, another tenant's session, a replayed response id: 401 or 404, nothing revealed by text or by time",
+        tenants.run,
+        full={"pairs": 4000},
+        short={"pairs": 60},
+    ),
+}
