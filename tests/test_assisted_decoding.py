@@ -316,17 +316,13 @@ def test_context_that_memory_does_not_take_in(family_model, how):
     )
 
 
-def test_stop_strings_end_guesses():
+def test_stop_strings_end_guesses(family_model):
     """What was decided on along with the stop string is returned, so it is in the memory."""
-    model, prompt = memory_model("llama"), repeating_prompt()
-    output = model.generate(
-        prompt,
-        prompt_lookup_num_tokens=5,
-        do_sample=False,
-        stop_strings=[character(i) for i in range(32, 58)],
-        tokenizer=tokenizer(),
-        **SETTINGS,
-    )
+    model, prompt = family_model, repeating_prompt()
+    settings = {**SETTINGS, "eos_token_id": None, "do_sample": False, "prompt_lookup_num_tokens": 5}
+    whole = model.generate(prompt, memory_state=model.initial_memory_state(1), **settings).sequences[0, 24:]
+    stop = next(character(i) for i in whole[4:].tolist() if character(i) not in "<pad></s>")
+    output = model.generate(prompt, stop_strings=[stop], tokenizer=tokenizer(), **settings)
     assert output.sequences.shape[1] < 24 + 16
     assert_state_after(model, model.memory_state, output.sequences, prompt, ended=at_word([]))
 

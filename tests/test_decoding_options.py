@@ -345,14 +345,15 @@ def test_strategies_that_transformers_moved_to_the_hub(model, strategy):
 
 def test_other_things_that_transformers_refuses(model):
     model.memory_state = before = some_state(model)
-    for settings in (
-        {"num_beams": 2, "streamer": TextStreamer(tokenizer())},
-        {"do_sample": False, "num_return_sequences": 2},
-        {"prefill_chunk_size": 4, "use_cache": False},
-        {"surprise": 1},
+    for settings, message in (
+        ({"num_beams": 2, "streamer": TextStreamer(tokenizer())}, "`streamer` cannot be used with beam search"),
+        ({"do_sample": False, "num_return_sequences": 2}, "`num_return_sequences` different than 1"),
+        ({"prefill_chunk_size": 4, "use_cache": False}, "without a cache"),
+        ({"surprise": 1}, r"not used by the model: \['surprise'\]"),
+        ({"max_new_tokens": 0}, "`max_new_tokens` must be greater than 0"),
     ):
-        with pytest.raises(ValueError):
-            model.generate(random_ids(2), max_new_tokens=3, **settings)
+        with pytest.raises(ValueError, match=message):
+            model.generate(random_ids(2), **{"max_new_tokens": 3, **settings})
     assert model.memory_state is before
 
 

@@ -137,8 +137,8 @@ def test_rows_that_stopping_criteria_end(family_model, settings):
 
 
 @pytest.mark.parametrize("settings", ("sampling", "beams"))
-def test_rows_that_stop_strings_end(settings):
-    model, prompt = memory_model("llama"), random_ids(8, 6)
+def test_rows_that_stop_strings_end(family_model, settings):
+    model, prompt = family_model, random_ids(8, 6)
     capitals = list(range(32, 58))  # in no special token
     assert character(capitals[0]) + character(capitals[-1]) == "AZ"
     torch.manual_seed(1)

@@ -453,6 +453,24 @@ def test_gates_of_format_2_load_from_a_model_of_several_memories(tmp_path):
     assert model.config.gru_memory["format_version"] == again.config.gru_memory["format_version"] == 3
 
 
+def test_a_memory_of_format_2_loads(family, tmp_path):
+    """Its gates are numbers, and its config says which base model it is for."""
+    model = memory_model(family)
+    model.save_memory(tmp_path)
+    weights = load_file(tmp_path / "memory_model.safetensors")
+    old = {name: tensor.reshape(()) if name.endswith(".gate") else tensor.clone() for name, tensor in weights.items()}
+    (tmp_path / "memory_model.safetensors").unlink()
+    save_file(old, tmp_path / "memory_model.safetensors", {"format": "pt"})
+    config_with(format_version=2)(tmp_path)
+    again = add_memory(base_model(family)).double()
+    again.load_memory(tmp_path)
+    assert {site.gate.shape for site in again.memory_sites().values()} == {(1,)}
+    assert torch.equal(again(random_ids()).logits, model(random_ids()).logits)
+    assert again.memory_fingerprint() == model.memory_fingerprint()  # so states of it go on
+    with pytest.raises(ValueError, match="another base model"):
+        memory_model("llama" if family == "gpt2" else "gpt2").load_memory(tmp_path)
+
+
 def test_a_memory_of_format_1_is_saved_in_the_present_one(family, tmp_path):
     folder = DATA / "format-1" / family
     model = AutoModelWithGRUMemory.from_pretrained(folder / "model", folder / "memory")

@@ -200,7 +200,8 @@ class MemoryGenerationMixin:
             result = super().generate(*args, **kwargs)
             if run is None or run.drafting:
                 return result
-            states = [(self, self._state_after(run, result).detach()), *_assistant_after(run, result, kwargs)]
+            states = [(self, self._state_after(run, result)), *_assistant_after(run, result, kwargs)]
+            states = [(model, _kept(state)) for model, state in states]
         finally:
             _run.reset(token)
             if run is not None:
@@ -270,6 +271,11 @@ class MemoryGenerationMixin:
             return result
         repeats = max(generation_config.num_beams, generation_config.num_return_sequences)
         run.mode, run.conversations, run.cache = generation_mode, batch_size, model_kwargs.get("past_key_values")
+        if self.training and checkpoints(self) and generation_config.use_cache:
+            raise ValueError(
+                "gradient checkpointing takes the key-value cache away in training mode, so that each token would be decoded from "
+                "the one before it alone: call model.eval() before generate(), or pass use_cache=False"
+            )
         run.take_prompt(generation_config, model_kwargs)
         given_cache = getattr(run.cache, "_is_user_defined", False)
         run.keeps_cache = bool(generation_config.return_dict_in_generate) or given_cache
@@ -409,6 +415,21 @@ class MemoryGenerationMixin:
             ).memory_state
             begin = end
         return state
+
+
+def checkpoints(model: Any) -> bool:
+    """Whether gradient checkpointing is on; transformers 5.23 calls it activation checkpointing."""
+    on = getattr(type(model), "is_activation_checkpointing", None)
+    return model.is_activation_checkpointing if on is not None else model.is_gradient_checkpointing
+
+
+def _kept(state: MemoryState) -> MemoryState:
+    """A state that may be kept and learned from: no gradient through it, and no tensor of `torch.inference_mode`."""
+    state = state.detach()
+    if not torch.is_inference_mode_enabled():
+        return state
+    with torch.inference_mode(False):
+        return state.clone()
 
 
 def _assistant_after(

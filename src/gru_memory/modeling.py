@@ -267,12 +267,12 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, NamedMemoriesMixin):
     def _fingerprint_of(self, name: str) -> str:
         parameters = [p for site in self._sites_of(name).values() for p in site.parameters()]
         # `.to()` puts new numbers under the same parameter and version, hence the type and the address.
-        versions = tuple((id(p), p._version, p.dtype, local(p).data_ptr()) for p in parameters)
+        config = self.config.get_text_config()
+        base = [config.model_type, config.hidden_size, config.num_hidden_layers, config.vocab_size]
+        versions = (*base, *((id(p), _version(p), p.dtype, local(p).data_ptr()) for p in parameters))
         fingerprints = self.__dict__.setdefault("_fingerprints", {})
         cached = fingerprints.get(name)
         if cached is None or cached[0] != versions:
-            config = self.config.get_text_config()
-            base = [config.model_type, config.hidden_size, config.num_hidden_layers, config.vocab_size]
             digest = hashlib.sha256(json.dumps([base, self.memories[name].meaning()]).encode())
             for parameter in (p for p in parameters if p.device.type != "meta"):
                 # A copy, for FSDP2 could not free what numpy has seen.
@@ -350,6 +350,8 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, NamedMemoriesMixin):
         if source is None:
             raise ValueError("pass input_ids or inputs_embeds")
         batch, length = source.shape[:2]
+        if not length:
+            raise ValueError(f"the input is {tuple(source.shape)}, without a token: pass at least one a row")
         if _CHECKPOINTS_HOOKS and self.training and self.is_gradient_checkpointing and self._hooks_blocks():
             raise RuntimeError(
                 "this version of transformers runs hooks again when it recomputes a block, and the memory's gradients would "
@@ -549,6 +551,11 @@ def _site_index(site: str, num_blocks: int) -> int | None:
 
 def _module_name(site: str) -> str:
     return site.replace(":", "_")
+
+
+def _version(parameter: Tensor) -> int:
+    """How often it was changed in place; torch does not count for a model that was made in inference mode."""
+    return 0 if parameter.is_inference() else parameter._version
 
 
 def _is_2d(mask: Any) -> bool:

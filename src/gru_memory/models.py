@@ -245,12 +245,23 @@ def _load_with_memory(
                 "sites holds modules, for a memory that was saved: name their places, or use add_memory(sites=)"
             )
         config = MemoryConfig(**{**UNTRAINED, **settings})  # bad settings are refused before anything is loaded
-        return add_memory(base.from_pretrained(name_or_path, **kwargs), config)
+        return _with_memory(
+            base.from_pretrained(name_or_path, **kwargs), lambda model: model.attach_memory(config, None)
+        )
     if settings:
         raise ValueError(f"{', '.join(sorted(settings))} cannot be set together with memory=, which brings its own")
     saved = read_memory(memory, **{k: kwargs[k] for k in _HUB_OF_MEMORY if k in kwargs})
-    model = base.from_pretrained(name_or_path, **kwargs)
-    return _convert(model, lambda model: model._load_saved(saved, None, modules, check_base))
+    return _with_memory(
+        base.from_pretrained(name_or_path, **kwargs),
+        lambda model: model._load_saved(saved, None, modules, check_base),
+    )
+
+
+def _with_memory(loaded: Any, attach: Callable[[PreTrainedModel], None]) -> Any:
+    """What `from_pretrained` returned, its model with a memory: a model, or one and what output_loading_info=True tells of it."""
+    if isinstance(loaded, tuple):
+        return (_convert(loaded[0], attach), *loaded[1:])
+    return _convert(loaded, attach)
 
 
 def _convert(model: PreTrainedModel, attach: Callable[[PreTrainedModel], None]) -> PreTrainedModel:
