@@ -83,10 +83,10 @@ def test_each_memory_keeps_its_own_state(family, model):
     for turn, name in enumerate(("default", "fr", "default", "default", "fr")):
         model.set_memory(name)
         assert torch.equal(said(model, turn), said(singles[name], turn))
-        assert_same_state(model.memory_state, singles[name].memory_state, 0)
+        assert_same_state(model.memory_state, singles[name].memory_state)
     model.reset(2)
     model.set_memory("default")
-    assert_same_state(model.memory_state, singles["default"].memory_state, 0)  # only the active one was reset
+    assert_same_state(model.memory_state, singles["default"].memory_state)  # only the active one was reset
 
 
 def test_without_memory_the_model_is_its_base_whichever_is_set(family, model):
