@@ -122,6 +122,54 @@ def test_the_state_that_went_in_is_left_alone():
     assert all(torch.equal(given["state"][name], tensor) for name, tensor in before.items())
 
 
+def test_many_rows_and_sizes_that_are_no_multiple_of_four():
+    """Compiled products take rows in pairs and weights in fours; what is left over has loops of its own."""
+    site = make(torch.float64, address_rank=7, persistent_slots=3)
+    for batch in (2, 5):
+        assert_same(*both(site, one(site, batch)), 1e-12)
+
+
+@pytest.mark.parametrize("threads", (1, 2, 3))
+def test_threads_share_the_rows(threads):
+    site = make()
+    given = one(site, batch=13)
+    torch.set_num_threads(threads)
+    try:
+        assert_same(*both(site, given), 1e-12)
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_inputs_that_do_not_lie_row_by_row():
+    site = make()
+    given = one(site, batch=2)
+    wide = torch.stack([given["hidden_states"], given["hidden_states"] + 1], dim=-1)
+    given["hidden_states"] = wide[..., 0]
+    given["state"]["slots"] = given["state"]["slots"].transpose(2, 3).contiguous().transpose(2, 3)
+    assert not given["hidden_states"].is_contiguous() and not given["state"]["slots"].is_contiguous()
+    assert_same(*both(site, given), 1e-12)
+
+
+def test_weights_that_changed_or_moved_are_found():
+    site = make()
+    given = one(site)
+    assert_same(*both(site, given), 1e-12)
+    with torch.no_grad():
+        site.value_embed.weight.mul_(2)
+        assert_same(*both(site, given), 1e-12)
+        site.output.weight.data = site.output.weight.data * 3
+        assert_same(*both(site, given), 1e-12)
+        site.weight_hh = nn.Parameter(-site.weight_hh)
+        assert_same(*both(site, given), 1e-12)
+
+
+def test_weights_that_do_not_lie_row_by_row_are_left_to_the_general_path():
+    site = make()
+    site.output.weight.data = site.output.weight.data.t().contiguous().t()
+    with torch.no_grad():
+        assert not one_token.can_run(site, torch.zeros(1, 1, D).double())
+
+
 def test_a_state_kept_in_half_precision_is_taken():
     site = make(torch.float32)
     given = one(site)

@@ -61,8 +61,8 @@ def test_a_decoded_token_takes_few_operations(cell):
         decoding(with_memory(base, sites, cell)).operations.total() for sites in (("top",), ("input", "middle", "top"))
     )
     site, call = (three - one) / 2, one - alone - (three - one) / 2
-    assert 0 < site <= 16, "of a site"
-    assert 0 < call <= 26, "of a call of the model with a memory, whatever its sites"
+    assert site == 4, "of a site: what it returns is allocated, and nothing else"
+    assert 0 < call <= 10, "of a call of the model with a memory, whatever its sites"
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -97,6 +97,7 @@ def test_a_scan_is_as_many_operations_for_any_number_of_tokens(cell, backward):
                 (reads.sum() + after.sum()).backward()
         return counted.operations
 
+    count(20)  # while numba compiles it holds on to gradients, which are copied then
     short, long = count(20), count(500)
     assert short == long
     assert short.total() <= (40 if backward else 4)

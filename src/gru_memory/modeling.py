@@ -374,7 +374,7 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, NamedMemoriesMixin):
         elif memory_mask is not None and memory_mask.dim() == 2 and cache is not None:
             memory_mask = memory_mask[:, : past_length + length]  # it may be that of a whole prompt
         valid = _last_columns(attention_mask, batch, length, source.device)
-        visible = valid & _last_columns(memory_mask, batch, length, source.device)
+        visible = valid if memory_mask is None else valid & _last_columns(memory_mask, batch, length, source.device)
         starts = _turn_starts(arguments.get("position_ids"), valid, past_length, attention_mask)
         ticks, state = _counted(memory_state, starts, visible)
         call = MemoryCall(self, memory_state, state, self._token_embeds(input_ids, embeds), starts, visible, ticks)
@@ -582,10 +582,13 @@ def _turn_starts(
     """(B, T) bool, True at position 0 of each turn: where positions restart, or at the first token without a past."""
     if position_ids is not None:
         return (position_ids.expand(valid.shape).to(valid.device) == 0) & valid
+    whole_past = attention_mask is None or attention_mask.shape[1] == valid.shape[1]  # none of it is padding
+    if whole_past and isinstance(past_length, int) and past_length:
+        return torch.zeros_like(valid)
     first = valid & (valid.long().cumsum(dim=1) == 1)
     if isinstance(past_length, int) and not past_length:
         return first
-    if attention_mask is None or attention_mask.shape[1] == valid.shape[1]:
+    if whole_past:
         return first & torch.as_tensor(past_length == 0, device=first.device)
     seen = attention_mask[:, : -valid.shape[1]].to(valid.device).bool().any(dim=1)  # (B,) the past may be all padding
     return first & ~seen.unsqueeze(1)
@@ -612,7 +615,10 @@ def _refuse_cached_turns(model: nn.Module, arguments: dict[str, Any]) -> None:
 def _counted(state: MemoryState, starts: Tensor, visible: Tensor) -> tuple[Tensor, MemoryState]:
     """Where the clock ticks along (B, T) positions, and `state` with its counters after them; its sites stay."""
     ticks, pending = _ticks(starts, visible, state.pending)
-    tokens, turns = state.tokens + visible.sum(dim=1), state.turns + ticks.sum(dim=1)
+    if visible.shape[1] == 1:
+        tokens, turns = state.tokens + visible[:, 0], state.turns + ticks[:, 0]
+    else:
+        tokens, turns = state.tokens + visible.sum(dim=1), state.turns + ticks.sum(dim=1)
     return ticks, replace(state, tokens=tokens, turns=turns, pending=pending)
 
 
@@ -621,6 +627,9 @@ def _ticks(starts: Tensor, visible: Tensor, pending: Tensor) -> tuple[Tensor, Te
 
     starts, visible (B, T), pending (B,) -> ticks (B, T), pending (B,).
     """
+    if visible.shape[1] == 1:  # decoding: nothing to add up
+        begun = starts | pending.unsqueeze(1)
+        return visible & begun, (begun & ~visible).squeeze(1)
     begun = starts.long().cumsum(dim=1) + pending.long().unsqueeze(1)  # turns begun up to here
     seen = torch.where(visible, begun, 0).cummax(dim=1).values  # turns of which a token was seen
     before = F.pad(seen[:, :-1], (1, 0))

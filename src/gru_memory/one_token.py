@@ -1,40 +1,83 @@
 """One token through a memory site in as few steps as there are: what decoding on a CPU runs.
 
-The same equations as in `GRUMemoryWithDecay.run`, for T = 1 and without gradients: torch does the large matrix
-products, two calls of compiled code all the rest. A site then takes some 15 operations of torch, allocations counted,
-where the general path takes more than 80 (`tests/test_operation_counts.py`).
+The same equations as in `GRUMemoryWithDecay.run`, for T = 1 and without gradients, in one call of compiled code. A site
+then takes four operations of torch, all of them allocations, where the general path takes more than 80
+(`tests/test_operation_counts.py`).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import weakref
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .scan import can_compile
 
 if TYPE_CHECKING:
+    import numpy
+
     from .memory import GRUMemoryWithDecay, SiteState
 
 _FLOATS = (torch.float32, torch.float64)
-_WORK_PER_THREAD = 200_000
+_ROWS_PER_THREAD = 4  # every thread reads all weights, and with fewer rows there is little else to do
+
+
+class _Plan(NamedTuple):
+    """How compiled code finds the parameters of a site."""
+
+    parameters: list[Tensor]  # keeps them, so that no other tensor comes to lie at these addresses
+    addresses: list[int]
+    like: numpy.ndarray  # of the type that everything is in
+    weights: numpy.ndarray  # see `one_token_kernels.site_one`
+    sizes: numpy.ndarray
+
+
+_plans: weakref.WeakKeyDictionary[GRUMemoryWithDecay, _Plan] = weakref.WeakKeyDictionary()
 
 
 def can_run(site: GRUMemoryWithDecay, hidden_states: Tensor) -> bool:
     """Whether `run_one` may stand in for `site.run`: one token on a CPU, nothing to learn, plain weights of one float type."""
-    weight = site.gate
-    if hidden_states.shape[1] != 1 or weight.dtype not in _FLOATS or hidden_states.device.type != "cpu":
+    if hidden_states.shape[1] != 1 or hidden_states.device.type != "cpu" or torch.is_grad_enabled():
         return False
-    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or not can_compile(hidden_states):
+    if torch.is_autocast_enabled("cpu") or not can_compile(hidden_states):
         return False
+    parameters = list(site._parameters.values())
     for module in site._modules.values():
         # Anything else, such as an adapter around a projection, computes something else.
         if type(module) is not nn.Linear or module._forward_hooks or module._forward_pre_hooks:
             return False
-        if type(module.weight) is not nn.Parameter or module.weight.dtype != weight.dtype:
+        parameters += module._parameters.values()
+    parameters = [parameter for parameter in parameters if parameter is not None]
+    plan = _plans.get(site)
+    if plan is not None and plan.addresses == [parameter.data_ptr() for parameter in parameters]:
+        return True
+    return _make_plan(site, parameters)
+
+
+def _make_plan(site: GRUMemoryWithDecay, parameters: list[Tensor]) -> bool:
+    """Note where the parameters are, if compiled code can read them there."""
+    from .scan.one_token_kernels import WEIGHTS
+
+    dtype = site.gate.dtype
+    found = dict(site.named_parameters())
+    if dtype not in _FLOATS or not set(found) <= set(WEIGHTS) or len(found) != len(parameters):
+        return False
+    for parameter in parameters:
+        if type(parameter) is not nn.Parameter or parameter.dtype != dtype or not parameter.is_contiguous():
             return False
+    decay = site.decay  # lives as long as the site, unless the site moves; then its parameters move as well
+    sizes = [site.hidden_size, site.embed_size, site.key_size, site.num_heads, site.num_slots, site.slot_size]
+    sizes += [site.address_rank, site.persistent_slots, *decay.shape, site.decay_every == "token"]
+    weights = [found[name].data_ptr() if name in found else 0 for name in WEIGHTS]
+    _plans[site] = _Plan(
+        [*(parameter.detach() for parameter in parameters), decay],
+        [parameter.data_ptr() for parameter in parameters],
+        torch.zeros(1, dtype=dtype).numpy(),
+        torch.tensor([*weights, decay.data_ptr()]).numpy(),
+        torch.tensor(sizes).numpy(),
+    )
     return True
 
 
@@ -47,61 +90,31 @@ def run_one(
     turn_starts: Tensor | None,
     key_states: Tensor | None,
 ) -> tuple[Tensor, SiteState]:
-    """`site.forward` for T = 1, see `can_run`."""
-    from .scan.one_token_kernels import keys_and_gates, write_and_read_one
+    """`site.forward` for T = 1, right after `can_run` said so."""
+    from .scan.one_token_kernels import site_one
     from .scan.threads import share
 
-    batch, dtype = hidden_states.shape[0], site.gate.dtype
-    heads, count, size, hidden_size = site.num_heads, site.num_slots, site.slot_size, site.hidden_size
-    whole = bool(site.address_rank)
-    hidden = hidden_states.view(batch, -1).to(dtype)
-    embeds = (
-        hidden.new_zeros(batch, site.embed_size) if token_embeds is None else token_embeds.view(batch, -1).to(dtype)
+    plan, dtype, batch = _plans[site], site.gate.dtype, hidden_states.shape[0]
+    hidden = _rows(hidden_states, dtype)
+    embeds = None if token_embeds is None else _rows(token_embeds, dtype)
+    further = None if key_states is None else _rows(key_states, dtype)
+    visible = None if mask is None else _rows(mask, torch.bool)
+    starts = None if turn_starts is None else _rows(turn_starts, torch.bool)
+    slots, address, strength = (_rows(state[name], dtype) for name in ("slots", "address", "strength"))
+    recalled, after, last_address, last_strength = (
+        torch.empty_like(tensor) for tensor in (hidden, slots, address, strength)
     )
-    further = hidden.new_empty(batch, 0) if key_states is None else key_states.view(batch, -1).to(dtype)
-    visible = mask.view(batch).bool() if mask is not None else torch.ones(batch, dtype=torch.bool)
-    ticks = visible
-    if site.decay_every == "turn":
-        ticks = torch.zeros_like(visible) if turn_starts is None else visible & turn_starts.view(batch)
+    tensors = (hidden, embeds, further, visible, starts, address, strength, slots)
+    places = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+    places += [tensor.data_ptr() for tensor in (recalled, after, last_address, last_strength)]
 
-    keys = hidden.new_empty(batch, hidden_size + site.key_size + site.embed_size)
-    write, strength, gates = (hidden.new_empty(batch, heads) for _ in range(3))
-    keys_and_gates(
-        *_arrays(hidden, embeds, further, visible, state["strength"].to(dtype), site.strength_key.weight),
-        *_arrays(site.strength_key.bias, site.strength_embed.weight), whole,
-        *_arrays(site.read_gate.weight, site.read_gate.bias), whole, *_arrays(site.gate.view(1), keys, write, strength, gates),
-    )  # fmt: skip
-    if whole:
-        key = F.rms_norm(site.key_rank(keys), (site.address_rank,), eps=1e-6)
-        asked = F.rms_norm(site.query_rank(keys), (site.address_rank,), eps=1e-6)
-        before = state["address"].to(dtype)
-        address = site.key(before)
-    else:
-        key, asked = site.key(keys), keys
-        address = before = state["address"].reshape(batch, -1).to(dtype)
-    query = site.query(asked)
-    values = F.linear(keys[:, -site.embed_size :], site.value_embed.weight)
-    values.addmm_(keys[:, :hidden_size], site.value_hidden.weight.t())
+    def work(first: int, last: int) -> None:
+        site_one(plan.like, plan.weights, plan.sizes, *places, batch, first, last)
 
-    slots = state["slots"].to(dtype).contiguous()
-    reads, after = torch.empty_like(values), torch.empty_like(slots)
-    if site.cell == "gru":
-        cell = (site.weight_ih, site.bias_ih, site.weight_hh, site.bias_hh)
-    else:
-        cell = (values.new_empty(0, 0, 0), values.new_empty(0, 0)) * 2
-    arrays = _arrays(values, address, query, write, gates, ticks, site.decay, slots, *cell, reads, after)
-    work = count * size + (6 * size * size if site.cell == "gru" else 0)
-    share(lambda first, last: write_and_read_one(*arrays, first, last), batch * heads, -(-_WORK_PER_THREAD // work))
-    if site.persistent_slots:
-        weights = site.persistent_query(asked).view(batch, heads, -1).softmax(dim=-1)
-        reads += torch.einsum("bnp,npd->bnd", weights, site.gate * site.persistent).reshape(batch, -1)
-    recalled = torch.addmm(hidden, reads, site.output.weight.t()) if dtype == hidden_states.dtype else None
-    if recalled is None:
-        recalled = hidden_states.view(batch, -1) + F.linear(reads, site.output.weight).to(hidden_states.dtype)
-    last_key = key if mask is None else torch.where(visible.unsqueeze(1), key, before)
-    new = {"slots": after, "address": last_key.view(state["address"].shape), "strength": strength}
-    return recalled.view(hidden_states.shape), new
+    share(work, batch, _ROWS_PER_THREAD)
+    return recalled.to(hidden_states.dtype), {"slots": after, "address": last_address, "strength": last_strength}
 
 
-def _arrays(*tensors: Tensor) -> list:
-    return [tensor.detach().contiguous().numpy() for tensor in tensors]
+def _rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """In this type, and in memory row by row."""
+    return tensor if tensor.dtype == dtype and tensor.is_contiguous() else tensor.to(dtype).contiguous()

@@ -1,6 +1,9 @@
-"""Machine code for one token of a whole memory site on a CPU, but for its large matrix products. No gradients.
+"""Machine code for one token of a whole memory site on a CPU. No gradients.
 
-See `gru_memory.one_token`, which calls these, and `kernels` for how they are compiled and written.
+See `gru_memory.one_token`, which calls this, and `kernels` for how it is compiled and written. Matrix products are part
+of it: with a few rows they only wait for the weights, which these loops read about twice as fast as BLAS does. Arrays
+come as addresses: from one token to the next a model has pushed everything out of the caches, and to look into 40
+objects one by one then takes as long as the arithmetic.
 """
 
 from __future__ import annotations
@@ -8,8 +11,36 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numba import carray, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 from .kernels import _addressed, _compiled, _decay, _gru_cell, _load, _product, _store, _write_and_read
+
+# The parameters of a site in the order in which `site_one` takes their addresses; its decay comes after them.
+WEIGHTS = (
+    *("key_rank.weight", "key_rank.bias", "query_rank.weight", "query_rank.bias"),
+    *("key.weight", "key.bias", "query.weight", "query.bias"),
+    *("strength_key.weight", "strength_key.bias", "strength_embed.weight", "read_gate.weight", "read_gate.bias"),
+    *("value_embed.weight", "value_hidden.weight", "output.weight", "gate"),
+    *("weight_ih", "bias_ih", "weight_hh", "bias_hh"),
+    *("persistent_query.weight", "persistent_query.bias", "persistent"),
+)
+(
+    KEY_RANK, KEY_RANK_BIAS, QUERY_RANK, QUERY_RANK_BIAS, KEY, KEY_BIAS, QUERY, QUERY_BIAS, STRENGTH_KEY,
+    STRENGTH_KEY_BIAS, STRENGTH_EMBED, READ_GATE, READ_GATE_BIAS, VALUE_EMBED, VALUE_HIDDEN, OUTPUT, GATE, WEIGHT_IH,
+    BIAS_IH, WEIGHT_HH, BIAS_HH, PERSISTENT_QUERY, PERSISTENT_QUERY_BIAS, PERSISTENT, DECAY,
+) = range(len(WEIGHTS) + 1)  # fmt: skip
+
+
+@intrinsic
+def _pointer(context, address):
+    """A number as a pointer."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+
+    return types.voidptr(address), generate
 
 
 @_compiled
@@ -29,11 +60,57 @@ def _norm_into(out, numbers, visible):
 
 
 @_compiled
-def _dot(row, vector):
-    total = row.dtype.type(0)
-    for i in range(row.shape[0]):
-        total += row[i] * vector[i]
-    return total
+def _add_times(out, weight_at, vectors):
+    """out (B, k) += vectors (B, m) @ weight (k, m) transposed. The weight comes by once, for all rows."""
+    weight = carray(_pointer(weight_at), (out.shape[1], vectors.shape[1]), vectors.dtype)
+    zero = out.dtype.type(0)
+    rows = vectors.shape[0]
+    if rows == 1:
+        _product(out[0], weight, vectors[0])
+        return
+    k = 0
+    while k + 4 <= weight.shape[0]:
+        row_a, row_b, row_c, row_e = weight[k], weight[k + 1], weight[k + 2], weight[k + 3]
+        b = 0
+        while b + 2 <= rows:  # eight sums for six loads
+            x, y = vectors[b], vectors[b + 1]
+            ax, bx, cx, ex, ay, by, cy, ey = zero, zero, zero, zero, zero, zero, zero, zero
+            for m in range(x.shape[0]):
+                ax += row_a[m] * x[m]
+                bx += row_b[m] * x[m]
+                cx += row_c[m] * x[m]
+                ex += row_e[m] * x[m]
+                ay += row_a[m] * y[m]
+                by += row_b[m] * y[m]
+                cy += row_c[m] * y[m]
+                ey += row_e[m] * y[m]
+            out[b, k] += ax
+            out[b, k + 1] += bx
+            out[b, k + 2] += cx
+            out[b, k + 3] += ex
+            out[b + 1, k] += ay
+            out[b + 1, k + 1] += by
+            out[b + 1, k + 2] += cy
+            out[b + 1, k + 3] += ey
+            b += 2
+        if b < rows:
+            _product(out[b, k : k + 4], weight[k : k + 4], vectors[b])
+        k += 4
+    if k < weight.shape[0]:
+        for b in range(rows):
+            _product(out[b, k:], weight[k:], vectors[b])
+
+
+@_compiled
+def _times(weight_at, bias_at, count, vectors):
+    """vectors (B, m) @ weight (`count`, m) transposed + bias (`count`,): (B, `count`). No bias is at address 0."""
+    out = np.zeros((vectors.shape[0], count), vectors.dtype)
+    if bias_at != 0:
+        bias = carray(_pointer(bias_at), (count,), vectors.dtype)
+        for b in range(out.shape[0]):
+            out[b] = bias
+    _add_times(out, weight_at, vectors)
+    return out
 
 
 @_compiled
@@ -57,75 +134,148 @@ def _softmax_into(out, logits):
 
 
 @_compiled
-def keys_and_gates(
-    hidden, embeds, further, visible, before, strength_key, strength_key_bias, strength_embed, strength_whole,
-    read_gate, read_gate_bias, gate_whole, gate, keys, write, after, gates,
-):  # fmt: skip
-    """The key of each row, and the small projections of it.
+def _write_and_read_one(
+    like, weights, decay, slots, after, ticks, visible, values, address, strength, wanted, gates, learned, reads
+):
+    """The recurrence and the read. Arrays as in `site_one`, those of the tokens for its rows alone.
 
-    hidden (B, D), embeds (B, E), further (B, `key_size`, may be empty), visible (B,) bool; before (B, N) is what the
-    token before decided of this one's write strength. The weights (N, ...) of strength_embed take in norm(e), or with
-    `strength_whole` the whole key; those of read_gate norm(x), or the whole key. Fills keys (B, D + `key_size` + E),
-    the write strength (B, N), what this token decides of the next one's (B, N) and the gate of what is read (B, N).
+    values (B, N*d); address, wanted (B, N*S) and learned (B, N*P) before their softmax; strength, gates (B, N) before
+    their sigmoid; slots, after (B, N, S, d). Fills after and reads (B, N*d).
     """
-    batch, size = hidden.shape
-    others = further.shape[1]
-    for b in range(batch):
-        key = keys[b]
-        _norm_into(key[:size], hidden[b], visible[b])
-        if others > 0:
-            _norm_into(key[size : size + others], further[b], visible[b])
-        _norm_into(key[size + others :], embeds[b], visible[b])
-        own = key if strength_whole else key[size + others :]
-        seen = key if gate_whole else key[:size]
-        for n in range(before.shape[1]):
-            after[b, n] = _dot(strength_key[n], key) + strength_key_bias[n] if visible[b] else before[b, n]
-            strength = _sigmoid(before[b, n] + _dot(strength_embed[n], own))
-            write[b, n] = strength if visible[b] else keys.dtype.type(0)
-            gates[b, n] = gate[0] * _sigmoid(_dot(read_gate[n], seen) + read_gate_bias[n])
+    rows, heads, count, size = slots.shape
+    always = learned.shape[1] // heads
+    gru = weights[WEIGHT_HH] != 0
+    wide = 3 * size if gru else 0
+    weight_ih = carray(_pointer(weights[WEIGHT_IH]), (heads, wide, size), like.dtype)
+    weight_hh = carray(_pointer(weights[WEIGHT_HH]), (heads, wide, size), like.dtype)
+    bias_ih = carray(_pointer(weights[BIAS_IH]), (heads, wide), like.dtype)
+    bias_hh = carray(_pointer(weights[BIAS_HH]), (heads, wide), like.dtype)
+    persistent = carray(_pointer(weights[PERSISTENT]), (heads, always, size), like.dtype)
+    gate = carray(_pointer(weights[GATE]), (1,), like.dtype)[0]
+    zero = like.dtype.type(0)
+
+    state = np.empty((size, count), like.dtype)
+    where, put, sought = np.empty(count, like.dtype), np.empty(count, like.dtype), np.empty(count, like.dtype)
+    given, recurrent = np.empty(wide, like.dtype), np.empty(wide, like.dtype)
+    cell = np.empty((5, size), like.dtype)
+    shares = np.empty(always, like.dtype)
+    for n in range(heads):  # the rows of a head one after the other, so that they share the weights of its cell
+        for b in range(rows):
+            value = values[b, n * size : (n + 1) * size]
+            read = reads[b, n * size : (n + 1) * size]
+            _load(state, slots[b, n])
+            if ticks[b]:
+                _decay(state, decay[n if decay.shape[0] > 1 else 0])
+            _softmax_into(where, address[b, n * count : (n + 1) * count])
+            _softmax_into(sought, wanted[b, n * count : (n + 1) * count])
+            z = like.dtype.type(_sigmoid(strength[b, n]))
+            for s in range(count):
+                put[s] = z * where[s] if visible[b] else zero
+            if gru:
+                _addressed(state, where, cell[1])
+                given[:] = bias_ih[n]
+                _product(given, weight_ih[n], value)
+                recurrent[:] = bias_hh[n]
+                _product(recurrent, weight_hh[n], cell[1])
+                _gru_cell(given, recurrent, cell)
+            else:
+                for j in range(size):
+                    cell[0, j] = math.tanh(value[j])
+            _write_and_read(state, cell[0], put, sought, read)
+            _store(after[b, n], state)
+            opened = like.dtype.type(gate * _sigmoid(gates[b, n]))
+            for j in range(size):
+                read[j] *= opened
+            if always > 0:
+                _softmax_into(shares, learned[b, n * always : (n + 1) * always])
+                for p in range(always):
+                    share = gate * shares[p]
+                    for j in range(size):
+                        read[j] += share * persistent[n, p, j]
 
 
 @_compiled
-def write_and_read_one(
-    values, address, query, write, gates, ticks, decay, slots, weight_ih, bias_ih, weight_hh, bias_hh, reads, after,
-    first, last,
+def site_one(
+    like, weights, sizes, hidden_at, embeds_at, further_at, visible_at, starts_at, address_at, strength_at, slots_at,
+    recalled_at, after_at, last_address_at, last_strength_at, batch, first, last,
 ):  # fmt: skip
-    """One step for items `first` to `last` of N*B, the rows of a head one after the other, so that they share weights.
+    """One token of the rows `first` to `last` of a batch, by the equations of `GRUMemoryWithDecay`.
 
-    values (B, N*d) before the input half of the cell; address, query (B, N*S) before their softmax; write, gates
-    (B, N); ticks (B,) bool; decay (1 or N, 1 or S); slots (B, N, S, d). The weights are empty for `mingru`.
-    Fills reads (B, N*d), gated, and after (B, N, S, d).
+    All but the first three are numbers, most of them addresses of arrays that lie row by row in the type of `like`:
+
+    - hidden (B, D), embeds (B, E) and further (B, `key_size`); visible and starts (B,) are bool. Address 0 stands for
+      embeds of zeros, for all rows visible, for none that begins a turn.
+    - the state: address (B, r) or (B, N*S) and strength (B, N), what the token before decided; slots (B, N, S, d).
+    - recalled (B, D) gets hidden with what is recalled added; after, last_address and last_strength get the new state.
+
+    `weights` are addresses too, see `WEIGHTS`, 0 for those that this site does not have. `sizes` are D, E, `key_size`, N,
+    S, d, r, P, the two of the decay, and 1 if every token ticks.
     """
-    batch, heads, count, size = slots.shape
-    state = np.empty((size, count), slots.dtype)
-    where = np.empty(count, slots.dtype)
-    put = np.empty(count, slots.dtype)
-    asked = np.empty(count, slots.dtype)
-    given = np.empty(3 * size, slots.dtype)
-    recurrent = np.empty(3 * size, slots.dtype)
-    gate = np.empty((5, size), slots.dtype)
-    for item in range(first, last):
-        n, b = item // batch, item % batch
-        value = values[b, n * size : (n + 1) * size]
-        read = reads[b, n * size : (n + 1) * size]
-        _load(state, slots[b, n])
-        if ticks[b]:
-            _decay(state, decay[n if decay.shape[0] > 1 else 0])
-        _softmax_into(where, address[b, n * count : (n + 1) * count])
-        _softmax_into(asked, query[b, n * count : (n + 1) * count])
-        for s in range(count):
-            put[s] = write[b, n] * where[s]
-        if weight_ih.shape[0] > 0:
-            _addressed(state, where, gate[1])
-            given[:] = bias_ih[n]
-            _product(given, weight_ih[n], value)
-            recurrent[:] = bias_hh[n]
-            _product(recurrent, weight_hh[n], gate[1])
-            _gru_cell(given, recurrent, gate)
-        else:
-            for j in range(size):
-                gate[0, j] = math.tanh(value[j])
-        _write_and_read(state, gate[0], put, asked, read)
-        for j in range(size):
-            read[j] *= gates[b, n]
-        _store(after[b, n], state)
+    D, E, others, heads, count, size = sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5]
+    rank, always, every = sizes[6], sizes[7], sizes[10] != 0
+    ranked = rank > 0
+    kept = rank if ranked else heads * count
+    rows = last - first
+
+    hidden = carray(_pointer(hidden_at), (batch, D), like.dtype)
+    embeds = carray(_pointer(embeds_at), (batch, E), like.dtype)
+    further = carray(_pointer(further_at), (batch, others), like.dtype)
+    shown = carray(_pointer(visible_at), (batch,), np.bool_)
+    starts = carray(_pointer(starts_at), (batch,), np.bool_)
+    before = carray(_pointer(address_at), (batch, kept), like.dtype)
+    before_strength = carray(_pointer(strength_at), (batch, heads), like.dtype)
+    slots = carray(_pointer(slots_at), (batch, heads, count, size), like.dtype)
+    after = carray(_pointer(after_at), (batch, heads, count, size), like.dtype)
+    recalled = carray(_pointer(recalled_at), (batch, D), like.dtype)
+    last_address = carray(_pointer(last_address_at), (batch, kept), like.dtype)
+    last_strength = carray(_pointer(last_strength_at), (batch, heads), like.dtype)
+    decay = carray(_pointer(weights[DECAY]), (sizes[8], sizes[9]), like.dtype)
+
+    visible, ticks = np.ones(rows, np.bool_), np.zeros(rows, np.bool_)
+    normed, told = np.empty((rows, D), like.dtype), np.zeros((rows, E), like.dtype)
+    keys = np.empty((rows, D + others + E), like.dtype)
+    for i in range(rows):
+        b = first + i
+        if visible_at != 0:
+            visible[i] = shown[b]
+        ticks[i] = visible[i] and (every or (starts_at != 0 and starts[b]))
+        _norm_into(normed[i], hidden[b], visible[i])
+        if embeds_at != 0:
+            _norm_into(told[i], embeds[b], visible[i])
+        keys[i, :D] = normed[i]
+        if others > 0:
+            _norm_into(keys[i, D : D + others], further[b], visible[i])
+        keys[i, D + others :] = told[i]
+
+    # Where this token is written was decided by the one before it, and this one decides for the next.
+    held = before[first:last]
+    if ranked:
+        address = _times(weights[KEY], weights[KEY_BIAS], heads * count, held)
+        decided = _times(weights[KEY_RANK], weights[KEY_RANK_BIAS], rank, keys)
+        asked = _times(weights[QUERY_RANK], weights[QUERY_RANK_BIAS], rank, keys)
+        for i in range(rows):
+            _norm_into(decided[i], decided[i], True)
+            _norm_into(asked[i], asked[i], True)
+    else:
+        address, asked = held, keys
+        decided = _times(weights[KEY], weights[KEY_BIAS], heads * count, keys)
+    wanted = _times(weights[QUERY], weights[QUERY_BIAS], heads * count, asked)
+    learned = _times(weights[PERSISTENT_QUERY], weights[PERSISTENT_QUERY_BIAS], heads * always, asked)
+    next_strength = _times(weights[STRENGTH_KEY], weights[STRENGTH_KEY_BIAS], heads, keys)
+    strength = before_strength[first:last].copy()
+    _add_times(strength, weights[STRENGTH_EMBED], keys if ranked else told)
+    gates = _times(weights[READ_GATE], weights[READ_GATE_BIAS], heads, keys if ranked else normed)
+    values = _times(weights[VALUE_EMBED], 0, heads * size, told)
+    _add_times(values, weights[VALUE_HIDDEN], normed)
+    for i in range(rows):
+        b = first + i
+        last_address[b] = decided[i] if visible[i] else before[b]
+        last_strength[b] = next_strength[i] if visible[i] else before_strength[b]
+
+    reads = np.empty((rows, heads * size), like.dtype)
+    _write_and_read_one(
+        like, weights, decay, slots[first:last], after[first:last], ticks, visible, values, address, strength, wanted,
+        gates, learned, reads,
+    )  # fmt: skip
+    recalled[first:last] = hidden[first:last]
+    _add_times(recalled[first:last], weights[OUTPUT], reads)
