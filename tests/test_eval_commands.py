@@ -23,6 +23,10 @@ SMALL = {
     "drift": ["--books", "BOOKS", "--tokens", 300, "--window", 64, "--points", 2],
     "inspect": ["--facts", 2, "--between", 1, "--sessions", 2, "--max-new-tokens", 2],
     "editing": ["--facts", 2, "--between", 1, "--sessions", 2, "--max-new-tokens", 2],
+    "grid": ["--facts", "1,2", "--turns", "0,1", "--sessions", 2, "--max-new-tokens", 2],
+    "untold": ["--facts", "0,1", "--between", 1, "--questions", 1, "--sessions", 2, "--max-new-tokens", 2],
+    "people": ["--facts", 1, "--between", 1, "--sessions", 2, "--max-new-tokens", 2],
+    "isolation": ["--facts", 1, "--between", 1, "--rows", "2", "--max-new-tokens", 2],
     "longdoc": ["--books", "BOOKS", "--tokens", 200, "--windows", "16,32"],
     "fading": ["--decays", "0.5,0.9", "--turns", "0,1", "--facts", 1, "--sessions", 2, "--max-new-tokens", 2],
 }

@@ -112,11 +112,11 @@ def diff(
             raise ValueError(f"a state holds {state.batch_size} conversations: pass one, state.select(row)")
     change = (after.sites[site]["slots"] - before.sites[site]["slots"])[0]  # (N, S, d)
     head = model.get_output_embeddings().weight
-    out = module.output.weight.unflatten(1, (module.num_heads, module.slot_size))  # (D, N, d)
+    every = (head @ module.output.weight.to(head)).float()  # (V, N d): what each number of a slot says of each token
+    every = (every - every.mean(0)).unflatten(1, (module.num_heads, module.slot_size))
     gained = lost = lengths = 0.0
     for number in range(module.num_heads):
-        says = (head @ out[:, number].to(head)).float()  # (V, d)
-        says = says - says.mean(0)
+        says = every[:, number]  # (V, d)
         scores = change[number].float() @ says.T  # (S, V)
         gained, lost = gained + scores.amax(0), lost - scores.amin(0)
         lengths = lengths + says.pow(2).sum(1)

@@ -87,7 +87,9 @@ def show_table(evaluation: Evaluation, runs: list[dict[str, Any]]) -> None:
     headings, cells = table(runs, evaluation)
     shown = Table(title=escape(evaluation.about), title_justify="left")
     for number, heading in enumerate(headings):
-        shown.add_column(escape(heading), justify="left" if number < len(evaluation.labels) else "right")
+        width = max((len(row[number]) for row in cells), default=0)  # headings may fold, figures must not be cut
+        side = "left" if number < len(evaluation.labels) else "right"
+        shown.add_column(escape(heading), justify=side, min_width=min(width, 24), overflow="fold")
     for row in cells:
         shown.add_row(*map(escape, row))
     console.print(shown)

@@ -5,8 +5,13 @@ from __future__ import annotations
 from .drift import DRIFT
 from .editing import EDITING
 from .fading import FADING
+from .grid import GRID
 from .inspect import INSPECT
+from .isolation import ISOLATION
 from .longdoc import LONGDOC
 from .outcome import Evaluation
+from .people import PEOPLE
+from .untold import UNTOLD
 
-EVALUATIONS: dict[str, Evaluation] = {one.name: one for one in (FADING, DRIFT, INSPECT, EDITING, LONGDOC)}
+_ALL = (GRID, UNTOLD, PEOPLE, ISOLATION, FADING, DRIFT, LONGDOC, INSPECT, EDITING)
+EVALUATIONS: dict[str, Evaluation] = {one.name: one for one in _ALL}

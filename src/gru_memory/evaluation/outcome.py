@@ -17,10 +17,11 @@ Row = dict[str, Any]  # labels and figures of one line of a table
 
 @dataclass(frozen=True)
 class Figure:
-    """A column of numbers: its heading, and how one of them is written."""
+    """A column of numbers: its heading, and how one of them is written; with `shown` False it is in the JSON alone."""
 
     title: str
     form: str = "number"  # or one of FORMS
+    shown: bool = True
 
     def text(self, value: float | None) -> str:
         return "" if value is None else FORMS[self.form](value)
@@ -116,14 +117,15 @@ def spread(runs: Sequence[dict[str, Any]], evaluation: Evaluation) -> list[tuple
 def table(runs: Sequence[dict[str, Any]], evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
     """Headings and cells as text; with several runs figures read "mean ± standard deviation"."""
     lines = spread(runs, evaluation)
-    used = [name for name in evaluation.figures if any(spreads[name] for _, spreads in lines)]
+    shown = [name for name, figure in evaluation.figures.items() if figure.shown]
+    used = [name for name in shown if any(spreads[name] for _, spreads in lines)]
     headings = [*evaluation.labels.values(), *(evaluation.figures[name].title for name in used)]
     cells = []
     for labels, spreads in lines:
-        shown = [
+        texts = [
             "" if value is None else f"{value:,}" if isinstance(value, int) else str(value) for value in labels.values()
         ]
-        cells.append([*shown, *(_with_spread(evaluation.figures[name], spreads[name]) for name in used)])
+        cells.append([*texts, *(_with_spread(evaluation.figures[name], spreads[name]) for name in used)])
     return headings, cells
 
 
