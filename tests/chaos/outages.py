@@ -25,7 +25,7 @@ CONVERSATIONS = 8
 _CLEAR = {(503, "store_unavailable"), (429, "overloaded"), (503, "timed_out"), (409, "conversation_locked")}
 
 
-def disk(times: int, size: int = 4 << 20) -> Result:
+def disk(times: int, size: int = 32 << 20) -> Result:
     """Fill the disk under a SQLite store of a running server, make room again, `times` times."""
     with tempfile.TemporaryDirectory(prefix="gru-chaos-") as folder:
         path, left = Path(folder) / "disk" / "sessions.sqlite3", Path(folder) / "left"

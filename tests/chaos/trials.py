@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import isolation, kill, outages, tenants
+from . import fuzz, isolation, kill, outages, soak, states, tenants
 from .result import Trial
 
 TRIALS = {
@@ -39,10 +39,30 @@ TRIALS = {
         full={"times": 20, "kills": 20},
         short={"times": 2, "kills": 1, "down_seconds": 0.0},
     ),
+    "states": Trial(
+        "1,000 corrupted or truncated states and as many session files, and foreign, NaN and oversized ones: refused, one "
+        "line why, the process lives",
+        states.run,
+        full={"mutations": 1000},
+        short={"mutations": 1000},
+    ),
+    "fuzz": Trial(
+        "schemathesis on the OpenAPI schema; hypothesis on paths, headers, ids (`../`, NUL, 10 MB), bodies, JSON bombs and "
+        "files: no 5xx, nothing of another key, no path touched",
+        fuzz.run,
+        full={"examples": 1000, "schemathesis_examples": 100},
+        short={"examples": 20, "schemathesis_examples": 1},
+    ),
     "tenants": Trial(
         "a wrong key, another tenant's session, a replayed response id: 401 or 404, nothing revealed by text or by time",
         tenants.run,
         full={"pairs": 4000},
         short={"pairs": 60},
+    ),
+    "soak": Trial(
+        "one hour at full load: flat memory, no growth in latency",
+        soak.run,
+        full={"minutes": 60},
+        short={"minutes": 0.2, "growth_mb": 40.0},
     ),
 }

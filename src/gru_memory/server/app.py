@@ -12,6 +12,7 @@ from typing import Any
 from fastapi import Depends, FastAPI, Header, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
@@ -62,7 +63,9 @@ def create_app(model: Any, tokenizer: Any, store: SessionStore, settings: Server
     app = FastAPI(title="gru-memory", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.engine, app.state.service, app.state.metrics = engine, service, metrics
 
-    async def owner(request: Request) -> str:
+    bearer = Depends(HTTPBearer(auto_error=False))  # says in the schema that there are keys; `Keys` looks at them
+
+    async def owner(request: Request, _: Any = bearer) -> str:
         found = keys.owner(request.headers.get("authorization"))
         request.state.owner = found[:8]  # enough to tell tenants apart in a log
         return found
@@ -261,7 +264,9 @@ def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
         message = NOT_FOUND if error.status_code == 404 else str(error.detail)
-        return answer(ApiError(error.status_code, message, f"http_{error.status_code}"))
+        known = answer(ApiError(error.status_code, message, f"http_{error.status_code}"))
+        known.headers.update(error.headers or {})  # 405 names the methods that there are
+        return known
 
     async def ours(request: Request, error: Exception) -> JSONResponse:
         return answer(as_api_error(error))
