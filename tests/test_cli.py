@@ -61,7 +61,7 @@ def test_the_version_is_that_of_the_library(run):
         (["eval", "recall", "--values", "some"], "error: values is 'some'"),
         (["eval", "recall", "--facts", "0"], "error: facts is 0"),
         (["eval", "harm", "--books", "nowhere"], "error: no .txt file in nowhere"),
-        (["eval", "harm", "--conversations", "0"], "error: there is nothing to read"),
+        (["eval", "harm", "--conversations", "0", "--code-files", "0"], "error: there is nothing to read"),
         (["demo", "--memory", "nowhere"], "error: nowhere holds no memory"),
         (["demo", "--threads", "0"], "error: threads is 0"),
         (["demo", "--model", "./nowhere"], "error: no trained memory ships for './nowhere'"),
@@ -91,13 +91,6 @@ def test_recall_writes_a_table_and_every_reply(run, tiny, tmp_path):
     assert written["results"][0]["config"]["between"] == 1
     assert written["results"][0]["full_history"] is None
     assert len(written["results"][0]["replies"]) == 2
-
-
-def test_harm_writes_a_table(run, tiny, tmp_path):
-    result = run("eval", "harm", "--conversations", 2, "--turns", 1, "--facts", 1, "--out", tmp_path)
-    assert result.exit_code == 0, result.output
-    assert "small talk after 1 facts: replies" in result.output
-    assert len(json.loads((tmp_path / "harm.json").read_text())["results"]) == 4
 
 
 def test_train_hands_over_what_was_asked_for(run, monkeypatch, tmp_path):

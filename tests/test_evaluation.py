@@ -9,6 +9,7 @@ from tiny import assert_close, assert_same_state
 from torch.nn import functional as F
 
 from gru_memory import Conversation
+from gru_memory.data.sessions import Session, Turn, write_jsonl
 from gru_memory.evaluation import (
     BatchReader,
     HarmConfig,
@@ -224,19 +225,27 @@ def test_wrong_recall_settings_are_refused(wrong):
 def test_harm_is_loss_and_kl_against_the_base_model(llama, tmp_path):
     model, tokenizer = llama
     (tmp_path / "a.txt").write_text("My boat is called Marigold. " * 60)
-    config = HarmConfig(str(tmp_path), tokens=300, conversations=3, turns=2, facts=2, batch_size=2)
+    (tmp_path / "a.py").write_text("boat = {'name': 'Marigold'}\n" * 20)
+    chat = Session((Turn("Where do you live?", "In Porto."), Turn("Oh.", None), Turn("I see.", "Yes.")))
+    write_jsonl(tmp_path / "chats.jsonl", [chat])
+    config = HarmConfig(
+        str(tmp_path), tokens=100, conversations=3, turns=2, facts=2, batch_size=2, code=str(tmp_path),
+        chats=str(tmp_path / "chats.jsonl"),
+    )  # fmt: skip
     results = {result.text: result for result in evaluate_harm(model, tokenizer, config)}
+    kinds = ["books", "code", "small talk: replies", "small talk: all tokens", "chats: replies", "chats: all tokens"]
     assert list(results) == [
-        "books",
-        "small talk: replies",
-        "small talk: all tokens",
-        "small talk after 2 facts: replies",
-        "small talk after 2 facts: all tokens",
+        *kinds,
+        *(f"{k} after 2 facts{colon}{part}" for k, colon, part in (x.partition(":") for x in kinds)),
     ]
-    empty, full = results["small talk: replies"], results["small talk after 2 facts: replies"]
-    assert empty.tokens == full.tokens < results["small talk: all tokens"].tokens
-    assert empty.base_loss == pytest.approx(full.base_loss)
-    assert empty.memory_loss != full.memory_loss
+    for kind in kinds:
+        name, colon, part = kind.partition(":")
+        empty, full = results[kind], results[f"{name} after 2 facts{colon}{part}"]
+        assert empty.tokens == full.tokens
+        assert empty.base_loss == pytest.approx(full.base_loss)
+        assert empty.memory_loss != full.memory_loss
+    assert results["small talk: replies"].tokens < results["small talk: all tokens"].tokens
+    assert results["code"].tokens == results["books"].tokens == 99
     assert all(result.kl_mean > 0 for result in results.values())
 
     with torch.no_grad():
@@ -245,6 +254,17 @@ def test_harm_is_loss_and_kl_against_the_base_model(llama, tmp_path):
     for result in evaluate_harm(model, tokenizer, config):
         assert result.memory_loss == result.base_loss
         assert result.kl_mean == result.kl_median == result.changed_top1 == 0
+
+
+def test_code_is_of_pythons_own_library_where_no_folder_is_named(tmp_path):
+    first = HarmConfig(code_files=2, tokens=2000).code_paths()
+    assert len(first) == 2
+    assert all(path.suffix == ".py" and path.stat().st_size > 8000 for path in first)
+    assert first == HarmConfig(code_files=2, tokens=2000).code_paths() != HarmConfig(code_files=2, seed=5).code_paths()
+    with pytest.raises(FileNotFoundError, match="chats in the sessions' format"):
+        HarmConfig(chats=str(tmp_path / "none.jsonl"))
+    with pytest.raises(ValueError, match="nothing to read"):
+        HarmConfig(conversations=0, code_files=0)
 
 
 @torch.no_grad()

@@ -29,7 +29,7 @@ def test_it_recalls_what_the_base_model_cannot_know(loaded):
 
 
 def test_it_keeps_quiet_where_nothing_was_told(loaded):
-    for result in evaluate_harm(*loaded, HarmConfig(conversations=4, turns=6, facts=0)):
+    for result in evaluate_harm(*loaded, HarmConfig(conversations=4, turns=6, facts=0, code_files=0)):
         assert result.kl_median < 0.01
 
 

@@ -1,4 +1,4 @@
-"""`gru-memory eval`: recall and harm; all other evaluations are made into commands by `evaluations.py`."""
+"""`gru-memory eval`: recall; all other evaluations are made into commands by `evaluations.py`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..embedded import EMBEDDED_NAME
-from ..evaluation import HarmConfig, RecallConfig, RecallResult, evaluate_harm, evaluate_recall, standard_suite
+from ..evaluation import RecallConfig, RecallResult, evaluate_recall, standard_suite
 from ..evaluation.catalogue import EVALUATIONS
 from ..evaluation.report import write_report
 from ..evaluation.scoring import Rate
@@ -77,49 +77,6 @@ def recall(
         console.print(f"As bars: {out / 'recall.png'}", highlight=False)
     except ModuleNotFoundError as error:
         console.print(f"[yellow]{escape(str(error))}[/yellow]")
-
-
-@app.command()
-@one_line_errors
-def harm(
-    books: Annotated[Optional[str], option(HarmConfig, "books")] = HarmConfig.books,  # noqa: UP045
-    tokens: Annotated[int, option(HarmConfig, "tokens")] = HarmConfig.tokens,
-    conversations: Annotated[int, option(HarmConfig, "conversations")] = HarmConfig.conversations,
-    turns: Annotated[int, option(HarmConfig, "turns")] = HarmConfig.turns,
-    facts: Annotated[int, option(HarmConfig, "facts")] = HarmConfig.facts,
-    seed: Annotated[int, option(HarmConfig, "seed")] = HarmConfig.seed,
-    batch_size: Annotated[int, option(HarmConfig, "batch_size")] = HarmConfig.batch_size,
-    model: Model = EMBEDDED_NAME,
-    memory: Memory = None,
-    out: Out = Path("results"),
-    threads: Threads = None,
-) -> None:
-    """Loss and KL against the base model on text in which there is nothing to recall."""
-    config = HarmConfig(books, tokens, conversations, turns, facts, seed, batch_size)
-    if books is None and not conversations:
-        raise ValueError("there is nothing to read: give --books, or --conversations above 0")
-    set_threads(threads)
-    loaded, tokenizer = load(model, memory)
-    with progress() as report:
-        results = evaluate_harm(loaded, tokenizer, config, report)
-    write_report(out / "harm.json", command_line(), seed, results)
-    table = Table(title="With memory against the base model (nats a token)", title_justify="left")
-    table.add_column("text")
-    for name in ("tokens", "base loss", "with memory", "change", "KL mean", "KL median", "other top token"):
-        table.add_column(name, justify="right")
-    for result in results:
-        table.add_row(
-            result.text,
-            f"{result.tokens:,}",
-            f"{result.base_loss:.4f}",
-            f"{result.memory_loss:.4f}",
-            f"{result.loss_change_percent:+.2f}%",
-            f"{result.kl_mean:.4f}",
-            f"{result.kl_median:.5f}",
-            f"{100 * result.changed_top1:.1f}%",
-        )
-    console.print(table)
-    console.print(f"Written to {out / 'harm.json'}", highlight=False)
 
 
 for _evaluation in EVALUATIONS.values():

@@ -6,6 +6,7 @@ from .drift import DRIFT
 from .editing import EDITING
 from .fading import FADING
 from .grid import GRID
+from .harm import HARM
 from .inspect import INSPECT
 from .isolation import ISOLATION
 from .longdoc import LONGDOC
@@ -13,5 +14,5 @@ from .outcome import Evaluation
 from .people import PEOPLE
 from .untold import UNTOLD
 
-_ALL = (GRID, UNTOLD, PEOPLE, ISOLATION, FADING, DRIFT, LONGDOC, INSPECT, EDITING)
+_ALL = (GRID, UNTOLD, PEOPLE, ISOLATION, HARM, FADING, DRIFT, LONGDOC, INSPECT, EDITING)
 EVALUATIONS: dict[str, Evaluation] = {one.name: one for one in _ALL}
