@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .continual import CONTINUAL
 from .drift import DRIFT
 from .editing import EDITING
 from .fading import FADING
@@ -14,5 +15,5 @@ from .outcome import Evaluation
 from .people import PEOPLE
 from .untold import UNTOLD
 
-_ALL = (GRID, UNTOLD, PEOPLE, ISOLATION, HARM, FADING, DRIFT, LONGDOC, INSPECT, EDITING)
+_ALL = (GRID, UNTOLD, PEOPLE, ISOLATION, HARM, FADING, DRIFT, LONGDOC, INSPECT, EDITING, CONTINUAL)
 EVALUATIONS: dict[str, Evaluation] = {one.name: one for one in _ALL}
