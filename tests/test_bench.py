@@ -4,13 +4,16 @@ import json
 import math
 
 import pytest
+import torch
 from tiny import one_thread  # noqa: F401
+from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from gru_memory.bench import (
     BENCHMARKS,
     Plan,
     Row,
+    floor,
     judge,
     measure,
     models,
@@ -18,6 +21,7 @@ from gru_memory.bench import (
     read_rows,
     report,
     run_benchmarks,
+    scans,
     side_by_side,
     write_rows,
 )
@@ -60,6 +64,65 @@ def test_cases_take_turns_and_short_ones_are_repeated(monkeypatch):
     assert calls == ["long", "long", "short", "short", *(["long", "short", "short"] * 3)]
 
 
+def test_in_a_round_the_median_of_the_turns_counts(monkeypatch):
+    now, calls = 0.0, []
+    lasts = iter([1.0, 1.0, 5.0, 5.0, 3.0, 9.0, 4.0, 9.0, 2.0, 9.0])
+
+    def case(name):
+        def run():
+            nonlocal now
+            now += next(lasts)
+            calls.append(name)
+
+        return run
+
+    monkeypatch.setitem(measure.CLOCKS, "wall", lambda: now)
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: now)
+    found = side_by_side({"a": case("a"), "b": case("b")}, Plan(rounds=1), min_seconds=0.0, turns=3)
+    assert found == {"a": [3.0], "b": [9.0]}
+    assert calls[4:] == ["a", "b"] * 3
+
+
+def test_a_peer_that_takes_too_long_is_called_once_and_left_out(monkeypatch):
+    now, calls = 0.0, []
+
+    def case(name, seconds):
+        def run():
+            nonlocal now
+            now += seconds
+            calls.append(name)
+
+        return run
+
+    monkeypatch.setitem(measure.CLOCKS, "wall", lambda: now)
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: now)
+    cases = {"ours": case("ours", 30.0), "quick": case("quick", 1.0), "slow": case("slow", 30.0)}
+    found = side_by_side(cases, Plan(rounds=2, patience=20), peers=("quick", "slow"))
+    assert found == {"ours": [30.0] * 2, "quick": [1.0] * 2}, "what is ours is waited for"
+    assert calls.count("slow") == 1
+
+
+def test_a_plan_can_ask_for_some_settings():
+    plan = Plan(where=("tokens=512", "pass=forward + backward"))
+    assert plan.wants(tokens=512, **{"pass": "forward + backward"})
+    assert plan.wants(batch=8), "a column that is not there decides nothing"
+    assert not plan.wants(tokens=128)
+    assert not plan.wants(tokens=512, **{"pass": "forward"})
+    rows = run_benchmarks(["decode"], Plan(rounds=1, quick=True, where=("batch=8",)))["decode"]
+    assert {row.setting["batch"] for row in rows} == {8}
+
+
+@pytest.mark.parametrize("cell", ("gru", "mingru"))
+def test_operations_of_the_floor_are_those_that_torch_counts(cell):
+    """torch counts products with matrices alone; the update is 3 more for each number of a slot."""
+    heads, slots, size, length = 3, 5, 8, 7
+    inputs, state, weights = scans.random_scan(1, length, heads, slots, size, cell)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        scans.run_scan("reference", *inputs, state, *weights)
+    update = 3 * heads * slots * size
+    assert length * (floor.scan_operations(heads, slots, size, cell, False) - update) == counter.get_total_flops()
+
+
 def test_ratios_are_taken_within_a_round():
     slow_machine_in_round_two = [1.0, 10.0, 1.0]
     mine = row("scan", {}, "mine", [2 * s for s in slow_machine_in_round_two])
@@ -76,6 +139,8 @@ def test_plans_that_make_no_sense_are_refused():
         Plan(rounds=0)
     with pytest.raises(ValueError, match="wall"):
         Plan(clock="sun")
+    with pytest.raises(ValueError, match="NAME=VALUE"):
+        Plan(where=("tokens",))
     with pytest.raises(ValueError, match="decode"):
         run_benchmarks(["dekode"], Plan())
 

@@ -9,10 +9,12 @@ from tiny import CELLS, base_model, one_thread  # noqa: F401
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache
 
-from gru_memory import MemoryConfig, add_memory
+from gru_memory import MemoryConfig, add_memory, one_token
 from gru_memory.bench.models import sharing_weights
 from gru_memory.scan import scan
 
+# At most, of a site and token; `torch.compile` makes fewer of them.
+KERNELS = {"gru": 89, "mingru": 60}
 # None of them computes or copies: other views of what is there, and what type a result would have.
 _FREE = (
     *("view", "detach", "t", "transpose", "slice", "select", "unsqueeze", "expand", "alias", "split", "_unsafe_view"),
@@ -63,6 +65,30 @@ def test_a_decoded_token_takes_few_operations(cell):
     site, call = (three - one) / 2, one - alone - (three - one) / 2
     assert site == 4, "of a site: what it returns is allocated, and nothing else"
     assert 0 < call <= 10, "of a call of the model with a memory, whatever its sites"
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_decoded_token_takes_a_bounded_number_of_kernels_on_a_gpu(cell, monkeypatch):
+    """There every operation is a kernel that is launched, and one token takes the general path."""
+    monkeypatch.setattr(one_token, "can_run", lambda *args: False)
+    base = base_model("llama")
+    one, three = (
+        decoding(with_memory(base, sites, cell)).operations.total() for sites in (("top",), ("input", "middle", "top"))
+    )
+    assert 0 < (three - one) / 2 <= KERNELS[cell]
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_prompt_takes_as_many_operations_whatever_its_length(cell):
+    model = with_memory(base_model("llama"), ("top",), cell)
+
+    def count(length):
+        with torch.no_grad(), Counted() as counted:
+            model(torch.ones(1, length, dtype=torch.long), use_cache=True)
+        return counted.operations.total()
+
+    count(20)
+    assert count(20) == count(90)
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -56,6 +56,33 @@ def test_lower_precisions_go_through_float32(cell, dtype):
             assert (got[name].float() - tensor).abs().max() <= tolerance * max(1e-3, tensor.abs().max()), name
 
 
+class Launches:
+    """A kernel that counts how often it is launched."""
+
+    def __init__(self, kernel):
+        self.kernel, self.count = kernel, 0
+
+    def __getitem__(self, grid):
+        self.count += 1
+        return self.kernel[grid]
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("shape", ((1, 3, 1, 2, 2), (2, 40, 2, 3, 4)))
+def test_a_pass_is_one_launch_whatever_its_size(cell, shape, monkeypatch):
+    from gru_memory.scan import triton_kernels
+
+    forward, backward = Launches(triton_kernels.scan_forward), Launches(triton_kernels.scan_backward)
+    monkeypatch.setattr(triton_kernels, "scan_forward", forward)
+    monkeypatch.setattr(triton_kernels, "scan_backward", backward)
+    tensors = on_device(random_scan(shape, cell, keep="ticks"))
+    with torch.no_grad():
+        run(scan_triton, tensors)
+    assert (forward.count, backward.count) == (1, 0)
+    results(scan_triton, tensors, ("keep",))
+    assert (forward.count, backward.count) == (2, 1)
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_not_a_number_comes_through(cell):
     tensors = on_device(random_scan((2, 6, 2, 4, 8), cell, torch.float32))

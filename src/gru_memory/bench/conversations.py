@@ -20,6 +20,8 @@ def bench_conversation(plan: Plan) -> list[Row]:
     messages = torch.randint(10, 90, (1, turns[-1] * (USER + REPLY)), generator=torch.Generator().manual_seed(0))
     rows, cases, kept = [], {}, {}
     for turn in turns:
+        if not plan.wants(turn=turn):
+            continue
         for name, (case, size) in _turn(model, remembering, messages, turn).items():
             cases[name, turn], kept[name, turn] = case, size
     found = side_by_side(cases, plan)

@@ -17,6 +17,8 @@ TITLES = {
     "training": "a step of training",
     "conversation": "a turn",
     "gpt2": "decoding, GPT-2",
+    "floor": "what the machine allows",
+    "gpu": "recurrence on a GPU",
 }
 
 

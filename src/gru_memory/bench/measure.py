@@ -6,7 +6,7 @@ import gc
 import re
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,27 @@ class Plan:
         metadata={"help": "'wall', or 'cpu': processor time, for one thread on a machine that is busy otherwise"},
     )
     quick: bool = field(default=False, metadata={"help": "small sizes only: shows that everything runs"})
+    where: tuple[str, ...] = field(
+        default=(),
+        metadata={"help": "NAME=VALUE of a column, such as tokens=512 or batch=1: measure these settings only"},
+    )
+    patience: float = field(
+        default=20.0,
+        metadata={"help": "seconds: a peer is left out of the sizes at which one call of it would take longer"},
+    )
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
             raise ValueError(f"rounds is {self.rounds}: it must be at least 1")
         if self.clock not in CLOCKS:
             raise ValueError(f"clock is {self.clock!r}: choose one of {tuple(CLOCKS)}")
+        if wrong := [part for part in self.where if not re.fullmatch(r"[^=]+=.+", part)]:
+            raise ValueError(f"where is {wrong}: write NAME=VALUE, such as tokens=512")
+
+    def wants(self, **setting: Any) -> bool:
+        """Whether this setting is to be measured. Names that it does not have decide nothing."""
+        asked = (part.split("=", 1) for part in self.where)
+        return all(str(setting.get(name, value)) == value for name, value in asked)
 
 
 @dataclass
@@ -79,15 +94,25 @@ def ratio(row: Row, other: Row) -> tuple[float, float, float]:
 
 
 def side_by_side(
-    cases: Mapping[str, Callable[[], object]], plan: Plan, min_seconds: float | None = None
-) -> dict[str, list[float]]:
-    """Seconds a call of each case, one a round. Each runs twice beforehand: code is compiled, caches are warm."""
+    cases: Mapping[str, Callable[[], object]], plan: Plan, min_seconds: float | None = None, turns: int = 1,
+    peers: Collection[str] = (),
+) -> dict[str, list[float]]:  # fmt: skip
+    """Seconds a call of each case, one a round. Each runs twice beforehand: code is compiled, caches are warm.
+
+    In a round every case gets `turns` turns, and what counts is the median of them: where cases differ by little, many
+    short turns say more than a few long ones. Of `peers`, those whose first call outlasts the plan's patience are left out.
+    """
     clock = CLOCKS[plan.clock]
     if min_seconds is None:
         min_seconds = 0.0 if plan.quick else MIN_SECONDS
-    repeats = {}
-    for name, case in cases.items():
+    cases, repeats = dict(cases), {}
+    for name, case in list(cases.items()):
+        began = time.perf_counter()
         case()
+        wait_for_device()
+        if name in peers and time.perf_counter() - began > plan.patience:
+            del cases[name]
+            continue
         began = time.perf_counter()
         case()
         repeats[name] = max(1, round(min_seconds / max(time.perf_counter() - began, 1e-7)))
@@ -97,13 +122,17 @@ def side_by_side(
     gc.disable()
     try:
         for _ in range(plan.rounds):
-            for name, case in cases.items():
-                _wait_for_device()
-                began = clock()
-                for _ in range(repeats[name]):
-                    case()
-                _wait_for_device()
-                found[name].append((clock() - began) / repeats[name])
+            taken: dict[str, list[float]] = {name: [] for name in cases}
+            for _ in range(turns):
+                for name, case in cases.items():
+                    wait_for_device()
+                    began = clock()
+                    for _ in range(repeats[name]):
+                        case()
+                    wait_for_device()
+                    taken[name].append((clock() - began) / repeats[name])
+            for name, seconds in taken.items():
+                found[name].append(statistics.median(seconds))
     finally:
         if was_on:
             gc.enable()
@@ -126,6 +155,6 @@ def _kilobytes(status: str, name: str) -> int:
     return int(re.search(rf"^{name}:\s+(\d+) kB", status, flags=re.MULTILINE).group(1))
 
 
-def _wait_for_device() -> None:
+def wait_for_device() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()

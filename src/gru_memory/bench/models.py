@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
+from ..backbones import blocks_of
 from ..config import MemoryConfig
 from ..embedded import load_model
 from ..models import add_memory
+from ..training.run import conversation_memory
 from .measure import Plan, Row, peak_growth, side_by_side
 
+CONVERSATION = "conversation_memory"  # the shape that ships: many small slots, at the top
 SITES = {"top site": ("top",), "three sites": ("input", "middle", "top")}
 CONTEXT = 64  # tokens before the first that is decoded
 
@@ -29,14 +32,15 @@ def with_memory(model: PreTrainedModel, sites: tuple[str, ...], cell: str) -> Pr
     return add_memory(sharing_weights(model), config).eval()
 
 
-def variants(
-    model: PreTrainedModel, cells: tuple[str, ...] = ("gru", "mingru")
-) -> Iterator[tuple[str, PreTrainedModel]]:
-    """The model without a memory, and with one at one and at three sites."""
-    yield "no memory", model
+def variants(model: PreTrainedModel, cells: tuple[str, ...] = ("gru", "mingru")) -> dict[str, PreTrainedModel]:
+    """The model without a memory, with one at one and at three sites, and with one of the shape that conversations use."""
+    found = {"no memory": model}
     for cell in cells:
         for name, sites in SITES.items():
-            yield f"{name}, {cell}", with_memory(model, sites, cell)
+            found[f"{name}, {cell}"] = with_memory(model, sites, cell)
+    shape = conversation_memory(len(blocks_of(model)), gate_init=0.1)
+    found[CONVERSATION] = add_memory(sharing_weights(model), shape).eval()
+    return found
 
 
 def smollm2(plan: Plan) -> PreTrainedModel:
@@ -52,12 +56,11 @@ def model_name(plan: Plan) -> str:
 
 def bench_decode(plan: Plan) -> list[Row]:
     """Tokens decoded one by one behind a short prompt, greedily, each from the logits of the one before."""
-    model = smollm2(plan)
-    return [
-        row
-        for batch in (1, 8)
-        for row in _decode("decode", {"model": model_name(plan), "batch": batch}, dict(variants(model)), batch, plan)
-    ]
+    models, rows = variants(smollm2(plan)), []
+    for batch in (1, 8):
+        if plan.wants(batch=batch):
+            rows += _decode("decode", {"model": model_name(plan), "batch": batch}, models, batch, plan)
+    return rows
 
 
 def bench_gpt2(plan: Plan) -> list[Row]:
@@ -67,6 +70,8 @@ def bench_gpt2(plan: Plan) -> list[Row]:
         sizes = {"tiny": ({"n_embd": 32, "n_layer": 3, "n_head": 2, "vocab_size": 100}, torch.bfloat16)}
     rows = []
     for name, (shape, dtype) in sizes.items():
+        if not plan.wants(model=name):
+            continue
         with torch.device("meta"):
             model = GPT2LMHeadModel(GPT2Config(**shape)).to(dtype)
         model = model.to_empty(device="cpu").eval()
@@ -76,21 +81,21 @@ def bench_gpt2(plan: Plan) -> list[Row]:
         for buffer_name, buffer in model.named_buffers():
             raise RuntimeError(f"{buffer_name} of {buffer.shape} has no numbers: give it some")
         model.tie_weights()
-        cases = dict(variants(model, ("gru",)))
-        rows += _decode("gpt2", {"model": name, "dtype": str(dtype).removeprefix("torch."), "batch": 1}, cases, 1, plan)
+        setting = {"model": name, "dtype": str(dtype).removeprefix("torch."), "batch": 1}
+        rows += _decode("gpt2", setting, variants(model, ("gru",)), 1, plan)
     return rows
 
 
 def _decode(benchmark: str, setting: dict, models: dict[str, PreTrainedModel], batch: int, plan: Plan) -> list[Row]:
-    tokens = 4 if plan.quick else 16
+    tokens = 2
     prompt = torch.randint(10, 90, (batch, CONTEXT), generator=torch.Generator().manual_seed(0))
-    cases = {name: _decoding(model, prompt, tokens) for name, model in models.items()}
-    found = side_by_side(cases, plan)
+    cases = {name: decoding(model, prompt, tokens) for name, model in models.items()}
+    found = side_by_side(cases, plan, turns=1 if plan.quick else 8)
     return [Row(benchmark, setting, name, seconds, batch * tokens) for name, seconds in found.items()]
 
 
 @torch.no_grad()
-def _decoding(model: PreTrainedModel, prompt: torch.Tensor, tokens: int) -> Callable[[], object]:
+def decoding(model: PreTrainedModel, prompt: torch.Tensor, tokens: int) -> Callable[[], object]:
     cache = DynamicCache(config=model.config)
     first = model(prompt, past_key_values=cache, use_cache=True)
     state = getattr(first, "memory_state", None)
@@ -118,19 +123,20 @@ def shorten(cache: DynamicCache, length: int) -> None:
 
 def bench_prefill(plan: Plan) -> list[Row]:
     """A prompt taken in at once: logits of its last token, keys and values, and the memory of it."""
-    model, rows = smollm2(plan), []
-    models = dict(variants(model))
+    models, rows = variants(smollm2(plan)), []
     for length in (32,) if plan.quick else (128, 512, 2048):
+        setting = {"model": model_name(plan), "tokens": length}
+        if not plan.wants(**setting):
+            continue
         prompt = torch.randint(10, 90, (1, length), generator=torch.Generator().manual_seed(0))
-        cases = {name: _prefill(model, prompt) for name, model in models.items()}
-        found = side_by_side(cases, plan)
+        cases = {name: prefilling(model, prompt) for name, model in models.items()}
+        found = side_by_side(cases, plan, turns=1 if plan.quick else max(1, 1024 // length))
         for name, case in cases.items():
-            setting = {"model": model_name(plan), "tokens": length}
             rows.append(Row("prefill", setting, name, found[name], length, peak_growth(case)))
     return rows
 
 
-def _prefill(model: PreTrainedModel, prompt: torch.Tensor) -> Callable[[], object]:
+def prefilling(model: PreTrainedModel, prompt: torch.Tensor) -> Callable[[], object]:
     @torch.no_grad()
     def run() -> object:
         return model(prompt, use_cache=True, logits_to_keep=1)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ..evaluation.report import environment
 from .measure import Plan, Row, ratio
@@ -20,6 +24,8 @@ AGAINST = {
     "gpt2": "no memory",
     "training": "top site, cached, mingru",
     "conversation": "memory",
+    "floor": "floor",
+    "gpu": "gru, reference",
 }
 
 
@@ -37,6 +43,7 @@ class Target:
 
 
 _REAL = {"model": "SmolLM2-135M"}  # a quick round decides nothing
+_ON_GPU = {"batch": 8, "tokens": 2048, "pass": "forward"}
 
 
 def _scan(what: str, backward: bool, case: str, against: str, limit: float) -> Target:
@@ -74,6 +81,8 @@ TARGETS = (
         {**_REAL, "turn": 2},
     ),
     Target("training step, cached, against LoRA r=8", "training", _REAL, "top site, cached, gru", "LoRA r=8", 1 / 50),
+    Target("GPU, gru in Triton against step by step", "gpu", _ON_GPU, "gru, triton", "gru, reference", 1 / 50),
+    Target("GPU, gru in Triton against cuDNN nn.GRU of equal state", "gpu", _ON_GPU, "gru, triton", "nn.GRU, equal state", 1),
 )  # fmt: skip
 
 
@@ -146,7 +155,7 @@ def write_rows(path: str | Path, command: str, plan: Plan, rows: Sequence[Row]) 
     values = {
         "command": command,
         "plan": asdict(plan),
-        "environment": environment(),
+        "environment": _environment(),
         "targets": targets,
         "rows": [row.to_json() for row in rows],
     }
@@ -154,6 +163,16 @@ def write_rows(path: str | Path, command: str, plan: Plan, rows: Sequence[Row]) 
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
     part.replace(path)
+
+
+def _environment() -> dict[str, Any]:
+    """The machine, and the versions of everything that is measured."""
+    values = environment()
+    for package in ("numpy", "numba", "triton", "titans-pytorch", "peft"):
+        with contextlib.suppress(PackageNotFoundError):
+            values["versions"][package] = version(package)
+    values["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return values
 
 
 def read_rows(path: str | Path) -> list[Row]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
@@ -16,34 +16,48 @@ from .peers import GRUCellLoop, titans_memory
 
 HEADS, SLOTS, SIZE = 4, 16, 128
 HIDDEN = 576  # of SmolLM2-135M
+EQUAL_STATE, TITANS = "nn.GRU, equal state", "titans NeuralMemory"
+PEERS = (EQUAL_STATE, TITANS)  # those that can take minutes
 
 
 def bench_scan(plan: Plan) -> list[Row]:
     """Both cells in every form that runs here, against the peers; forward, and forward with backward."""
-    rows = []
+    rows: list[Row] = []
+    slow: dict[bool, set[str]] = {False: set(), True: set()}
     for batch in (1,) if plan.quick else (1, 8):
         for length in (32,) if plan.quick else (128, 512, 2048):
             for backward in (False, True):
                 setting = {"batch": batch, "tokens": length, "pass": "forward + backward" if backward else "forward"}
-                cases = _scan_cases(batch, length, backward)
-                for name, seconds in side_by_side(cases, plan).items():
-                    rows.append(Row("scan", setting, name, seconds, batch * length))
+                if not plan.wants(**setting):
+                    continue
+                cases = scan_cases(batch, length, backward, slow[backward] | _too_slow(rows, setting, plan.patience))
+                found = side_by_side(cases, plan, peers=PEERS)
+                slow[backward] |= cases.keys() - found.keys()
+                rows += [Row("scan", setting, name, seconds, batch * length) for name, seconds in found.items()]
     return rows
 
 
-def _scan_cases(batch: int, length: int, backward: bool) -> dict[str, Callable[[], object]]:
-    cases = {}
+def _too_slow(rows: list[Row], setting: dict[str, Any], patience: float) -> set[str]:
+    """Cases of which one call would take longer, by what a token of the same pass took at smaller sizes."""
+    tokens = setting["batch"] * setting["tokens"]
+    same = [row for row in rows if row.setting["pass"] == setting["pass"]]
+    return {row.case for row in same if row.median / row.units * tokens > patience}
+
+
+def scan_cases(
+    batch: int, length: int, backward: bool, without: Collection[str] = ()
+) -> dict[str, Callable[[], object]]:
+    """Calls of every form and every peer, but for those named in `without`."""
+    cases: dict[str, Callable[[], object]] = {}
     for cell in ("gru", "mingru"):
         inputs, slots, extra = random_scan(batch, length, HEADS, SLOTS, SIZE, cell)
         for form in ("compiled", "chunked", "reference"):
             if form == "chunked" and cell == "gru":
                 continue
-            if form == "compiled" and batch * length * SIZE == 0:
-                continue
-            cases[f"{cell}, {form}"] = _pass(partial(run_scan, form), [*inputs, slots, *extra], backward)
+            cases[f"{cell}, {form}"] = run_pass(partial(run_scan, form), [*inputs, slots, *extra], backward)
     inputs, slots, _ = random_scan(batch, length, HEADS, SLOTS, SIZE, "gru")
     loop = GRUCellLoop(HEADS, SIZE)
-    cases["loop around nn.GRUCell"] = _pass(
+    cases["loop around nn.GRUCell"] = run_pass(
         lambda *t: loop(ScanInputs(*t[:5]), t[5]), [*inputs, slots], backward, loop.parameters()
     )
     hidden = torch.randn(batch, length, HIDDEN)
@@ -51,16 +65,16 @@ def _scan_cases(batch: int, length: int, backward: bool) -> dict[str, Callable[[
     for cell in ("gru", "mingru"):
         site = GRUMemoryWithDecay(HIDDEN, HEADS, SLOTS, SIZE, cell=cell, gate_init=1.0)
         run = lambda x, e, site=site: site(x, e)[0]  # noqa: E731
-        cases[f"whole site, {cell}"] = _pass(run, [hidden, embeds], backward, site.parameters())
+        cases[f"whole site, {cell}"] = run_pass(run, [hidden, embeds], backward, site.parameters())
     narrow = nn.GRU(HIDDEN, HEADS * SIZE, batch_first=True)
-    cases["nn.GRU, as wide as a read"] = _pass(lambda x: narrow(x)[0], [hidden], backward, narrow.parameters())
-    if batch == 1 and length == 128:  # 200 million weights: 512 tokens of it take a minute
+    cases["nn.GRU, as wide as a read"] = run_pass(lambda x: narrow(x)[0], [hidden], backward, narrow.parameters())
+    if batch == 1 and length == 128:  # 200 million weights, which every token reads: 10 s a pass, 30 s with backward
         wide = nn.GRU(HIDDEN, HEADS * SLOTS * SIZE, batch_first=True)
-        cases["nn.GRU, equal state"] = _pass(lambda x: wide(x)[0], [hidden], backward, wide.parameters())
+        cases[EQUAL_STATE] = run_pass(lambda x: wide(x)[0], [hidden], backward, wide.parameters())
     titans = titans_memory(HIDDEN)
     if titans is not None:
-        cases["titans NeuralMemory"] = _pass(lambda x: titans(x)[0], [hidden], backward, titans.parameters())
-    return cases
+        cases[TITANS] = run_pass(lambda x: titans(x)[0], [hidden], backward, titans.parameters())
+    return {name: case for name, case in cases.items() if name not in without}
 
 
 def random_scan(
@@ -100,7 +114,9 @@ def run_scan(form: str | None, *tensors: Tensor) -> tuple[Tensor, Tensor]:
     return scan(inputs._replace(values=values), slots, CellWeights(*weights[2:]), form)
 
 
-def _pass(run: Callable[..., Any], tensors: list[Tensor], backward: bool, parameters: Any = ()) -> Callable[[], object]:
+def run_pass(
+    run: Callable[..., Any], tensors: list[Tensor], backward: bool, parameters: Any = ()
+) -> Callable[[], object]:
     """A call of `run` on the tensors; with `backward`, gradients for those that hold numbers of their own."""
     if not backward:
 
@@ -134,11 +150,13 @@ def bench_growth(plan: Plan) -> list[Row]:
         for axis, values in sizes.items():
             for value in values:
                 shape = {**usual, axis: value}
+                if not plan.wants(axis=axis, cell=cell):
+                    continue
                 inputs, slots, weights = random_scan(
                     shape["batch"], shape["tokens"], HEADS, shape["slots"], shape["size"], cell
                 )
                 tensors = [*inputs, slots, *weights]
-                case = _pass(partial(run_scan, None), tensors, backward=True)
+                case = run_pass(partial(run_scan, None), tensors, backward=True)
                 case()
                 peak = peak_growth(case)
                 seconds = side_by_side({"pass": case}, plan)["pass"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from .conversations import bench_conversation
+from .floor import bench_floor
+from .gpu import bench_gpu
 from .measure import Plan, Row
 from .models import bench_decode, bench_gpt2, bench_prefill
 from .scans import bench_growth, bench_scan
@@ -18,6 +20,8 @@ BENCHMARKS: dict[str, Callable[[Plan], list[Row]]] = {
     "training": bench_training,
     "conversation": bench_conversation,
     "gpt2": bench_gpt2,
+    "floor": bench_floor,
+    "gpu": bench_gpu,
 }
 
 

@@ -41,7 +41,7 @@ def bench_training(plan: Plan) -> list[Row]:
     if lora is not None:
         cases["LoRA r=8"] = _step(lora, ids, (p for p in lora.parameters() if p.requires_grad))
     setting = {"model": model_name(plan), "batch": batch, "tokens": length}
-    found = side_by_side(cases, plan)
+    found = side_by_side(cases, plan)  # LoRA is what a target is about, so it is waited for
     return [Row("training", setting, name, seconds, ids.numel()) for name, seconds in found.items()]
 
 

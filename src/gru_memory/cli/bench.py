@@ -23,12 +23,14 @@ def bench_command(
     ] = None,
     rounds: Annotated[int, option(Plan, "rounds")] = Plan.rounds,
     clock: Annotated[str, option(Plan, "clock")] = Plan.clock,
+    where: Annotated[Optional[list[str]], option(Plan, "where")] = None,  # noqa: UP045
+    patience: Annotated[float, option(Plan, "patience")] = Plan.patience,
     quick: Annotated[bool, option(Plan, "quick", "--quick")] = Plan.quick,
     out: Annotated[Path, typer.Option(help="folder for bench.json and bench.png")] = Path("results"),
     threads: Annotated[Optional[int], typer.Option(help="threads of torch")] = None,  # noqa: UP045
 ) -> None:
     """Speed and memory against the model alone and against peers, everything compared in one run and in turn."""
-    plan = Plan(rounds, clock, quick)
+    plan = Plan(rounds, clock, quick, tuple(where or ()), patience)
     set_threads(threads)
     if absent := missing():
         console.print(
