@@ -16,7 +16,7 @@ TRIALS = {
     "isolation": Trial(
         "1,000 conversations, 16 at a time, each told its own fact, then asked: no answer or slot from another one",
         isolation.run,
-        full={"conversations": 1000, "real": 1000},
+        full={"conversations": 1000, "real": 160},
         short={"conversations": 32},
     ),
     "disk": Trial(

@@ -1,0 +1,151 @@
+"""How fast chats are answered, against the same model in `transformers serve`, which remembers nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+
+from .result import Result
+
+OURS, THEIRS, PAGED = "gru-memory serve", "transformers serve", "transformers serve --continuous-batching"
+MESSAGE = "Tell me a long story about lighthouse number {number}."
+
+
+def run(chats: tuple[int, ...] = (1, 8, 32), new_tokens: int = 32, rounds: int = 3, threads: int = 1) -> Result:
+    """Start each server in turn, several times over, and let `chats` clients ask it at once for a reply of `new_tokens`.
+
+    Args:
+        chats: clients at once.
+        new_tokens: of a reply.
+        rounds: how often each server is started; its figures are medians over them.
+        threads: of torch, for every server.
+    """
+    result, found = Result(), {}
+    with tempfile.TemporaryDirectory(prefix="gru-chaos-") as folder:
+        from gru_memory.embedded import load_model
+
+        model, tokenizer = load_model()
+        model.save_pretrained(f"{folder}/base")
+        tokenizer.save_pretrained(f"{folder}/base")
+        del model
+        for number in range(rounds):
+            for name, command, model_name in _servers(Path(folder), number, threads):
+                with _started(command, threads, Path(folder) / "log") as url:
+                    _ask(url, model_name, 0, 2)  # what is loaded on first use
+                    for count in chats:
+                        first, rate = _measure(url, model_name, count, new_tokens, tokenizer)
+                        kept = found.setdefault((name, count), ([], []))
+                        kept[0].extend(first)
+                        kept[1].append(rate)
+    for (name, count), (first, rates) in sorted(found.items(), key=lambda item: item[0][1]):
+        first.sort()
+        result.figures[f"{name}, {count} at once"] = (
+            f"first token {statistics.median(first):.2f} s (p50), {first[int(0.99 * (len(first) - 1))]:.2f} s (p99); "
+            f"{statistics.median(rates):.1f} tokens/s"
+        )
+    for count in chats:
+        ours, theirs = (statistics.median(found[name, count][1]) for name in (OURS, THEIRS))
+        if count == min(chats):
+            result.expect(ours > 0.95 * theirs, f"{count} at once: {ours:.1f} tokens/s, theirs {theirs:.1f}")
+        elif count == max(chats):
+            result.expect(ours > theirs, f"{count} at once: {ours:.1f} tokens/s, theirs {theirs:.1f}")
+    result.figures["threads, for each server"] = f"{threads}"
+    return result
+
+
+def _servers(folder: Path, number: int, threads: int) -> list[tuple[str, list[str], str]]:
+    """Name, command without a port, and name of the model for clients."""
+    base = str(folder / "base")
+    ours = [sys.executable, "-c", "from gru_memory.cli import main; main()", "serve", "--store", f"{folder}/{number}.sqlite3"]
+    ours += ["--threads", str(threads)]
+    theirs = [str(Path(sys.executable).parent / "transformers"), "serve", base, "--device", "cpu", "--dtype", "float32"]
+    servers = [(OURS, ours, "smollm2"), (THEIRS, theirs, base), (PAGED, [*theirs, "--continuous-batching"], base)]
+    return servers[number % 3 :] + servers[: number % 3]  # whatever else the machine does hits all of them
+
+
+@contextlib.contextmanager
+def _started(command: list[str], threads: int, log: Path) -> Iterator[str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "GRU_MEMORY_LOG": "WARNING"}
+    with log.open("wb") as file:
+        process = subprocess.Popen([*command, "--port", str(port)], stdout=file, stderr=file, env=environment)
+    try:
+        deadline = time.monotonic() + 300
+        while True:
+            with contextlib.suppress(httpx2.TransportError):
+                if httpx2.get(f"{url}/v1/models", timeout=5).status_code == 200:
+                    break
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{command[:2]} did not start: {log.read_text()[-1000:]}")
+            time.sleep(0.5)
+        yield url
+    finally:
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(30)
+
+
+def _ask(url: str, model: str, number: int, new_tokens: int) -> tuple[float, str]:
+    """Seconds to the first text of a reply, and the reply."""
+    body = {
+        "model": model, "messages": [{"role": "user", "content": MESSAGE.format(number=number)}], "stream": True,
+        "temperature": 0, "max_tokens": new_tokens,
+    }  # fmt: skip
+    if model == "smollm2":
+        body["session_id"] = f"chat {number}"
+    began, first, text = time.monotonic(), None, ""
+    with httpx2.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=600) as answer:
+        if answer.status_code != 200:
+            raise RuntimeError(f"{answer.status_code}: {answer.read()[:500]!r}")
+        for line in answer.iter_lines():
+            if not line.startswith("data: ") or line == "data: [DONE]":
+                continue
+            choices = json.loads(line[6:]).get("choices") or [{}]
+            if delta := (choices[0].get("delta") or {}).get("content"):
+                first = first if first is not None else time.monotonic() - began
+                text += delta
+    if first is None:
+        raise RuntimeError("a reply without text")
+    return first, text
+
+
+def _measure(url: str, model: str, count: int, new_tokens: int, tokenizer: object) -> tuple[list[float], float]:
+    """Seconds to each first token, and tokens a second of all replies together."""
+    replies: list[tuple[float, str]] = []
+    wrong: list[Exception] = []
+
+    def chat(number: int) -> None:
+        try:
+            replies.append(_ask(url, model, number, new_tokens))
+        except Exception as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=chat, args=(1000 * count + number,)) for number in range(count)]
+    began = time.monotonic()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    seconds = time.monotonic() - began
+    if wrong:
+        raise wrong[0]
+    tokens = sum(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for _, text in replies)
+    return [first for first, _ in replies], tokens / seconds
