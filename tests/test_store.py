@@ -4,6 +4,7 @@ import json
 import sqlite3
 import stat
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +25,7 @@ from gru_memory.store import (
     SessionStore,
     StoreError,
     StoreUnavailable,
+    database,
     default_url,
 )
 from gru_memory.store.database import connect, transaction
@@ -444,6 +446,31 @@ def test_migrations_make_the_tables_that_the_code_expects(store):
 
     with store.engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+
+
+def test_a_store_of_the_first_version_goes_on(url, states):
+    """What was kept before there was anything to know about snapshots."""
+    from alembic import command
+    from alembic.config import Config
+
+    with SessionStore(url) as store:
+        _, ids = talk(store, states)
+        config = Config()
+        config.set_main_option("script_location", str(Path(database.__file__).parent / "migrations"))
+        with transaction(store.engine) as connection:
+            config.attributes["connection"] = connection
+            command.downgrade(config, "0001")
+    with SessionStore(url) as store:
+        assert store.head(store.get("boat")).state == states[3]
+        assert store.find_turn(ids[0]).about is None
+        store.commit(store.get("boat"), [TURNS[0]], states[1], ids[-1], about={"n": 1})
+        assert store.find_turn(store.get("boat").head).about == {"n": 1}
+
+
+def test_ids_that_cannot_be_are_not_found(store):
+    for find in (store.snapshot, store.find_turn, store.forget_turn):
+        with pytest.raises(SessionNotFound):
+            find("nul\0")
 
 
 def test_a_store_of_a_newer_version_is_left_alone(url, store):

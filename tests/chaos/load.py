@@ -68,7 +68,14 @@ def run(chats: tuple[int, ...] = (1, 8, 32), new_tokens: int = 32, rounds: int =
 def _servers(folder: Path, number: int, threads: int) -> list[tuple[str, list[str], str]]:
     """Name, command without a port, and name of the model for clients."""
     base = str(folder / "base")
-    ours = [sys.executable, "-c", "from gru_memory.cli import main; main()", "serve", "--store", f"{folder}/{number}.sqlite3"]
+    ours = [
+        sys.executable,
+        "-c",
+        "from gru_memory.cli import main; main()",
+        "serve",
+        "--store",
+        f"{folder}/{number}.sqlite3",
+    ]
     ours += ["--threads", str(threads)]
     theirs = [str(Path(sys.executable).parent / "transformers"), "serve", base, "--device", "cpu", "--dtype", "float32"]
     servers = [(OURS, ours, "smollm2"), (THEIRS, theirs, base), (PAGED, [*theirs, "--continuous-batching"], base)]

@@ -53,6 +53,9 @@ def _questions(http: httpx2.Client, ids: list[str], draw: random.Random) -> dict
     def get(path: Callable[[], str], who: dict = BOB) -> Callable[[], httpx2.Response]:
         return lambda: http.get(path(), headers=who)
 
+    def delete(path: Callable[[], str]) -> Callable[[], httpx2.Response]:
+        return lambda: http.delete(path(), headers=BOB)
+
     def go_on(identity: Callable[[], str]) -> Callable[[], httpx2.Response]:
         return lambda: _response(http, BOB, input="Where?", previous_response_id=identity())
 
@@ -74,6 +77,13 @@ def _questions(http: httpx2.Client, ids: list[str], draw: random.Random) -> dict
             get(lambda: "/v1/memory/private"), get(lambda: f"/v1/memory/{draw.randrange(10**6, 10**7)}"), 404,
         ),
         "going on from another's response, from none": (go_on(hers), go_on(nobodys), 404),
+        "showing another's response, none": (
+            get(lambda: f"/v1/responses/{hers()}"), get(lambda: f"/v1/responses/{nobodys()}"), 404,
+        ),
+        "deleting another's conversation, none": (
+            delete(lambda: "/v1/conversations/private"),
+            delete(lambda: f"/v1/conversations/{draw.randrange(10**6, 10**7)}"), 404,
+        ),
     }  # fmt: skip
 
 

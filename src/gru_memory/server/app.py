@@ -18,12 +18,13 @@ from starlette.middleware.cors import CORSMiddleware
 
 from .. import __version__
 from ..store import SessionStore, StoreError
-from .engine import Engine, Event, Overloaded, ShuttingDown, TimedOut
+from .engine import Done, Engine, Event, Overloaded, ShuttingDown, TimedOut
 from .errors import NOT_FOUND, ApiError, as_api_error
 from .http import BodyLimit, Keys, Observed
+from .kept_routes import kept_router
 from .memory_routes import memory_router
 from .metrics import Metrics
-from .openai_format import chat_chunks, chat_completion, response_events, response_object, sse
+from .openai_format import chat_chunks, chat_completion, response_about, response_events, response_object, sse
 from .page_routes import add_page
 from .protocol import ChatRequest, ResponseRequest, split
 from .sampling import Sampling
@@ -73,6 +74,7 @@ def create_app(model: Any, tokenizer: Any, store: SessionStore, settings: Server
     Owner = Depends(owner)
     _add_error_handlers(app)
     app.include_router(memory_router(service, owner))
+    app.include_router(kept_router(service, owner))
     add_page(app)
 
     def known(name: str) -> None:
@@ -134,7 +136,11 @@ def create_app(model: Any, tokenizer: Any, store: SessionStore, settings: Server
                 400, "store is false, so there can be no memory: name none, or leave store out", "invalid_value"
             )
         new, created = response_id("resp"), int(time.time())
-        events = await _begun(service.reply(owner, address, turns, new, keep=body.store))
+
+        def about(done: Done) -> dict[str, Any]:
+            return response_about(body, new, created, done)
+
+        events = await _begun(service.reply(owner, address, turns, new, body.store, about))
         if body.stream:
             return _stream(response_events(body, new, created, events), events, _response_error)
         return JSONResponse(response_object(body, new, created, await _last(events)))

@@ -98,6 +98,17 @@ def response_object(
     }
 
 
+def response_about(request: ResponseRequest, response_id: str, created: int, done: Done) -> JsonObject:
+    """What has to be kept of a response, beside its text, for it to be shown again."""
+    return {k: v for k, v in response_object(request, response_id, created, done).items() if k not in ("id", "output")}
+
+
+def kept_response(response_id: str, about: JsonObject, text: str | None) -> JsonObject:
+    """A response as it was, without its text where none is kept."""
+    output = [] if text is None else [message_item(response_id, text, about["status"])]
+    return {"id": response_id, **about, "output": output}
+
+
 def message_item(response_id: str, text: str | None, status: str) -> JsonObject:
     """The one output item of a response; None for text that has not begun."""
     return {

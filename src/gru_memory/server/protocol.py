@@ -11,6 +11,9 @@ MAX_MESSAGES = 2_000
 
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 Id = Annotated[str, Field(min_length=1, max_length=200)]
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
+]
 
 
 class _Strict(BaseModel):
@@ -60,7 +63,7 @@ class _Sampled(_Strict):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     user: Id | None = None
     session_id: Id | None = None
-    metadata: Annotated[dict[str, Annotated[str, Field(max_length=512)]], Field(max_length=16)] | None = None
+    metadata: Metadata | None = None
 
 
 class ChatRequest(_Sampled):
@@ -121,6 +124,15 @@ class ResponseRequest(_Sampled):
         return [*head, *given]
 
 
+class ConversationRequest(_Strict):
+    items: Annotated[list[Message], Field(max_length=20)] = []
+    metadata: Metadata = {}
+
+
+class MetadataRequest(_Strict):
+    metadata: Metadata = {}
+
+
 class ForkRequest(_Strict):
     name: Id
     at: Id | None = None
@@ -152,10 +164,24 @@ def split(messages: list[Message]) -> tuple[str | None, list[tuple[str, str | No
     Raises:
         ValueError: messages in an order that is no conversation.
     """
-    system = [message.text for message in messages if message.role in ("system", "developer")]
-    rest = [message for message in messages if message.role in ("user", "assistant")]
-    if not rest or rest[-1].role != "user":
+    turns = turns_of(messages)
+    if not turns or turns[-1][1] is not None:
         raise ValueError("the last message must be the user's")
+    return system_of(messages), turns[:-1], turns[-1][0]
+
+
+def system_of(messages: list[Message]) -> str | None:
+    """The system prompt, if there is one."""
+    return "\n".join(message.text for message in messages if message.role in ("system", "developer")) or None
+
+
+def turns_of(messages: list[Message]) -> list[tuple[str, str | None]]:
+    """What users said and, where they got one, the reply.
+
+    Raises:
+        ValueError: messages in an order that is no conversation.
+    """
+    rest = [message for message in messages if message.role in ("user", "assistant")]
     turns: list[tuple[str, str | None]] = []
     for message in rest:
         if not message.text.strip():
@@ -166,4 +192,4 @@ def split(messages: list[Message]) -> tuple[str | None, list[tuple[str, str | No
             raise ValueError("a message of the assistant must follow one of the user's")
         else:
             turns[-1] = (turns[-1][0], message.text)
-    return "\n".join(system) or None, turns[:-1], turns[-1][0]
+    return turns

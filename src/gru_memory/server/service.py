@@ -91,7 +91,13 @@ class Service:
         self._lock = threading.Lock()
 
     async def reply(
-        self, owner: str, address: Address, turns: Turns, response_id: str, keep: bool = False
+        self,
+        owner: str,
+        address: Address,
+        turns: Turns,
+        response_id: str,
+        keep: bool = False,
+        about: Callable[[Done], dict[str, Any]] | None = None,
     ) -> AsyncIterator[Event]:
         """The events of one turn. Whatever is wrong with the request is raised before the first one.
 
@@ -103,6 +109,7 @@ class Service:
             turns: what is said.
             response_id: of the snapshot to be made.
             keep: make a session even if `address` names none.
+            about: what to keep with the snapshot.
         """
         if turns.max_new_tokens is not None and turns.max_new_tokens > self.most_new_tokens:
             raise ApiError(400, f"at most {self.most_new_tokens} new tokens are given out at once", "invalid_value")
@@ -123,7 +130,7 @@ class Service:
                 if isinstance(event, Failed):
                     raise event.error
                 if isinstance(event, Done):
-                    await self._keep(plan, turns, event, response_id)
+                    await self._keep(plan, turns, event, response_id, about)
                 if first and isinstance(event, (Delta, Done)):
                     self.metrics.first_token.observe(time.monotonic() - began)
                     first = False
@@ -163,7 +170,14 @@ class Service:
                 conversation.use_system(turns.system)
         return _Plan(session, parent, branch, conversation, read)
 
-    async def _keep(self, plan: _Plan, turns: Turns, done: Done, response_id: str) -> None:
+    async def _keep(
+        self,
+        plan: _Plan,
+        turns: Turns,
+        done: Done,
+        response_id: str,
+        about: Callable[[Done], dict[str, Any]] | None,
+    ) -> None:
         self.metrics.tokens.labels("prompt").inc(done.prompt_tokens)
         self.metrics.tokens.labels("generated").inc(done.completion_tokens)
         self.metrics.turns.labels("yes" if plan.session else "no").inc()
@@ -173,10 +187,13 @@ class Service:
         def commit() -> None:
             session = plan.session
             if session is not None and not session.id:
-                session = self.store.create(session.name, session.owner, self.keep_text)
+                session = self.store.create(session.name, session.owner, self.keep_text, {"only_responses": True})
             said = [*plan.read, (turns.message, done.reply)]
             state = plan.conversation.to_bytes()
-            self.store.commit(session, said, state, plan.parent, response_id, plan.branch)
+            known = about(done) if about else None
+            if known is not None and not session.keep_text:
+                known["instructions"] = None  # that is text too
+            self.store.commit(session, said, state, plan.parent, response_id, plan.branch, known)
 
         # Once the model has spoken, a client that leaves must not leave half of a commit behind.
         await asyncio.shield(in_thread(commit))

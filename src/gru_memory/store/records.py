@@ -73,6 +73,7 @@ class TurnRecord:
     has_state: bool
     user: str | None
     reply: str | None
+    about: dict[str, Any] | None = None  # what `commit` was told to keep with it
 
 
 @dataclass(frozen=True)

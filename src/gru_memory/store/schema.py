@@ -56,5 +56,6 @@ snapshots = Table(
     Column("turns", Integer, nullable=False),
     Column("tokens", Integer, nullable=False),
     Column("state", LargeBinary),
+    Column("about", Text),  # JSON, of whoever keeps conversations here
     UniqueConstraint("session_id", "number", name="uq_snapshots_session_number"),
 )

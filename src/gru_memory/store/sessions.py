@@ -131,6 +131,7 @@ class SessionStore:
         parent: str | None,
         snapshot_id: str | None = None,
         branch: bool = False,
+        about: dict[str, Any] | None = None,
     ) -> Snapshot:
         """Keep what the conversation is after these turns as a new snapshot, and go on from there.
 
@@ -142,6 +143,7 @@ class SessionStore:
             snapshot_id: None makes one up.
             branch: let another writer go first without complaint; the session then only goes on from here if it still
                 stood at `parent`.
+            about: plain values to keep with the snapshot; `find_turn` gives them back.
 
         Raises:
             SessionConflict: without `branch`, if somebody else wrote since `session` was read. Nothing was changed.
@@ -158,7 +160,7 @@ class SessionStore:
         rows = []
         for turn in turns:
             rows.append(self._row(session, turn, parent if not rows else rows[-1]["id"], now, held))
-        rows[-1] |= {"id": last, "state": state}
+        rows[-1] |= {"id": last, "state": state, "about": self._written(about)}
         with transaction(self.engine) as connection:
             self._advance(connection, session, parent, last, held, len(state), now, branch)
             self._append(connection, session.id, rows)
@@ -174,7 +176,7 @@ class SessionStore:
             .where(sessions.c.owner == owner, self._alive())
         )
         with transaction(self.engine, read_only=True) as connection:
-            row = connection.execute(query).one_or_none()
+            row = None if "\0" in snapshot_id else connection.execute(query).one_or_none()
         if row is None:
             raise SessionNotFound(f"there is no snapshot {snapshot_id!r}, or not any more")
         found, values = row._mapping, {c.name: row._mapping[c] for c in sessions.c}
@@ -182,6 +184,45 @@ class SessionStore:
             snapshot_id, _session(values), found[snapshots.c.parent], found[snapshots.c.created_at],
             found[snapshots.c.turns], found[snapshots.c.tokens], found[snapshots.c.state],
         )  # fmt: skip
+
+    def find_turn(self, snapshot_id: str, owner: str = "") -> TurnRecord:
+        """The turn of one snapshot, also if its state was dropped. Raises `SessionNotFound`."""
+        with transaction(self.engine, read_only=True) as connection:
+            return _turn(self._find(connection, snapshot_id, owner))
+
+    def forget_turn(self, snapshot_id: str, owner: str = "") -> None:
+        """Let go of a snapshot's id, its text and what was kept about it. Raises `SessionNotFound`.
+
+        Its state goes too, unless the session goes on from there: memory is as it was, and later snapshots stay what they
+        are. A session whose settings say `{"only_responses": true}` is removed with the last turn that has an `about`.
+        """
+        with transaction(self.engine) as connection:
+            row = self._find(connection, snapshot_id, owner)
+            # Whoever is about to write after this turn knows it by an id that will be gone.
+            change = update(sessions).where(sessions.c.id == row.session_id)
+            connection.execute(change.values(version=sessions.c.version + 1))
+            session, mine = self._by_id(connection, row.session_id), snapshots.c.session_id == row.session_id
+            others = and_(mine, snapshots.c.about.is_not(None), snapshots.c.id != snapshot_id)
+            count = connection.execute(select(func.count()).select_from(snapshots).where(others)).scalar()
+            if session.settings.get("only_responses") and not count:
+                connection.execute(delete(sessions).where(sessions.c.id == session.id))
+                return
+            new = {"id": new_id("snap"), "about": None, "user_text": None, "reply_text": None}
+            if session.head == snapshot_id:
+                connection.execute(change.values(head=new["id"]))
+            else:
+                new["state"] = None
+            connection.execute(update(snapshots).where(snapshots.c.id == snapshot_id).values(**new))
+            children = update(snapshots).where(mine, snapshots.c.parent == snapshot_id)
+            connection.execute(children.values(parent=new["id"]))
+
+    def use_settings(self, session: Session, settings: dict[str, Any]) -> Session:
+        """Give a session other settings; whoever writes to it meanwhile is not disturbed. Raises `SessionNotFound`."""
+        with transaction(self.engine) as connection:
+            self._by_id(connection, session.id)
+            change = update(sessions).where(sessions.c.id == session.id)
+            connection.execute(change.values(settings=self._settings(settings)))
+            return self._by_id(connection, session.id)
 
     def head(self, session: Session) -> Snapshot | None:
         """The snapshot that `session` goes on from; None before its first turn."""
@@ -209,7 +250,7 @@ class SessionStore:
             if head is None:
                 raise SessionNotFound("there is nothing to edit: nothing was said in this session yet")
             self._advance(connection, session, session.head, last, held, len(state), now, branch=False)
-            row = {**head._mapping, "id": last, "created_at": now, "state": state}
+            row = {**head._mapping, "id": last, "created_at": now, "state": state, "about": None}
             self._append(connection, session.id, [row | {"turns": held["turns"], "tokens": held["tokens"]}])
             return self._by_id(connection, session.id)
 
@@ -294,9 +335,7 @@ class SessionStore:
         settings: dict[str, Any],
         salt: bytes | None = None,
     ) -> Session:
-        written = json.dumps(settings)
-        if len(written) > MAX_SETTINGS_BYTES:
-            raise LimitExceeded(f"settings of {len(written)} bytes: at most {MAX_SETTINGS_BYTES} are kept")
+        written = self._settings(settings)
         same = and_(sessions.c.owner == owner, sessions.c.name == name)
         connection.execute(delete(sessions).where(same, sessions.c.expires_at <= self.clock()))
         if (most := self.limits.max_sessions) is not None:
@@ -373,7 +412,9 @@ class SessionStore:
         if not rows:
             return session
         renamed = {row["id"]: new_id("snap") for row in rows}
-        copies = [{**row, "id": renamed[row["id"]], "parent": renamed.get(row["parent"])} for row in rows]
+        copies = [
+            {**row, "id": renamed[row["id"]], "parent": renamed.get(row["parent"]), "about": None} for row in rows
+        ]
         at = next(row for row in copies if row["id"] == renamed[head or rows[-1]["id"]])
         now = self.clock()
         held = {"turns": at["turns"], "tokens": at["tokens"], "fingerprint": fingerprint}
@@ -394,7 +435,29 @@ class SessionStore:
             "turns": held["turns"],
             "tokens": held["tokens"],
             "state": None,
+            "about": None,
         }
+
+    def _find(self, connection: Connection, snapshot_id: str, owner: str) -> Row:
+        query = _turns_of(sessions.c.owner == owner, self._alive(), snapshots.c.id == snapshot_id)
+        row = None if "\0" in snapshot_id else connection.execute(query).one_or_none()
+        if row is None:
+            raise SessionNotFound(f"there is no snapshot {snapshot_id!r}, or not any more")
+        return row
+
+    def _settings(self, settings: dict[str, Any]) -> str:
+        written = json.dumps(settings)
+        if len(written) > MAX_SETTINGS_BYTES:
+            raise LimitExceeded(f"settings of {len(written)} bytes: at most {MAX_SETTINGS_BYTES} are kept")
+        return written
+
+    def _written(self, about: dict[str, Any] | None) -> str | None:
+        written = None if about is None else json.dumps(about)
+        if written is not None and len(written) > self.limits.max_text_bytes:
+            raise LimitExceeded(
+                f"what is to be known of a response has {len(written)} bytes: at most {self.limits.max_text_bytes} are kept"
+            )
+        return written
 
     def _check_state(self, state: bytes) -> dict[str, Any]:
         """What the bytes say of themselves. Nothing that could not be read again is ever kept."""
@@ -449,16 +512,20 @@ def _row_query(session_id: str) -> Any:
 
 
 def _turn_query(session_id: str) -> Any:
+    return _turns_of(snapshots.c.session_id == session_id).order_by(snapshots.c.number)
+
+
+def _turns_of(*where: Any) -> Any:
+    """Turns without their states, which are large."""
     light = [column for column in snapshots.c if column.name != "state"]
     has_state = snapshots.c.state.is_not(None).label("has_state")
-    query = select(*light, has_state).where(snapshots.c.session_id == session_id)
-    return query.order_by(snapshots.c.number)
+    return select(*light, has_state).join(sessions, sessions.c.id == snapshots.c.session_id).where(*where)
 
 
 def _turn(row: Row) -> TurnRecord:
     return TurnRecord(
         row.id, row.parent, row.number, row.created_at, row.turn_digest, row.user_digest, bool(row.has_state),
-        row.user_text, row.reply_text,
+        row.user_text, row.reply_text, None if row.about is None else json.loads(row.about),
     )  # fmt: skip
 
 
