@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .evaluation.batched import BatchReader, Pair
 from .memory import GRUMemoryWithDecay
+from .placement import head_weight
 from .state import MemoryState
 
 
@@ -224,7 +225,7 @@ def _site(model: Any, name: str) -> GRUMemoryWithDecay:
 
 def _nearest(model: Any, tokenizer: Any, vectors: Tensor, top: int) -> list[list[tuple[str, float]]]:
     """For each of (M, D) vectors the tokens whose logits it raises most; logits count from their mean."""
-    head = model.get_output_embeddings().weight  # (V, D)
+    head = head_weight(model)  # (V, D)
     vectors = vectors.to(head)
     logits = vectors @ head.T - (vectors @ head.mean(0))[:, None]  # a shift of all logits changes nothing
     scores, ids = logits.float().topk(top, dim=-1)

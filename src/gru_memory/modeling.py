@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import inspect
-import json
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -27,13 +25,14 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from . import backbones
 from .cache import Stretch, attach, find_layer
 from .config import MemoryConfig
+from .fingerprints import FingerprintMixin
 from .generation import MemoryGenerationMixin
 from .memory import GRUMemoryWithDecay
 from .named import DEFAULT_NAME, NamedMemoriesMixin, check_name
 from .outputs import with_memory_state
 from .own_sites import check_own_site
+from .placement import computes_on, head_weight, is_fetched, run_where_it_lies
 from .saving import MemorySavingMixin
-from .sharding import local, whole
 from .state import MemoryState
 
 _CHECKPOINTS_HOOKS = "__call__" in GradientCheckpointingLayer.__dict__  # before transformers 5.23
@@ -66,7 +65,7 @@ _call: ContextVar[MemoryCall | None] = ContextVar("gru_memory_call", default=Non
 _disabled: ContextVar[tuple[int, ...]] = ContextVar("gru_memory_disabled", default=())
 
 
-class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, NamedMemoriesMixin):
+class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, FingerprintMixin, NamedMemoriesMixin):
     """What a causal LM gains with a memory. Comes before the model's class in the bases."""
 
     def __init_subclass__(cls, **kwargs) -> None:
@@ -98,16 +97,19 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, NamedMemoriesMixin):
         for site, module in given.items():
             check_own_site(site, module)
         modules = {site: given[site] if site in given else self.build_site(config, site) for site in config.sites}
-        reference = self.get_output_embeddings().weight
+        head = self.get_output_embeddings()
+        place = computes_on(head)
         container = nn.ModuleDict({_module_name(site): module for site, module in modules.items()})
-        if reference.device.type != "meta":
-            container.to(device=reference.device, dtype=reference.dtype)
+        if place.type != "meta":
+            self._bring(config, modules, place, head.weight.dtype)
             for part in container.modules():
                 part._is_hf_initialized = True  # transformers initialises no module that says so
         self._install_memory(name, config, container)
         ignored = list(getattr(self.config, "keys_to_ignore_at_inference", None) or [])
         if "memory_state" not in ignored:
             self.config.keys_to_ignore_at_inference = [*ignored, "memory_state"]
+        kinds = {type(module).__name__ for module in modules.values()}
+        self._no_split_modules = {*(self._no_split_modules or ()), *kinds}  # a site lies on one device
 
     def _activate_memory(self, name: str, state: MemoryState | None) -> None:
         """Hook this memory in instead of the one that was, and go on from its state."""
@@ -136,7 +138,7 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, NamedMemoriesMixin):
         """A fresh module for a site of this config and model, where the model is if `device` is None."""
         embeddings = self.get_output_embeddings().weight
         hidden_size = self.config.get_text_config().hidden_size
-        with torch.device(device or embeddings.device):
+        with torch.device(device or computes_on(self.get_output_embeddings())):
             return GRUMemoryWithDecay(
                 embeddings.shape[1] if site == "top" else hidden_size,  # a projection may come before the head
                 num_heads=config.num_heads,
@@ -246,10 +248,13 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, NamedMemoriesMixin):
         return self._empty_state(batch_size, self.memory_fingerprint())
 
     def _empty_state(self, batch_size: int, fingerprint: str | None) -> MemoryState:
-        device = self.get_output_embeddings().weight.device
+        self._refuse_fetched_memory()
         sites = self._sites
+        states = {name: site.initial_state(batch_size) for name, site in sites.items()}
+        kept = next((tensor for state in states.values() for tensor in state.values()), None)
+        device = computes_on(self.get_output_embeddings()) if kept is None else kept.device
         return MemoryState(
-            sites={name: site.initial_state(batch_size) for name, site in sites.items()},
+            sites=states,
             tokens=torch.zeros(batch_size, dtype=torch.long, device=device),
             turns=torch.zeros(batch_size, dtype=torch.long, device=device),
             pending=torch.zeros(batch_size, dtype=torch.bool, device=device),
@@ -257,37 +262,20 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, NamedMemoriesMixin):
             fingerprint=fingerprint,
         )
 
-    def memory_fingerprint(self) -> str:
-        """Names this model and its active memory, weights included: a state with another one means nothing here.
-
-        On the meta device there are no weights to include.
-        """
-        return self._fingerprint_of(self.active_memory)
-
-    def _fingerprint_of(self, name: str) -> str:
-        parameters = [p for site in self._sites_of(name).values() for p in site.parameters()]
-        # `.to()` puts new numbers under the same parameter and version, hence the type and the address.
-        config = self.config.get_text_config()
-        base = [config.model_type, config.hidden_size, config.num_hidden_layers, config.vocab_size]
-        versions = (*base, *((id(p), _version(p), p.dtype, local(p).data_ptr()) for p in parameters))
-        fingerprints = self.__dict__.setdefault("_fingerprints", {})
-        cached = fingerprints.get(name)
-        if cached is None or cached[0] != versions:
-            digest = hashlib.sha256(json.dumps([base, self.memories[name].meaning()]).encode())
-            for parameter in (p for p in parameters if p.device.type != "meta"):
-                # A copy, for FSDP2 could not free what numpy has seen.
-                digest.update(whole(parameter.detach()).clone().float().cpu().contiguous().numpy().tobytes())
-            cached = (versions, digest.hexdigest()[:32])
-            fingerprints[name] = cached
-        return cached[1]
-
-    def _owner_of(self, state: MemoryState) -> str | None:
-        """The memory on this model that made `state`, if that is not the active one."""
-        if state.fingerprint is None:
-            return None
-        others = (name for name in self.memories if name != self.active_memory)
-        owner = next((name for name in others if self._fingerprint_of(name) == state.fingerprint), None)
-        return None if owner is None or self.memory_fingerprint() == state.fingerprint else owner
+    def _refuse_fetched_memory(self) -> None:
+        if torch.compiler.is_compiling():
+            return
+        parameter = next(self.memory_parameters(), None)
+        if (
+            parameter is not None
+            and parameter.device.type == "meta"
+            and is_fetched(self._container(self.active_memory))
+        ):
+            raise ValueError(
+                "accelerate keeps the memory's own weights elsewhere and fetches them module by module, which a memory cannot "
+                "work with: give them a place (they take a few MB), such as device_map={..., 'gru_memory': 'cpu'}, or add the "
+                "memory after the model was dispatched"
+            )
 
     def check_memory_state(self, state: MemoryState, batch_size: int, whose: bool = False) -> None:
         """Raise ValueError unless `state` is one of this memory for `batch_size` rows.
@@ -357,6 +345,7 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, NamedMemoriesMixin):
                 "this version of transformers runs hooks again when it recomputes a block, and the memory's gradients would "
                 "be lost: use transformers 5.23 or later, or sites=('top',), or model.gradient_checkpointing_disable()"
             )
+        self._refuse_fetched_memory()
         cache = arguments.get("past_key_values")
         _refuse_cached_turns(self, arguments)
         layer = find_layer(cache)
@@ -367,6 +356,8 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, NamedMemoriesMixin):
             memory_state = self._empty_state(batch, None if traced else self.memory_fingerprint())
         else:
             self.check_memory_state(memory_state, batch)
+        if memory_state.tokens.device != source.device:
+            memory_state = memory_state.to(source.device)
         attention_mask, past_length = arguments.get("attention_mask"), 0 if cache is None else cache.get_seq_length()
         self._refuse_what_the_base_gets_wrong(attention_mask, arguments.get("position_ids"), cache)
         if memory_mask is not None and memory_mask.shape[:2] == (batch, length) and not _is_2d(attention_mask):
@@ -404,11 +395,14 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, NamedMemoriesMixin):
             )
 
     def _token_embeds(self, input_ids: Tensor | None, embeds: Tensor | None) -> Tensor | None:
-        weight = self.get_output_embeddings().weight
+        head = self.get_output_embeddings()
         if input_ids is not None:
-            return F.embedding(input_ids, whole(weight))
+            weight = head_weight(self)
+            return F.embedding(input_ids.to(weight.device), weight).to(input_ids.device)
         # Input embeddings are what is stored only where the model ties them to its head, and as they are in the head.
-        tied = self.get_input_embeddings().weight is weight
+        tied = self.get_input_embeddings().weight is head.weight
+        if is_fetched(head):
+            tied = bool(self.config.get_text_config().tie_word_embeddings)
         return embeds / backbones.embed_scale_of(self) if tied else None
 
     def run_site(self, site: str, hidden_states: Tensor, call: MemoryCall) -> Tensor:
@@ -416,10 +410,12 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, NamedMemoriesMixin):
         module = self._sites[site]
         extra = {}
         if self.memory_config.key_layers and isinstance(module, GRUMemoryWithDecay):
-            extra["key_states"] = torch.cat([call.key_states[k] for k in self.memory_config.key_layers], dim=-1)
+            states = [call.key_states[k].to(hidden_states.device) for k in self.memory_config.key_layers]
+            extra["key_states"] = torch.cat(states, dim=-1)
         if call.recorded is not None:
             call.recorded[site] = module, {"hidden_states": hidden_states, **extra}
-        hidden_states, call.new_sites[site] = module(
+        hidden_states, state = run_where_it_lies(
+            module,
             hidden_states,
             token_embeds=call.token_embeds,
             state=call.state.sites[site],
@@ -427,6 +423,7 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, NamedMemoriesMixin):
             turn_starts=call.ticks,
             **extra,
         )
+        call.new_sites[site] = {name: tensor.to(call.visible.device) for name, tensor in state.items()}
         return hidden_states
 
 
@@ -499,7 +496,9 @@ def _state_until(call: MemoryCall, length: int) -> MemoryState:
     sites = dict(call.before.sites)
     for site, (module, given) in call.recorded.items():
         given = {name: tensor[:, :length] for name, tensor in given.items()}
-        _, sites[site] = module(**given, token_embeds=embeds, state=sites[site], mask=visible, turn_starts=ticks)
+        given |= {"token_embeds": embeds, "state": sites[site], "mask": visible, "turn_starts": ticks}
+        _, kept = run_where_it_lies(module, **given)
+        sites[site] = {name: tensor.to(visible.device) for name, tensor in kept.items()}
     return replace(state, sites=sites)
 
 
@@ -551,11 +550,6 @@ def _site_index(site: str, num_blocks: int) -> int | None:
 
 def _module_name(site: str) -> str:
     return site.replace(":", "_")
-
-
-def _version(parameter: Tensor) -> int:
-    """How often it was changed in place; torch does not count for a model that was made in inference mode."""
-    return 0 if parameter.is_inference() else parameter._version
 
 
 def _is_2d(mask: Any) -> bool:

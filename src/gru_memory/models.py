@@ -19,6 +19,7 @@ from .memory import GRUMemoryWithDecay
 from .modeling import MemoryMixin
 from .named import DEFAULT_NAME, check_name, container_name
 from .own_sites import OWN_SITES_KEY, build_own_sites, describe_own_sites, own_tensors
+from .placement import refuse_replaced_forward, renew_hook
 from .saving import read_memory
 
 CONFIG_KEY = "gru_memory"  # field of a saved model's config.json
@@ -267,12 +268,15 @@ def _with_memory(loaded: Any, attach: Callable[[PreTrainedModel], None]) -> Any:
 def _convert(model: PreTrainedModel, attach: Callable[[PreTrainedModel], None]) -> PreTrainedModel:
     """Make a base model one with memory. If `attach` fails it is what it was."""
     base = type(model)
+    if memory_class(base) is not base:
+        refuse_replaced_forward(model)
     model.__class__ = memory_class(base)
     try:
         attach(model)
     except Exception:
         model.__class__ = base
         raise
+    renew_hook(model)
     model.freeze_base()
     return model
 

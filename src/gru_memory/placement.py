@@ -1,0 +1,80 @@
+"""Where weights are when a model lies on several devices, or is kept elsewhere and fetched module by module.
+
+`from_pretrained(..., device_map=...)` has accelerate hang hooks on modules (`AlignDevicesHook`), which move what comes in, and
+fetch weights from the CPU or the disk for as long as a module runs. Outside it, such weights are on the meta device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .sharding import whole
+
+
+def head_weight(model: Any) -> Tensor:
+    """(V, E) weight of the LM head, wherever it is kept: on the meta device only if the model as a whole is."""
+    head = model.get_output_embeddings()
+    if head.weight.device.type == "meta":
+        for hook in _hooks_of(head):
+            if getattr(hook, "offload", False) and hook.weights_map is not None:
+                return hook.weights_map["weight"]
+    return whole(head.weight)
+
+
+def computes_on(module: nn.Module) -> torch.device:
+    """The device that a module with weights computes on, also while they are kept elsewhere."""
+    device = next(module.parameters()).device
+    for hook in _hooks_of(module) if device.type == "meta" else ():
+        if getattr(hook, "execution_device", None) is not None:
+            return torch.empty(0, device=hook.execution_device).device  # it may be a number or a name
+    return device
+
+
+def is_fetched(module: nn.Module) -> bool:
+    """Whether accelerate keeps weights of this module elsewhere, and fetches them whenever it runs."""
+    return any(getattr(hook, "offload", False) for part in module.modules() for hook in _hooks_of(part))
+
+
+def refuse_replaced_forward(model: nn.Module) -> None:
+    """Raise ValueError if something else than accelerate's hooks stands before `forward`: it would go on calling the old one."""
+    if "forward" in model.__dict__ and not hasattr(model, "_hf_hook"):
+        raise ValueError(
+            "this model's forward was replaced (by torch.compile(model.forward), accelerator.prepare or the like): add the memory "
+            "first, then do that"
+        )
+
+
+def renew_hook(model: nn.Module) -> None:
+    """Have accelerate's hook on the model itself, if it has one, call the `forward` of its present class."""
+    if hasattr(model, "_hf_hook"):
+        from accelerate.hooks import add_hook_to_module
+
+        model._old_forward = MethodType(type(model).forward, model)
+        add_hook_to_module(model, model._hf_hook)
+
+
+def run_where_it_lies(module: nn.Module, hidden_states: Tensor, **given: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    """A site on its own device, which need not be that of the hidden states; the results are where those were."""
+    here = hidden_states.device
+    there = next(module.parameters(), hidden_states).device
+    if there == here:
+        return module(hidden_states, **given)
+    given = {name: _moved(value, there) for name, value in given.items()}
+    hidden_states, state = module(hidden_states.to(there), **given)
+    return hidden_states.to(here), _moved(state, here)
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, dict):
+        return {name: _moved(part, device) for name, part in value.items()}
+    return value.to(device) if isinstance(value, Tensor) else value
+
+
+def _hooks_of(module: nn.Module) -> Iterator[Any]:
+    hook = getattr(module, "_hf_hook", None)
+    yield from getattr(hook, "hooks", (hook,)) if hook is not None else ()
