@@ -414,7 +414,7 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, FingerprintMixin, Na
             extra["key_states"] = torch.cat(states, dim=-1)
         if call.recorded is not None:
             call.recorded[site] = module, {"hidden_states": hidden_states, **extra}
-        hidden_states, state = run_where_it_lies(
+        hidden_states, call.new_sites[site] = run_where_it_lies(
             module,
             hidden_states,
             token_embeds=call.token_embeds,
@@ -423,7 +423,6 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, FingerprintMixin, Na
             turn_starts=call.ticks,
             **extra,
         )
-        call.new_sites[site] = {name: tensor.to(call.visible.device) for name, tensor in state.items()}
         return hidden_states
 
 
@@ -497,8 +496,7 @@ def _state_until(call: MemoryCall, length: int) -> MemoryState:
     for site, (module, given) in call.recorded.items():
         given = {name: tensor[:, :length] for name, tensor in given.items()}
         given |= {"token_embeds": embeds, "state": sites[site], "mask": visible, "turn_starts": ticks}
-        _, kept = run_where_it_lies(module, **given)
-        sites[site] = {name: tensor.to(visible.device) for name, tensor in kept.items()}
+        _, sites[site] = run_where_it_lies(module, **given)
     return replace(state, sites=sites)
 
 

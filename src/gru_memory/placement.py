@@ -59,14 +59,17 @@ def renew_hook(model: nn.Module) -> None:
 
 
 def run_where_it_lies(module: nn.Module, hidden_states: Tensor, **given: Any) -> tuple[Tensor, dict[str, Tensor]]:
-    """A site on its own device, which need not be that of the hidden states; the results are where those were."""
-    here = hidden_states.device
+    """A site on its own device, which need be neither that of the hidden states nor that of the mask and the state.
+
+    Returns the hidden states where they were, and the state where the mask is.
+    """
+    here, home = hidden_states.device, given["mask"].device
     there = next(module.parameters(), hidden_states).device
-    if there == here:
+    if here == there == home:
         return module(hidden_states, **given)
     given = {name: _moved(value, there) for name, value in given.items()}
     hidden_states, state = module(hidden_states.to(there), **given)
-    return hidden_states.to(here), _moved(state, here)
+    return hidden_states.to(here), _moved(state, home)
 
 
 def _moved(value: Any, device: torch.device) -> Any:
