@@ -29,6 +29,7 @@ SMALL = {
     "isolation": ["--facts", 1, "--between", 1, "--rows", "2", "--max-new-tokens", 2],
     "harm": ["--conversations", 2, "--turns", 1, "--facts", 1, "--code-files", 1, "--tokens", 40],
     "continual": ["--sets", 2, "--facts", 1, "--steps", 1, "--rows", 2, "--wordings", 1, "--max-new-tokens", 2],
+    "timeline": ["--facts", 1, "--between", 1, "--tokens", 3, "--heads", 1, "--max-new-tokens", 2],
     "longdoc": ["--books", "BOOKS", "--tokens", 200, "--windows", "16,32"],
     "fading": ["--decays", "0.5,0.9", "--turns", "0,1", "--facts", 1, "--sessions", 2, "--max-new-tokens", 2],
 }

@@ -89,7 +89,7 @@ def show_table(evaluation: Evaluation, runs: list[dict[str, Any]]) -> None:
     for number, heading in enumerate(headings):
         width = max((len(row[number]) for row in cells), default=0)  # headings may fold, figures must not be cut
         side = "left" if number < len(evaluation.labels) else "right"
-        shown.add_column(escape(heading), justify=side, min_width=min(width, 24), overflow="fold")
+        shown.add_column(escape(heading), justify=side, min_width=min(width, 16), overflow="fold")
     for row in cells:
         shown.add_row(*map(escape, row))
     console.print(shown)

@@ -13,7 +13,8 @@ from .isolation import ISOLATION
 from .longdoc import LONGDOC
 from .outcome import Evaluation
 from .people import PEOPLE
+from .timeline import TIMELINE
 from .untold import UNTOLD
 
-_ALL = (GRID, UNTOLD, PEOPLE, ISOLATION, HARM, FADING, DRIFT, LONGDOC, INSPECT, EDITING, CONTINUAL)
+_ALL = (GRID, UNTOLD, PEOPLE, ISOLATION, HARM, FADING, DRIFT, LONGDOC, INSPECT, EDITING, CONTINUAL, TIMELINE)
 EVALUATIONS: dict[str, Evaluation] = {one.name: one for one in _ALL}
