@@ -240,6 +240,19 @@ def test_the_first_blocks_draft_for_all(taken_back):
     assert taken_back
 
 
+@pytest.mark.parametrize("blocks", (1, 2, 3))
+def test_first_blocks_that_lack_what_memory_looks_up_by(blocks, taken_back):
+    """The memory reads block 2, and some sites come later than the draft ends: it is silent there, and right afterwards."""
+    model, prompt = memory_model("llama", sites=("layer:3", "top"), key_layers=(2,)), random_ids(1, 9)
+    model.memory_state = start = some_state(model, 1)
+    settings = {**SETTINGS, "do_sample": False, "eos_token_id": None}
+    wanted = model.generate(prompt, memory_state=start, **settings)
+    output = model.generate(prompt, assistant_early_exit=blocks, **settings)
+    assert torch.equal(output.sequences, wanted.sequences)
+    assert_same_state(model.memory_state, wanted.memory_state)
+    assert taken_back
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_draft_with_a_memory_follows(family):
     """It starts from its own memory, is left alone while it drafts, and takes in what was decided on."""

@@ -405,11 +405,17 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, FingerprintMixin, Na
             tied = bool(self.config.get_text_config().tie_word_embeddings)
         return embeds / backbones.embed_scale_of(self) if tied else None
 
+    def _stops_early(self) -> bool:
+        """Whether `generate(assistant_early_exit=n)` is drafting with the first blocks alone."""
+        return self.config.get_text_config().num_hidden_layers < len(backbones.blocks_of(self))
+
     def run_site(self, site: str, hidden_states: Tensor, call: MemoryCall) -> Tensor:
         """Let one site read and write; its new state is kept in `call`."""
         module = self._sites[site]
         extra = {}
         if self.memory_config.key_layers and isinstance(module, GRUMemoryWithDecay):
+            if not set(self.memory_config.key_layers) <= set(call.key_states) and self._stops_early():
+                return hidden_states  # it cannot look anything up; what is drafted here will be checked
             states = [call.key_states[k].to(hidden_states.device) for k in self.memory_config.key_layers]
             extra["key_states"] = torch.cat(states, dim=-1)
         if call.recorded is not None:
