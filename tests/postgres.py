@@ -31,7 +31,7 @@ class Postgres:
         folders = sorted(glob.glob("/usr/lib/postgresql/*/bin"), key=lambda path: int(path.split("/")[-2]))
         found = shutil.which("initdb")
         require(folders or found, "PostgreSQL is not installed: apt install postgresql")
-        require(_has("psycopg"), "psycopg is not installed: pip install 'gru-memory[postgres]'")
+        require(has_package("psycopg"), "psycopg is not installed: pip install 'gru-memory[postgres]'")
         self.programs = Path(folders[-1] if folders else Path(found).parent)
         self.folder = Path(tempfile.mkdtemp(prefix="gru-postgres-"))
         self.user = USER_IF_ROOT if os.geteuid() == 0 else None
@@ -93,7 +93,7 @@ class Postgres:
         return {"cwd": self.folder} | ({"user": self.user, "group": self.user} if self.user else {})
 
 
-def _has(package: str) -> bool:
+def has_package(package: str) -> bool:
     import importlib.util
 
     return importlib.util.find_spec(package) is not None

@@ -44,8 +44,8 @@ def talking_tokenizer(family: str) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=fast, **tokens)
 
 
-def talking_model(family: str, **config) -> PreTrainedModel:
-    """A tiny model for that tokenizer, in float64, with an open memory that addresses by a middle layer too."""
+def talking_base(family: str) -> PreTrainedModel:
+    """A tiny model for that tokenizer, without a memory."""
     size = len(talking_tokenizer(family))
     torch.manual_seed(0)
     if family == "gpt2":
@@ -56,5 +56,10 @@ def talking_model(family: str, **config) -> PreTrainedModel:
         shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2}
         tokens = {"vocab_size": size, "bos_token_id": 0, "eos_token_id": 1, "max_position_embeddings": POSITIONS}
         base = LlamaForCausalLM(LlamaConfig(**tokens, **shape, initializer_range=0.2))
+    return base.eval()
+
+
+def talking_model(family: str, **config) -> PreTrainedModel:
+    """The same in float64, with an open memory that addresses by a middle layer too."""
     memory = {"num_heads": 2, "num_slots": 4, "slot_size": 8, "cell": "mingru", "decay": 0.9, "decay_every": "turn"}
-    return wake(add_memory(base.eval(), MemoryConfig(**{**memory, "key_layers": (1,), **config}))).double()
+    return wake(add_memory(talking_base(family), MemoryConfig(**{**memory, "key_layers": (1,), **config}))).double()

@@ -18,6 +18,7 @@ from pathlib import Path
 import httpx2
 
 from .result import Result
+from .soak import cpu_seconds
 
 OURS, THEIRS, PAGED = "gru-memory serve", "transformers serve", "transformers serve --continuous-batching"
 MESSAGE = "Tell me a long story about lighthouse number {number}."
@@ -42,18 +43,20 @@ def run(chats: tuple[int, ...] = (1, 8, 32), new_tokens: int = 32, rounds: int =
         del model
         for number in range(rounds):
             for name, command, model_name in _servers(Path(folder), number, threads):
-                with _started(command, threads, Path(folder) / "log") as url:
+                with _started(command, threads, Path(folder) / "log") as (url, process_id):
                     _ask(url, model_name, 0, 2)  # what is loaded on first use
                     for count in chats:
-                        first, rate = _measure(url, model_name, count, new_tokens, tokenizer)
-                        kept = found.setdefault((name, count), ([], []))
+                        before = cpu_seconds(process_id)
+                        first, tokens, seconds = _measure(url, model_name, count, new_tokens, tokenizer)
+                        kept = found.setdefault((name, count), ([], [], []))
                         kept[0].extend(first)
-                        kept[1].append(rate)
-    for (name, count), (first, rates) in sorted(found.items(), key=lambda item: item[0][1]):
+                        kept[1].append(tokens / seconds)
+                        kept[2].append((cpu_seconds(process_id) - before) / tokens)
+    for (name, count), (first, rates, cpu) in sorted(found.items(), key=lambda item: item[0][1]):
         first.sort()
         result.figures[f"{name}, {count} at once"] = (
             f"first token {statistics.median(first):.2f} s (p50), {first[int(0.99 * (len(first) - 1))]:.2f} s (p99); "
-            f"{statistics.median(rates):.1f} tokens/s"
+            f"{statistics.median(rates):.1f} tokens/s; {1e3 * statistics.median(cpu):.0f} ms of CPU a token"
         )
     for count in chats:
         ours, theirs = (statistics.median(found[name, count][1]) for name in (OURS, THEIRS))
@@ -83,7 +86,7 @@ def _servers(folder: Path, number: int, threads: int) -> list[tuple[str, list[st
 
 
 @contextlib.contextmanager
-def _started(command: list[str], threads: int, log: Path) -> Iterator[str]:
+def _started(command: list[str], threads: int, log: Path) -> Iterator[tuple[str, int]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -100,7 +103,7 @@ def _started(command: list[str], threads: int, log: Path) -> Iterator[str]:
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"{command[:2]} did not start: {log.read_text()[-1000:]}")
             time.sleep(0.5)
-        yield url
+        yield url, process.pid
     finally:
         process.terminate()
         try:
@@ -134,8 +137,8 @@ def _ask(url: str, model: str, number: int, new_tokens: int) -> tuple[float, str
     return first, text
 
 
-def _measure(url: str, model: str, count: int, new_tokens: int, tokenizer: object) -> tuple[list[float], float]:
-    """Seconds to each first token, and tokens a second of all replies together."""
+def _measure(url: str, model: str, count: int, new_tokens: int, tokenizer: object) -> tuple[list[float], int, float]:
+    """Seconds to each first token, tokens of all replies together, and seconds until the last of them ended."""
     replies: list[tuple[float, str]] = []
     wrong: list[Exception] = []
 
@@ -155,4 +158,4 @@ def _measure(url: str, model: str, count: int, new_tokens: int, tokenizer: objec
     if wrong:
         raise wrong[0]
     tokens = sum(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for _, text in replies)
-    return [first for first, _ in replies], tokens / seconds
+    return [first for first, _ in replies], tokens, seconds

@@ -67,12 +67,12 @@ def run(minutes: float, at_once: int = 16, growth_mb: float = 10.0, windows: int
             for thread in threads:
                 thread.start()
             try:
-                cpu = _cpu_seconds(process.pid)
+                cpu = cpu_seconds(process.pid)
                 for _ in range(windows):
                     time.sleep(60 * minutes / windows)
                     with lock:
                         turns, taken = taken, []
-                    now = _cpu_seconds(process.pid)
+                    now = cpu_seconds(process.pid)
                     samples.append(Sample(_resident_mb(process.pid), now - cpu, turns))
                     cpu = now
             finally:
@@ -121,6 +121,7 @@ def _resident_mb(process_id: int) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def _cpu_seconds(process_id: int) -> float:
+def cpu_seconds(process_id: int) -> float:
+    """What a process has used so far, all its threads together."""
     fields = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # user and system

@@ -39,12 +39,14 @@ class Talkers:
 
     Attributes:
         refused: (status, code) -> how often that was the answer.
+        served_by: replica -> turns it has answered; "" where there are none.
         lost: how often the connection broke.
     """
 
     def __init__(self, talks: list[Talk], pause: float = 0.0) -> None:
         self.talks, self.pause = talks, pause
         self.refused: Counter[tuple[int, str]] = Counter()
+        self.served_by: Counter[str] = Counter()
         self.lost = 0
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._threads: list[threading.Thread] = []
@@ -87,14 +89,24 @@ class Talkers:
                     continue
                 if answer.status_code == 200:
                     made = answer.json()
+                    with self._lock:
+                        self.served_by[answer.headers.get("x-gru-memory-replica", "")] += 1
                     reply = made["output"][0]["content"][0]["text"]
                     talk.acknowledged.append(Acknowledged(text, reply, made["id"]))
                 else:
                     with self._lock:
-                        self.refused[answer.status_code, answer.json()["error"]["code"]] += 1
+                        self.refused[answer.status_code, _code(answer)] += 1
                     self._stop.wait(0.05)
                 if self.pause:
                     self._stop.wait(self.pause)
+
+
+def _code(answer: httpx2.Response) -> str:
+    """What the server calls it; "" if it was not the server that answered, but something before it."""
+    try:
+        return answer.json()["error"]["code"]
+    except ValueError:
+        return ""
 
 
 def check(store: SessionStore, talks: list[Talk], result: Result, seen: dict[str, int]) -> int:

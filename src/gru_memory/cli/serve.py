@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -14,6 +15,7 @@ import typer
 
 from ..embedded import EMBEDDED_NAME
 from ..store import Limits, SessionStore
+from ..store.database import default_url
 from .output import MEMORY_HELP, MODEL_HELP, STORE_HELP, load, one_line_errors, set_threads
 
 DAY = 86_400
@@ -50,6 +52,19 @@ def serve_command(
     max_new_tokens: Annotated[int, typer.Option(help="longest reply where a request does not say, in tokens")] = 256,
     grace: Annotated[float, typer.Option(help="seconds that replies have to end when the server is stopped")] = 30.0,
     threads: Annotated[Optional[int], typer.Option(help="threads of torch")] = None,  # noqa: UP045
+    ray: Annotated[
+        bool, typer.Option("--ray", help="serve with replicas in a Ray cluster, over a PostgreSQL that they share")
+    ] = False,
+    min_replicas: Annotated[int, typer.Option(help="with --ray: replicas that there are at least")] = 1,
+    max_replicas: Annotated[int, typer.Option(help="with --ray: replicas that there are at most")] = 4,
+    target_chats: Annotated[
+        float,
+        typer.Option(help="with --ray: requests at once for which a replica is meant; with more, replicas are added"),
+    ] = 16.0,
+    replica_cpus: Annotated[
+        float, typer.Option(help="with --ray: processors that a replica asks the cluster for")
+    ] = 1.0,
+    replica_gpus: Annotated[float, typer.Option(help="with --ray: GPUs that a replica asks the cluster for")] = 0.0,
 ) -> None:
     """Serve OpenAI's interface, with a memory for every conversation."""
     try:
@@ -76,6 +91,10 @@ def serve_command(
         engine=EngineLimits(max_batch=max_batch, max_waiting=max_waiting), limits=limits,
     )  # fmt: skip
     _log_to_stderr(JsonLines())
+    if ray:
+        spec = (model, memory, store or default_url(), settings, threads)
+        _serve_with_ray(spec, (min_replicas, max_replicas, target_chats, replica_cpus, replica_gpus), host, port)
+        return
     with SessionStore(store, limits) as opened:
         app = create_app(*load(model, memory), opened, settings)
         config = uvicorn.Config(
@@ -88,6 +107,23 @@ def serve_command(
         server.run()
         if not server.started:
             raise OSError(f"cannot listen on {host}, port {port}: the log says why")
+
+
+def _serve_with_ray(spec: tuple, scaling: tuple, host: str, port: int) -> None:
+    from ..server import ray_serve
+
+    made = ray_serve.ReplicaSpec(*spec), ray_serve.Scaling(*scaling)
+    try:
+        ray_serve.start(*made, host, port)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"--ray needs {error.name}, which is not installed: pip install 'gru-memory[ray]'"
+        ) from error
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    ended.wait()
+    ray_serve.stop()
 
 
 def _is_loopback(host: str) -> bool:
