@@ -60,6 +60,7 @@ def test_the_version_is_that_of_the_library(run):
     [
         (["eval", "recall", "--values", "some"], "error: values is 'some'"),
         (["eval", "recall", "--facts", "0"], "error: facts is 0"),
+        (["eval", "results", "--folder", "nowhere"], "error: no report of an evaluation in nowhere"),
         (["eval", "harm", "--books", "nowhere"], "error: no .txt file in nowhere"),
         (["eval", "harm", "--conversations", "0", "--code-files", "0"], "error: there is nothing to read"),
         (["demo", "--memory", "nowhere"], "error: nowhere holds no memory"),

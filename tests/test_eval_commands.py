@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from gru_memory import shipped
 from gru_memory.cli.app import app
 from gru_memory.evaluation.catalogue import EVALUATIONS
-from gru_memory.evaluation.outcome import Evaluation, Figure, at_least, curve, spread, table
+from gru_memory.evaluation.outcome import Columns, Figure, at_least, curve, spread, table
 from gru_memory.evaluation.report import environment
 
 # The least that each can be run with.
@@ -102,17 +102,10 @@ def test_wrong_settings_are_one_line(options, message, run, tmp_path):
 
 
 def test_a_table_gives_mean_and_deviation_over_the_runs():
-    evaluation = Evaluation(
-        "x",
-        "about",
-        dict,
-        None,
-        {"kind": "kind"},
-        {"hit": Figure("hits", "share"), "loss": Figure("loss", "nats")},
-        None,
-    )
+    figures = {"hit": Figure("hits", "share"), "loss": Figure("loss", "nats"), "seen": Figure("seen", shown=False)}
+    evaluation = Columns(name="x", about="about", labels={"kind": "kind"}, figures=figures)
     runs = [
-        {"rows": [{"kind": "a", "hit": 0.5, "loss": 1.0}, {"kind": "b", "hit": 1.0}]},
+        {"rows": [{"kind": "a", "hit": 0.5, "loss": 1.0, "seen": 1}, {"kind": "b", "hit": 1.0}]},
         {"rows": [{"kind": "a", "hit": 0.7, "loss": 3.0}]},
     ]
     (_, a), (_, b) = spread(runs, evaluation)

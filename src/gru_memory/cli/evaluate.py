@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from ..embedded import EMBEDDED_NAME
 from ..evaluation import RecallConfig, RecallResult, evaluate_recall, standard_suite
 from ..evaluation.catalogue import EVALUATIONS
+from ..evaluation.recall_table import RECALL, pooled, recall_runs
 from ..evaluation.report import write_report
+from ..evaluation.results_page import results_page
 from ..evaluation.scoring import Rate
-from .evaluations import command_for
+from ..plots import plot_recall
+from .evaluations import (
+    Memory,
+    Model,
+    Out,
+    Seeds,
+    Threads,
+    about_memory,
+    check_seeds,
+    command_for,
+    draw,
+    show_table,
+)
 from .output import command_line, console, kilobytes, load, one_line_errors, option, progress, set_threads
 
 app = typer.Typer(help="Measure what a memory recalls, and what it costs.", no_args_is_help=True)
-
-Model = Annotated[str, typer.Option(help="'smollm2' (embedded), a folder, a .gguf file or a hub name")]
-Memory = Annotated[
-    Optional[str],  # noqa: UP045 (typer on Python 3.10)
-    typer.Option(help="folder of a trained memory; the one that ships with the library if not given"),
-]
-Out = Annotated[Path, typer.Option(help="folder for the results")]
-Threads = Annotated[Optional[int], typer.Option(help="threads of torch")]  # noqa: UP045
 
 
 @app.command()
@@ -46,6 +52,7 @@ def recall(
     ] = False,
     floor: Annotated[bool, typer.Option(help="also ask the base model the question alone")] = True,
     full_history: Annotated[bool, typer.Option(help="also ask the base model with every turn in its context")] = True,
+    seeds: Seeds = 1,
     model: Model = EMBEDDED_NAME,
     memory: Memory = None,
     out: Out = Path("results"),
@@ -57,6 +64,8 @@ def recall(
         rows = standard_suite(**common)
     else:
         rows = [RecallConfig(facts, between, values, phrasings, attributes, corrected, **common)]
+    check_seeds(seeds)
+    rows = [replace(row, seed=row.seed + number) for number in range(seeds) for row in rows]
     set_threads(threads)
     loaded, tokenizer = load(model, memory)
     results: list[RecallResult] = []
@@ -67,16 +76,28 @@ def recall(
                 report(f"{at}: {what}", done, total)
 
             results.append(evaluate_recall(loaded, tokenizer, row, floor, full_history, tell))
-        write_report(out / "recall.json", command_line(), seed, results)  # a row that is done is never lost
-    _print_recall(results)
+        about = {"evaluation": RECALL.name, **about_memory(loaded, model, memory)}
+        write_report(out / "recall.json", command_line(), seed, results, **about)  # a row that is done is never lost
+    if seeds == 1:
+        _print_recall(results)
+    else:
+        show_table(RECALL, recall_runs([result.to_json() for result in results]))
     console.print(f"Every reply: {out / 'recall.json'}", highlight=False)
-    try:
-        from ..plots import plot_recall
+    picture = out / "recall.png"
+    draw(lambda: plot_recall(pooled(results), picture, f"Recall, {model}"), picture)
 
-        plot_recall(results, out / "recall.png", f"Recall, {model}")
-        console.print(f"As bars: {out / 'recall.png'}", highlight=False)
-    except ModuleNotFoundError as error:
-        console.print(f"[yellow]{escape(str(error))}[/yellow]")
+
+@app.command()
+@one_line_errors
+def results(
+    folder: Annotated[Path, typer.Option(help="where the evaluations wrote to")] = Path("results"),
+    out: Annotated[Path, typer.Option(help="the page, in Markdown")] = Path("docs/results.md"),
+) -> None:
+    """Make the page of results from what the evaluations wrote."""
+    few = results_page(folder, out)
+    console.print(f"Written: {out}", highlight=False)
+    if few:
+        console.print(f"[yellow]fewer than three seeds: {', '.join(few)}; run them with --seeds 3[/yellow]")
 
 
 for _evaluation in EVALUATIONS.values():

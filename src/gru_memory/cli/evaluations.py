@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..embedded import EMBEDDED_NAME
-from ..evaluation.outcome import Evaluation, table
+from ..evaluation.outcome import Columns, Evaluation, table
 from ..evaluation.report import write_report
 from .output import MEMORY_HELP, MODEL_HELP, command_line, console, load, one_line_errors, progress, set_threads
 
@@ -82,7 +82,7 @@ def run_evaluation(
     draw(lambda: evaluation.plot(runs, picture, f"{evaluation.name}, {model}"), picture)
 
 
-def show_table(evaluation: Evaluation, runs: list[dict[str, Any]]) -> None:
+def show_table(evaluation: Columns, runs: list[dict[str, Any]]) -> None:
     """The table of an evaluation; figures of several runs as mean ± standard deviation."""
     headings, cells = table(runs, evaluation)
     shown = Table(title=escape(evaluation.about), title_justify="left")

@@ -60,29 +60,38 @@ class Outcome:
         return {"config": config, "seconds": round(self.seconds, 1), "rows": self.rows, "details": self.details}
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """An evaluation as the command line and the page of results know it.
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """How the rows of an evaluation read as a table.
 
     Attributes:
         name: of its command, its JSON file and its picture.
         about: what it answers, one sentence.
-        config: a frozen dataclass whose fields carry their help, one of them `seed`.
-        run: (model, tokenizer, config, progress) -> Outcome.
         labels: keys of a row that say what the line is about, with their headings.
         figures: keys of a row that were measured.
-        plot: (results as JSON, one a seed; path; title) -> None.
         suffix: of its picture.
     """
 
     name: str
     about: str
-    config: type
-    run: Callable[[Any, Any, Any, Progress | None], Outcome]
     labels: dict[str, str]
     figures: dict[str, Figure]
-    plot: Callable[[Sequence[dict[str, Any]], Any, str], None]
     suffix: str = ".png"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(Columns):
+    """An evaluation as the command line and the page of results know it.
+
+    Attributes:
+        config: a frozen dataclass whose fields carry their help, one of them `seed`.
+        run: (model, tokenizer, config, progress) -> Outcome.
+        plot: (results as JSON, one a seed; path; title) -> None.
+    """
+
+    config: type
+    run: Callable[[Any, Any, Any, Progress | None], Outcome]
+    plot: Callable[[Sequence[dict[str, Any]], Any, str], None]
 
 
 @dataclass(frozen=True)
@@ -101,7 +110,7 @@ class Spread:
         return cls(mean, math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (len(values) - 1)), len(values))
 
 
-def spread(runs: Sequence[dict[str, Any]], evaluation: Evaluation) -> list[tuple[Row, dict[str, Spread | None]]]:
+def spread(runs: Sequence[dict[str, Any]], evaluation: Columns) -> list[tuple[Row, dict[str, Spread | None]]]:
     """Lines of a table over all runs: labels, and for every figure its spread (None where no run has it)."""
     gathered: dict[tuple, list[Row]] = {}
     for row in (row for run in runs for row in run["rows"]):
@@ -114,7 +123,7 @@ def spread(runs: Sequence[dict[str, Any]], evaluation: Evaluation) -> list[tuple
     return lines
 
 
-def table(runs: Sequence[dict[str, Any]], evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
+def table(runs: Sequence[dict[str, Any]], evaluation: Columns) -> tuple[list[str], list[list[str]]]:
     """Headings and cells as text; with several runs figures read "mean ± standard deviation"."""
     lines = spread(runs, evaluation)
     shown = [name for name, figure in evaluation.figures.items() if figure.shown]

@@ -1,0 +1,109 @@
+"""The page of results: every table and picture from the JSON files of the evaluations, with where each comes from."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .catalogue import EVALUATIONS
+from .outcome import Columns, table
+from .recall_table import RECALL, recall_runs
+
+SEEDS = 3  # fewer say too little about the spread
+LONGEST = 60  # lines of a table; the rest is in the JSON
+
+_HEAD = """# Results
+
+Made by `gru-memory eval results` from what the commands below wrote; nothing here is typed by hand. What each evaluation does is
+in [evaluation.md](evaluation.md). Figures are means over the seeds, ± the standard deviation between them.
+"""
+
+
+def results_page(folder: str | Path, page: str | Path) -> list[str]:
+    """Write the page, and the pictures into a folder of its name beside it.
+
+    Args:
+        folder: what `--out` of the evaluations was; files that are no reports of them are left out.
+        page: the Markdown file.
+
+    Returns:
+        names of the evaluations with fewer than three seeds.
+
+    Raises:
+        FileNotFoundError: the folder holds no report of an evaluation.
+    """
+    folder, page = Path(folder), Path(page)
+    known: dict[str, Columns] = {RECALL.name: RECALL, **EVALUATIONS}
+    found = [(known[name], report) for name in known if (report := _read(folder / f"{name}.json", name)) is not None]
+    if not found:
+        raise FileNotFoundError(f"no report of an evaluation in {folder}: run some first, such as gru-memory eval grid")
+    parts, few = [_HEAD], []
+    for evaluation, report in found:
+        runs = report["results"]
+        runs = recall_runs(runs) if evaluation is RECALL else runs
+        if len({run["config"]["seed"] for run in runs}) < SEEDS:
+            few.append(evaluation.name)
+        parts.append(_section(evaluation, report, runs, _picture(folder, page, evaluation)))
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text("\n".join(parts), encoding="utf-8")
+    return few
+
+
+def _read(path: Path, name: str) -> dict[str, Any] | None:
+    """A report of the evaluation `name`; None if there is none."""
+    if not path.is_file():
+        return None
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged ({error}): run gru-memory eval {name} again") from error
+    return report if isinstance(report, dict) and report.get("evaluation") == name and report.get("results") else None
+
+
+def _section(evaluation: Columns, report: dict[str, Any], runs: Sequence[dict[str, Any]], picture: str | None) -> str:
+    headings, cells = table(runs, evaluation)
+    aligned = ["---" if number < len(evaluation.labels) else "---:" for number in range(len(headings))]
+    lines = [headings, aligned, *cells[:LONGEST]]
+    text = "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+    if len(cells) > LONGEST:
+        text += f"\n\n{len(cells) - LONGEST} more lines are in the JSON."
+    drawn = f"\n![{evaluation.name}]({picture})\n" if picture else ""
+    return f"## {evaluation.name}\n\n{evaluation.about}\n\n{_origin(report, runs)}\n\n{text}\n{drawn}"
+
+
+def _origin(report: dict[str, Any], runs: Sequence[dict[str, Any]]) -> str:
+    """Command, model, memory, seeds, commit, machine and time."""
+    about, memory = report["environment"], report.get("memory", {})
+    seeds = list(dict.fromkeys(run["config"]["seed"] for run in runs))
+    enough = "" if len(seeds) >= SEEDS else f", fewer than {SEEDS}: the spread is not known"
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items() if version)
+    return "\n".join(
+        (
+            f"    {report['command']}",
+            "",
+            f"- model {report.get('model', 'unknown')}, memory {memory.get('from', 'unknown')} "
+            f"(`{str(memory.get('fingerprint', 'unknown'))[:12]}`)",
+            f"- seeds {', '.join(map(str, seeds))} ({len(seeds)}{enough})",
+            f"- commit {about.get('commit') or 'unknown'}; {versions}; Python {about['python']}",
+            f"- {about['cpu']}, {about['cores']} cores, {about['threads']} threads; "
+            f"{sum(run['seconds'] for run in runs):,.0f} s",
+        )
+    )
+
+
+def _picture(folder: Path, page: Path, evaluation: Columns) -> str | None:
+    """Copy the picture to where the page can show it, and say where that is; pages of their own are too large."""
+    source = folder / f"{evaluation.name}{evaluation.suffix}"
+    if evaluation.suffix != ".png" or not source.is_file():
+        return None
+    target = page.parent / page.stem / source.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+    return f"{page.stem}/{source.name}"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
