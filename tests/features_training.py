@@ -8,6 +8,7 @@ import pytest
 import torch
 from cells import Feature, Row
 from decoding import some_state
+from peft import LoraConfig, PeftModel, get_peft_model
 from test_invariants import (
     assert_same_gradients,
     gradients,
@@ -15,7 +16,7 @@ from test_invariants import (
     test_gradients_flow_through_the_state,
     test_only_the_memory_learns,
 )
-from tiny import random_ids
+from tiny import assert_close, random_ids
 from transformers import AutoModelForCausalLM, PrinterCallback, Trainer, TrainingArguments
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -89,12 +90,67 @@ def trainer(row: Row) -> None:
     assert model.memory_state is None
 
 
+def autocast(row: Row) -> None:
+    """A step in bfloat16 over a model in float32: the recurrence, the weights and their gradients stay in float32."""
+    model, ids = row.fresh().float().train(), random_ids()
+    model.freeze_base()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(ids, labels=ids, use_cache=False)
+    output.loss.backward()
+    assert {kept["slots"].dtype for kept in output.memory_state.sites.values()} == {torch.float32}
+    got = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    assert got.keys() == {name for name, _ in model.named_parameters() if name.startswith("gru_memory.")}
+    assert all(gradient.dtype == torch.float32 and torch.isfinite(gradient).all() for gradient in got.values())
+    wanted = gradients(model, model(ids, labels=ids, use_cache=False).loss)
+    apart = sum((got[name] - wanted[name]).pow(2).sum() for name in got) / sum(g.pow(2).sum() for g in wanted.values())
+    assert 1e-6 < apart < 0.01  # it was in bfloat16, and went the same way
+
+
+def lora(row: Row) -> None:
+    """Both learn in one step, are saved apart and come back on a base model."""
+    settings = LoraConfig(
+        r=2, target_modules="all-linear", exclude_modules=r".*gru_memory.*", init_lora_weights=False, task_type="CAUSAL_LM"
+    )  # fmt: skip
+    model, ids = row.fresh(), random_ids()
+    adapted = get_peft_model(model, settings)
+    for parameter in model.memory_parameters():
+        parameter.requires_grad_(True)
+    before = {name: p.clone() for name, p in adapted.named_parameters()}
+    adapted(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    torch.optim.SGD(adapted.parameters(), lr=0.1).step()
+    for name, parameter in adapted.named_parameters():
+        assert torch.equal(parameter, before[name]) != ("lora_" in name or "gru_memory" in name), name
+    adapted.eval()
+    with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
+        wanted = adapted(input_ids=ids, use_cache=False).logits
+        adapted.save_pretrained(Path(folder, "adapter"))
+        model.save_memory(Path(folder, "memory"))
+        other = add_memory(row.base())
+        other.load_memory(Path(folder, "memory"))
+        other = PeftModel.from_pretrained(other, Path(folder, "adapter"))
+        assert_close(other(input_ids=ids, use_cache=False).logits, wanted)
+        model.reset(len(ids))
+        adapted.generate(input_ids=ids, max_new_tokens=2, do_sample=False)
+        with model.disable_memory():
+            assert (adapted(input_ids=ids).logits - wanted).abs().max() > 1e-3
+
+
 FEATURES = [
     Feature("gradients", "Only the memory gets gradients, and they reach back through the state.", learning),
     Feature(
         "checkpointing",
         'Gradient checkpointing gives the same gradients (before transformers 5.23 for `sites=("top",)` only).',
         checkpointing,
+    ),
+    Feature(
+        "autocast",
+        "A step under bf16 autocast goes the way of one without; weights, gradients and slots stay in float32.",
+        autocast,
+    ),
+    Feature(
+        "LoRA",
+        "An adapter of peft and the memory learn in one step, are saved into two folders and loaded again.",
+        lora,
     ),
     Feature("Trainer", "Steps of `transformers.Trainer` change the memory and nothing else; it evaluates.", trainer),
     Feature("saving", "The whole model, the memory alone and a state, saved and loaded: the same logits.", saving),

@@ -15,6 +15,7 @@ import features_generation
 import features_training
 import torch
 from cells import ROWS, SINGLE, Feature, run_cell
+from tiny import base_model, random_ids
 from transformers.utils import logging
 
 from gru_memory import backbones
@@ -57,9 +58,12 @@ def render() -> str:
         "## Where memory hooks in",
         "",
         "`blocks` is what the sites `input`, `middle` and `layer:K` belong to. `top` is the output of the last",
-        "module before the head.",
+        "module before the head. What is memorised of a token is its row of the head; what happens to logits after the head",
+        "happens to what memory adds as well.",
         "",
-        *_table([["model_type", "blocks", "before the head", "input embeddings"], *_backbone_rows()]),
+        *_table(
+            [["model_type", "blocks", "before the head", "head", "its logits", "input embeddings"], *_backbone_rows()]
+        ),
         "",
     ]
     return "\n".join(lines)
@@ -82,8 +86,27 @@ def _backbone_rows() -> list[list[str]]:
         last = f"`{row.final_norm}`" + (
             f", then `{row.projection}`, where the model has them" if row.projection else ""
         )
-        rows.append([family, f"`{row.blocks}`", last, f"times `{row.embed_scale}`" if row.embed_scale else ""])
+        scale = f"times `{row.embed_scale}`" if row.embed_scale else ""
+        rows.append([family, f"`{row.blocks}`", last, *_head_of(family), scale])
     return rows
+
+
+@torch.no_grad()
+def _head_of(family: str) -> list[str]:
+    """Where the head of a family is, and what becomes of the logits that it makes: seen on its tiny model."""
+    model, ids, seen = base_model(family), random_ids(), []
+    head = model.get_output_embeddings()
+    head.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    logits = model(ids).logits
+    plain = torch.nn.functional.linear(seen[0], head.weight, head.bias)
+    changes = [] if head.bias is None else ["a bias is added"]
+    cap = getattr(model.config, "final_logit_softcapping", None)
+    if cap is not None:
+        plain = cap * torch.tanh(plain / cap)
+        changes.append("capped by `config.final_logit_softcapping`")
+    torch.testing.assert_close(logits, plain)
+    path = next(name for name, module in model.named_modules() if module is head)
+    return [f"`{path}`", ", ".join(changes)]
 
 
 def _table(rows: list[list[str]]) -> list[str]:
