@@ -6,12 +6,16 @@ import pytest
 import torch
 import transformers
 from decoding import assert_state_after, at_word, character, some_state, tokenizer
+from families import CONFIGS
 from packaging.version import Version
 from tiny import (
+    BOS,
     EOS,
     FAMILIES,
     KINDS,
     LAYERS,
+    PAD,
+    VOCABULARY,
     SumSite,
     assert_same_state,
     base_model,
@@ -20,7 +24,8 @@ from tiny import (
     random_ids,
     wake,
 )
-from transformers import DynamicCache
+from tokenizers import Tokenizer, decoders, models
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedTokenizerFast
 
 from gru_memory import MemoryConfig, add_memory
 from gru_memory.cache import MemoryCacheLayer, find_layer
@@ -281,6 +286,44 @@ def test_a_draft_reads_its_own_memory():
     assert len(passes) == 4 + 1  # 16 tokens, 5 a pass, and one pass for the last token
     assert_state_after(model, model.memory_state, output.sequences, prompt, start, ended=at_word([]))
     assert_same_state(assistant.memory_state, model.memory_state)
+
+
+def in_other_words():
+    """A larger vocabulary that has all but the special tokens in another order."""
+    tokens = {"<pad>": PAD, "<s>": BOS, "</s>": EOS}
+    tokens |= {character(3 + i * 5 % 98): i + 3 for i in range(98)} | {"é" * (i + 1): VOCABULARY + i for i in range(4)}
+    plain = Tokenizer(models.BPE(tokens, []))
+    plain.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=plain, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+
+
+def with_more_words(family):
+    """A model for them, with a memory."""
+    config = CONFIGS[family]()
+    config.vocab_size = VOCABULARY + 4
+    torch.manual_seed(3)
+    memory = MemoryConfig(num_heads=2, num_slots=4, slot_size=8)
+    return guessing(wake(add_memory(AutoModelForCausalLM.from_config(config).eval(), memory)).double())
+
+
+@pytest.mark.parametrize("sample", (False, True), ids=("greedy", "sampling"))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_assistant_of_another_tokenizer(family, sample, taken_back):
+    """transformers translates its guesses, and cuts text into other tokens again and again: too far back for its memory."""
+    model, assistant, prompt = memory_model(family), with_more_words(family), random_ids(1, 9)
+    words = {"tokenizer": tokenizer(), "assistant_tokenizer": in_other_words()}
+    model.memory_state = start = some_state(model, 1)
+    with pytest.raises(ValueError, match=r"assistant.disable_memory\(\)"):
+        model.generate(prompt, assistant_model=assistant, do_sample=sample, **words, **SETTINGS)
+    assert model.memory_state is start
+    torch.manual_seed(2)
+    with assistant.disable_memory():
+        output = model.generate(prompt, assistant_model=assistant, do_sample=sample, **words, **SETTINGS)
+    assert_state_after(model, model.memory_state, output.sequences, prompt, start, ended=at_word([EOS]))
+    assert taken_back
+    if not sample:
+        wanted = model.generate(prompt, memory_state=start, do_sample=False, **SETTINGS)
+        assert torch.equal(output.sequences, wanted.sequences)
 
 
 def test_a_model_without_memory_takes_a_draft_with_one():

@@ -316,6 +316,33 @@ def test_a_decoding_function_of_ones_own(model, decode):
     assert_state_after(model, model.memory_state, sequences, prompt, start, ended=ended)
 
 
+CUSTOM = """
+from transformers import GenerationMixin
+
+
+def decode(model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs):
+    for _ in range(generation_config.max_new_tokens):
+        logits = logits_processor(input_ids, model(input_ids, use_cache=False).logits[:, -1])
+        input_ids = input_ids.new_tensor([[*row, word] for row, word in zip(input_ids.tolist(), logits.argmin(-1).tolist())])
+    return input_ids
+
+
+def generate(model, *args, **kwargs):
+    return GenerationMixin.generate(model, *args, custom_generate=decode, **kwargs)
+"""
+
+
+def test_a_strategy_out_of_a_folder(model, tmp_path):
+    """As those that transformers moved to the hub come: `custom_generate/generate.py`."""
+    (tmp_path / "custom_generate").mkdir()
+    (tmp_path / "custom_generate" / "generate.py").write_text(CUSTOM)
+    prompt, start = random_ids(2, 7), some_state(model)
+    model.memory_state = start
+    sequences = model.generate(prompt, custom_generate=str(tmp_path), trust_remote_code=True, max_new_tokens=3)
+    assert sequences.shape == (2, 10)
+    assert_state_after(model, model.memory_state, sequences, prompt, start, ended=at_word([]))
+
+
 def test_a_decoding_function_that_does_not_say_what_it_decoded():
     model = memory_model()
     model.memory_state = before = some_state(model)

@@ -226,7 +226,14 @@ class MemoryGenerationMixin:
             self, start=self.memory_state if persistent else memory_state, given=memory_state is not None
         )
         run.custom = kwargs.get("custom_generate") is not None
-        run.by_model = kwargs.get("assistant_model") is not None
+        assistant = kwargs.get("assistant_model")
+        run.by_model = assistant is not None
+        remembers = isinstance(assistant, MemoryGenerationMixin) and not assistant.memory_disabled
+        if remembers and kwargs.get("assistant_tokenizer") is not None:
+            raise ValueError(
+                "an assistant with a memory needs the tokenizer of the model: what transformers translates is cut into other tokens "
+                "at every step, and a memory cannot go that far back. Call this inside `with assistant.disable_memory():`"
+            )
         run.drafting = bool(getattr(kwargs.get("generation_config"), "is_assistant", False))
         run.commits = persistent
         if run.drafting and outer is not None:
@@ -441,8 +448,6 @@ def _assistant_after(
         return []
     whole = run.prompt_embeds is None and run.prompt_ids.shape[1] == run.prompt_columns
     if assistant.memory_disabled or assistant.memory_config.mode != "persistent" or not whole:
-        return []
-    if kwargs.get("assistant_tokenizer") is not None:  # it reads other tokens
         return []
     start = assistant.memory_state or assistant.initial_memory_state(1)
     own = replace(run, model=assistant, start=start, cache=None, cache_before=None)
