@@ -231,8 +231,8 @@ class MemoryGenerationMixin:
         remembers = isinstance(assistant, MemoryGenerationMixin) and not assistant.memory_disabled
         if remembers and kwargs.get("assistant_tokenizer") is not None:
             raise ValueError(
-                "an assistant with a memory needs the tokenizer of the model: what transformers translates is cut into other tokens "
-                "at every step, and a memory cannot go that far back. Call this inside `with assistant.disable_memory():`"
+                "an assistant with a memory needs the tokenizer of the model: what transformers translates is cut into other "
+                "tokens at every step, and a memory cannot go that far back. Call this inside `with assistant.disable_memory():`"
             )
         run.drafting = bool(getattr(kwargs.get("generation_config"), "is_assistant", False))
         run.commits = persistent
