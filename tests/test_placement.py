@@ -71,6 +71,17 @@ def test_a_conversation_goes_on_in_another_precision(family, cast, tmp_path):
         model.generate(random_ids(), memory_state=state, **GREEDY)
 
 
+def test_the_state_of_a_site_of_your_own_is_cast_along():
+    """It adds what it kept to what it reads, so they must be of one type."""
+    config = MemoryConfig(sites=("middle", "top"), num_heads=2, num_slots=4, slot_size=8)
+    model = wake(add_memory(base_model("llama"), config, {"middle": SumSite()})).double()
+    model.generate(random_ids(), **GREEDY)
+    model.float()
+    assert {tensor.dtype for tensor in model.memory_state.sites["middle"].values()} == {torch.float32}
+    model.generate(random_ids(2, 25), **GREEDY)
+    assert model.memory_state.tokens.tolist() == [24 + 29] * 2
+
+
 def test_a_memory_that_is_loaded_into_another_precision_takes_its_states(family, tmp_path):
     model = memory_model(family).float()
     model.save_memory(tmp_path / "memory")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -95,15 +96,26 @@ class FingerprintMixin(NamedMemoriesMixin):
             if digest != fingerprint:
                 self.__dict__.setdefault("_cast_from", {})[digest] = fingerprint
 
+    @torch.no_grad()
     def _move_states(self) -> None:
-        place = next((p.device for p in self.memory_parameters()), None)
-        state = self.__dict__.get("_memory_state")
-        if place is not None and state is not None:
-            self._memory_state = state.to(place)
+        """The states that the model keeps go where their sites are, and into the types that those make."""
+        if self.__dict__.get("_memory_state") is not None:
+            self._memory_state = self._fitted(self._memory_state, self.active_memory)
         parked = self.__dict__.get("_parked_states", {})
         for name, state in parked.items():
-            if place is not None and state is not None:
-                parked[name] = state.to(place)
+            parked[name] = None if state is None else self._fitted(state, name)
+
+    def _fitted(self, state: MemoryState, name: str) -> MemoryState:
+        models = {site: module.initial_state(1) for site, module in self._sites_of(name).items()}
+        place = next((tensor.device for kept in models.values() for tensor in kept.values()), None)
+        if place is None or models.keys() != state.sites.keys():
+            return state
+        state = state.to(place)
+        sites = {
+            site: {key: tensor.to(models[site].get(key, tensor).dtype) for key, tensor in kept.items()}
+            for site, kept in state.sites.items()
+        }
+        return replace(state, sites=sites)
 
 
 def _readable(weight: Tensor) -> bool:
