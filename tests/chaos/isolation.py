@@ -35,14 +35,15 @@ def told(name: str) -> str:
     return f"My boat is called {name}."
 
 
-def run(conversations: int, at_once: int = 16, real: int = 0) -> Result:
+def run(conversations: int, at_once: int = 16) -> Result:
     """Tell each conversation a name and ask for it, `at_once` at a time, and compare with each of them alone.
 
+    The model is tiny and its weights are random: replies and slots must be those of the conversation alone, to the last digits
+    of float64.
+
     Args:
-        conversations: with a tiny model whose weights are random: replies and slots must be those of the conversation
-            alone, to the last digits of float64.
+        conversations: how many.
         at_once: clients.
-        real: conversations with SmolLM2 and the memory that ships, whose answers are read for names of others.
     """
     began, kept_in = time.monotonic(), Conversation.kept_in
     Conversation.kept_in = None
@@ -50,15 +51,13 @@ def run(conversations: int, at_once: int = 16, real: int = 0) -> Result:
         result = _tiny(names(conversations), at_once)
     finally:
         Conversation.kept_in = kept_in
-    if real:
-        _real(names(real), at_once, result)
     result.figures["time"] = f"{time.monotonic() - began:.0f} s"
     return result
 
 
 def _talk(url: str, model: str, name: str) -> list[str]:
     headers = {"authorization": f"Bearer {KEYS[0]}"}
-    with httpx2.Client(base_url=url, timeout=600, headers=headers) as http:
+    with httpx2.Client(base_url=url, timeout=3600, headers=headers) as http:
         replies = []
         for text in (told(name), ASKED):
             body = {"model": model, "input": text, "conversation": f"the {name}", "max_output_tokens": NEW_TOKENS}
@@ -97,12 +96,21 @@ def _tiny(boats: list[str], at_once: int) -> Result:
     return result
 
 
-def _real(boats: list[str], at_once: int, result: Result) -> None:
+def facts(conversations: int, at_once: int = 16) -> Result:
+    """The same with SmolLM2 and the memory that ships, whose answers are read for the names of others.
+
+    Args:
+        conversations: how many.
+        at_once: clients.
+    """
+    from gru_memory.server.engine import EngineLimits
     from gru_memory.shipped import load_with_memory
 
+    result, boats, began = Result(), names(conversations), time.monotonic()
+    patient = EngineLimits(wait_seconds=3600, request_seconds=3600)
     with tempfile.TemporaryDirectory(prefix="gru-chaos-") as folder:
         path = Path(folder) / "sessions.sqlite3"
-        with running(path, load_with_memory()) as server, ThreadPoolExecutor(at_once) as pool:
+        with running(path, load_with_memory(), engine=patient) as server, ThreadPoolExecutor(at_once) as pool:
             replies = list(pool.map(lambda name: _talk(server.url, MODEL, name), boats))
             shared = _rows_a_pass(server)
     everyone, right = set(boats), 0
@@ -111,11 +119,13 @@ def _real(boats: list[str], at_once: int, result: Result) -> None:
         right += name in said
         result.expect(not said & (everyone - {name}), f"{name} was answered {answer!r}: that is somebody else's")
     result.expect(right > len(boats) / 4, f"only {right} of {len(boats)} knew their own: this tried nothing")
-    result.figures |= {
+    result.figures = {
         "conversations of SmolLM2": f"{len(boats):,}, {at_once} at once, {shared:.1f} in a forward pass on average",
         "of them answered with their own name": f"{right:,}",
         "answered with the name of another": "0" if not result.broken else "see what broke",
+        "time": f"{time.monotonic() - began:.0f} s",
     }
+    return result
 
 
 def _rows_a_pass(server: object) -> float:

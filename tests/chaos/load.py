@@ -98,8 +98,8 @@ def _started(command: list[str], threads: int, log: Path) -> Iterator[tuple[str,
         deadline = time.monotonic() + 300
         while True:
             with contextlib.suppress(httpx2.TransportError):
-                if httpx2.get(f"{url}/v1/models", timeout=5).status_code == 200:
-                    break
+                httpx2.get(f"{url}/", timeout=5)  # whatever it says
+                break
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"{command[:2]} did not start: {log.read_text()[-1000:]}")
             time.sleep(0.5)

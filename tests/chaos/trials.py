@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import fuzz, isolation, kill, outages, soak, states, tenants
+from . import fuzz, isolation, kill, load, outages, soak, states, tenants
 from .result import Trial
 
 TRIALS = {
@@ -16,8 +16,14 @@ TRIALS = {
     "isolation": Trial(
         "1,000 conversations, 16 at a time, each told its own fact, then asked: no answer or slot from another one",
         isolation.run,
-        full={"conversations": 1000, "real": 160},
+        full={"conversations": 1000},
         short={"conversations": 32},
+    ),
+    "facts": Trial(
+        "the same with SmolLM2: nobody is answered with a name that another conversation was told",
+        isolation.facts,
+        full={"conversations": 1000},
+        short={"conversations": 4, "at_once": 4},
     ),
     "disk": Trial(
         "the disk fills up under a server that writes 8 conversations: clear errors, nothing lost, recovers by itself",
@@ -58,6 +64,13 @@ TRIALS = {
         tenants.run,
         full={"pairs": 4000},
         short={"pairs": 60},
+    ),
+    "load": Trial(
+        "p50 and p99 of the time to the first token, and tokens/s, at 1, 8 and 32 chats, against the same model in "
+        "`transformers serve`, without memory: no slower at 1, faster at 32",
+        load.run,
+        full={},
+        short={"chats": (1, 2), "new_tokens": 4, "rounds": 1},
     ),
     "soak": Trial(
         "one hour at full load: flat memory, no growth in latency",
