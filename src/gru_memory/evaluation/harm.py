@@ -264,7 +264,7 @@ def plot_harm(runs: Sequence[dict[str, Any]], path: Any, title: str) -> None:
     left.axvline(0, color="0.3", linewidth=0.8)
     left.set_title(title, loc="left", fontweight="bold")
     for colour, name in ((PALETTE[0], "from an empty memory"), (PALETTE[1], "after facts")):
-        right.barh([], [], color=colour, label=name)
+        right.plot([], [], "s", color=colour, markersize=9, label=name)
     right.legend(fontsize=8, frameon=False)
     save(figure, path)
 

@@ -212,7 +212,7 @@ def plot_timeline(runs: Sequence[dict[str, Any]], path: Any, title: str) -> None
     details = runs[0]["details"]
     tokens, turns = details["tokens"], details["turns"]
     across = list(range(len(tokens)))
-    names = [html.escape(repr(token)[1:-1]).strip() or "␣" for token in tokens]
+    names = [html.escape(repr(token)[1:-1], quote=False).strip() or "␣" for token in tokens]
     figure = make_subplots(
         rows=3, cols=1, shared_xaxes=True, vertical_spacing=0.06, row_heights=[0.22, 0.56, 0.22],
         subplot_titles=("contribution to the answer (nats)", "slots of each head", "left of what each turn wrote"),
@@ -237,7 +237,7 @@ def plot_timeline(runs: Sequence[dict[str, Any]], path: Any, title: str) -> None
             go.Heatmap(
                 z=[list(slot) for slot in zip(*cells, strict=True)], x=across, y=labels, customdata=hover, name=view,
                 colorscale="Cividis", zmin=0, zmax=1, visible=number == 0,
-                colorbar={"title": meaning, "len": 0.5, "y": 0.5},
+                colorbar={"title": {"text": meaning, "side": "right"}, "len": 0.5, "y": 0.5},
                 hovertemplate="%{customdata}<br>%{y}<br>%{z:.3f}<extra>" + view + "</extra>",
             ), row=2, col=1,
         )  # fmt: skip
@@ -257,7 +257,7 @@ def plot_timeline(runs: Sequence[dict[str, Any]], path: Any, title: str) -> None
         }
         for view in VIEWS
     ]
-    asked_for = html.escape(f"{details['question']} → {details['reply']}")
+    asked_for = html.escape(f"{details['question']} → {details['reply']}", quote=False)
     figure.update_layout(
         title={"text": f"{html.escape(title)}<br><sup>{asked_for}</sup>"}, height=1000, template="plotly_white",
         updatemenus=[{"type": "buttons", "direction": "right", "buttons": buttons, "x": 1, "xanchor": "right", "y": 1.07}],
