@@ -43,15 +43,20 @@ def run(chats: tuple[int, ...] = (1, 8, 32), new_tokens: int = 32, rounds: int =
         del model
         for number in range(rounds):
             for name, command, model_name in _servers(Path(folder), number, threads):
-                with _started(command, threads, Path(folder) / "log") as (url, process_id):
-                    _ask(url, model_name, 0, 2)  # what is loaded on first use
-                    for count in chats:
-                        before = cpu_seconds(process_id)
-                        first, tokens, seconds = _measure(url, model_name, count, new_tokens, tokenizer)
-                        kept = found.setdefault((name, count), ([], [], []))
-                        kept[0].extend(first)
-                        kept[1].append(tokens / seconds)
-                        kept[2].append((cpu_seconds(process_id) - before) / tokens)
+                try:
+                    with _started(command, threads, Path(folder) / "log") as (url, process_id):
+                        _ask(url, model_name, 0, 2)  # what is loaded on first use
+                        for count in chats:
+                            before = cpu_seconds(process_id)
+                            first, tokens, seconds = _measure(url, model_name, count, new_tokens, tokenizer)
+                            kept = found.setdefault((name, count), ([], [], []))
+                            kept[0].extend(first)
+                            kept[1].append(tokens / seconds)
+                            kept[2].append((cpu_seconds(process_id) - before) / tokens)
+                except (RuntimeError, httpx2.TransportError) as error:
+                    if name != PAGED:  # without which the two can be compared all the same
+                        raise RuntimeError(f"{name} did not answer: {error}") from error
+                    result.figures[name] = f"did not answer: {error}"
     for (name, count), (first, rates, cpu) in sorted(found.items(), key=lambda item: item[0][1]):
         first.sort()
         result.figures[f"{name}, {count} at once"] = (
