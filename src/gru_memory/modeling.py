@@ -108,8 +108,6 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, FingerprintMixin, Na
         ignored = list(getattr(self.config, "keys_to_ignore_at_inference", None) or [])
         if "memory_state" not in ignored:
             self.config.keys_to_ignore_at_inference = [*ignored, "memory_state"]
-        kinds = {type(module).__name__ for module in modules.values()}
-        self._no_split_modules = {*(self._no_split_modules or ()), *kinds}  # a site lies on one device
 
     def _activate_memory(self, name: str, state: MemoryState | None) -> None:
         """Hook this memory in instead of the one that was, and go on from its state."""
