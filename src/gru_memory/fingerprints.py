@@ -35,7 +35,7 @@ class FingerprintMixin(NamedMemoriesMixin):
         cached = fingerprints.get(name)
         if cached is None or cached[0] != versions:
             digest = self._digest(self.memories[name], parameters)
-            cached = (versions, self.__dict__.get("_cast_from", {}).get(digest, digest))
+            cached = (versions, self._cast_from().get(digest, digest))
             fingerprints[name] = cached
         return cached[1]
 
@@ -94,7 +94,18 @@ class FingerprintMixin(NamedMemoriesMixin):
         if all(torch.equal(new, old.to(new)) for old, new in zip(before, after, strict=True)):
             digest = self._digest(config, after)
             if digest != fingerprint:
-                self.__dict__.setdefault("_cast_from", {})[digest] = fingerprint
+                self._cast_from()[digest] = fingerprint
+
+    def _cast_from(self) -> dict[str, str]:
+        """Fingerprints of memories that were cast, by the digests of what their weights became."""
+        return self.__dict__.setdefault("_fingerprints_before_casts", {})
+
+    def _lineage_of(self, name: str) -> tuple[str, ...]:
+        """Digest and fingerprint of a memory, if a cast came between them; else nothing."""
+        if not self._cast_from():
+            return ()
+        digest, fingerprint = self._digest(self.memories[name], self._weights_of(name)), self._fingerprint_of(name)
+        return () if digest == fingerprint else (digest, fingerprint)
 
     @torch.no_grad()
     def _move_states(self) -> None:

@@ -28,6 +28,10 @@ WEIGHTS_NAME = "memory_model.safetensors"
 BASE_KEY = "base_model"
 MAX_CONFIG_BYTES = 1 << 20
 _LOADED_AS = "loaded_as"  # in the file's header: the type of its numbers in a model, where the file has a shorter one
+_KNOWN_AS = (
+    "digest",
+    "fingerprint",
+)  # in the header, where a cast came before the file: of its weights, and of the memory
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float64, torch.float32, torch.bfloat16)}
 _HEADER_BYTES = 1 << 20  # room for what a safetensors file holds besides its tensors
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
@@ -84,6 +88,12 @@ class SavedMemory:
         if loaded_as is not None:
             weights = {name: tensor.to(loaded_as) for name, tensor in weights.items()}
         return weights
+
+    def known_as(self) -> dict[str, str]:
+        """The fingerprint of a memory that was cast before it was saved, under the digest of the weights it has now."""
+        with safe_open(self.weights, "pt") as file:
+            digest, fingerprint = ((file.metadata() or {}).get(key) for key in _KNOWN_AS)
+        return {digest: fingerprint} if digest and fingerprint else {}
 
 
 def read_memory(
@@ -282,6 +292,7 @@ class MemorySavingMixin:
         if dtype is not None:
             header[_LOADED_AS] = str(next(iter(weights.values())).dtype).removeprefix("torch.")
             weights = {key: tensor.to(dtype) for key, tensor in weights.items()}
+        header |= dict(zip(_KNOWN_AS, self._lineage_of(name), strict=False))
         base = describe_base(self)
         values = {**config.to_dict(), BASE_KEY: base}
         if own := describe_own_sites(sites):
@@ -328,6 +339,7 @@ class MemorySavingMixin:
         for site, module in sites.items():
             loaded = {k.removeprefix(f"{site}."): v for k, v in weights.items() if k.startswith(f"{site}.")}
             module.load_state_dict(loaded, assign=site not in own)
+        self._cast_from().update(saved.known_as())
         self.attach_memory(saved.config, sites, name)
 
 
