@@ -107,6 +107,7 @@ def test_a_plan_can_ask_for_some_settings():
     assert plan.wants(tokens=512, **{"pass": "forward + backward"})
     assert plan.wants(batch=8), "a column that is not there decides nothing"
     assert not plan.wants(tokens=128)
+    assert all(Plan(where=("turn=2", "turn=200")).wants(turn=turn) == (turn in (2, 200)) for turn in (1, 2, 10, 200))
     assert not plan.wants(tokens=512, **{"pass": "forward"})
     rows = run_benchmarks(["decode"], Plan(rounds=1, quick=True, where=("batch=8",)))["decode"]
     assert {row.setting["batch"] for row in rows} == {8}

@@ -9,6 +9,7 @@ from transformers import DynamicCache, PreTrainedModel
 from .measure import Plan, Row, side_by_side
 from .models import model_name, shorten, smollm2, with_memory
 
+FED_AGAIN = "history, fed again"
 USER, REPLY = 24, 12  # tokens of a message and of its reply
 
 
@@ -24,7 +25,7 @@ def bench_conversation(plan: Plan) -> list[Row]:
             continue
         for name, (case, size) in _turn(model, remembering, messages, turn).items():
             cases[name, turn], kept[name, turn] = case, size
-    found = side_by_side(cases, plan)
+    found = side_by_side(cases, plan, peers=[key for key in cases if key[0] == FED_AGAIN])
     for (name, turn), seconds in found.items():
         rows.append(
             Row("conversation", {"model": model_name(plan), "turn": turn}, name, seconds, kept_bytes=kept[name, turn])
@@ -65,7 +66,7 @@ def _turn(model: PreTrainedModel, remembering: PreTrainedModel, ids: Tensor, tur
     return {
         "memory": (torch.no_grad()(with_state), state.num_bytes),
         "history, keys and values kept": (torch.no_grad()(with_cache), size),
-        "history, fed again": (torch.no_grad()(fed_again), past.numel() * past.element_size()),  # its token ids
+        FED_AGAIN: (torch.no_grad()(fed_again), past.numel() * past.element_size()),  # its token ids
     }
 
 

@@ -20,6 +20,7 @@ CLOCKS = {
     "cpu": time.process_time,
 }
 MIN_SECONDS = 0.02  # a shorter case is repeated within a round
+LONG_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,9 @@ class Plan:
     quick: bool = field(default=False, metadata={"help": "small sizes only: shows that everything runs"})
     where: tuple[str, ...] = field(
         default=(),
-        metadata={"help": "NAME=VALUE of a column, such as tokens=512 or batch=1: measure these settings only"},
+        metadata={
+            "help": "NAME=VALUE of a column, such as tokens=512: measure such settings only (several of one name: any of them)"
+        },
     )
     patience: float = field(
         default=20.0,
@@ -50,9 +53,12 @@ class Plan:
             raise ValueError(f"where is {wrong}: write NAME=VALUE, such as tokens=512")
 
     def wants(self, **setting: Any) -> bool:
-        """Whether this setting is to be measured. Names that it does not have decide nothing."""
-        asked = (part.split("=", 1) for part in self.where)
-        return all(str(setting.get(name, value)) == value for name, value in asked)
+        """Whether this setting is to be measured. Names that it does not have decide nothing, values of one name are choices."""
+        asked: dict[str, set[str]] = {}
+        for part in self.where:
+            name, value = part.split("=", 1)
+            asked.setdefault(name, set()).add(value)
+        return all(name not in setting or str(setting[name]) in values for name, values in asked.items())
 
 
 @dataclass
@@ -97,7 +103,7 @@ def side_by_side(
     cases: Mapping[str, Callable[[], object]], plan: Plan, min_seconds: float | None = None, turns: int = 1,
     peers: Collection[str] = (),
 ) -> dict[str, list[float]]:  # fmt: skip
-    """Seconds a call of each case, one a round. Each runs twice beforehand: code is compiled, caches are warm.
+    """Seconds a call of each case, one a round. Each runs twice beforehand (a long one once): code is compiled, caches warm.
 
     In a round every case gets `turns` turns, and what counts is the median of them: where cases differ by little, many
     short turns say more than a few long ones. Of `peers`, those whose first call outlasts the plan's patience are left out.
@@ -113,8 +119,9 @@ def side_by_side(
         if name in peers and time.perf_counter() - began > plan.patience:
             del cases[name]
             continue
-        began = time.perf_counter()
-        case()
+        if time.perf_counter() - began < LONG_SECONDS:
+            began = time.perf_counter()
+            case()
         repeats[name] = max(1, round(min_seconds / max(time.perf_counter() - began, 1e-7)))
     found: dict[str, list[float]] = {name: [] for name in cases}
     was_on = gc.isenabled()

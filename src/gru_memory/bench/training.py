@@ -23,7 +23,7 @@ def bench_training(plan: Plan) -> list[Row]:
     With cached hidden states a step is that of `gru-memory train`: its losses, over a sampled vocabulary. The others
     run the model and its cross-entropy over the whole vocabulary.
     """
-    batch, length = (2, 32) if plan.quick else (8, 256)
+    batch, length = (2, 32) if plan.quick else (4, 128)
     model = smollm2(plan)
     ids = torch.randint(10, 90, (batch, length), generator=torch.Generator().manual_seed(0))
     cases: dict[str, Callable[[], object]] = {}
