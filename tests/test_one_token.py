@@ -163,6 +163,13 @@ def test_weights_that_changed_or_moved_are_found():
         assert_same(*both(site, given), 1e-12)
 
 
+def test_weights_that_are_somewhere_else_are_left_to_the_general_path():
+    site = make()
+    site.value_hidden.weight = nn.Parameter(site.value_hidden.weight.to("meta"))
+    with torch.no_grad():
+        assert not one_token.can_run(site, torch.zeros(1, 1, D).double())
+
+
 def test_weights_that_do_not_lie_row_by_row_are_left_to_the_general_path():
     site = make()
     site.output.weight.data = site.output.weight.data.t().contiguous().t()

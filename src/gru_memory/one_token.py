@@ -65,7 +65,9 @@ def _make_plan(site: GRUMemoryWithDecay, parameters: list[Tensor]) -> bool:
     if dtype not in _FLOATS or not set(found) <= set(WEIGHTS) or len(found) != len(parameters):
         return False
     for parameter in parameters:
-        if type(parameter) is not nn.Parameter or parameter.dtype != dtype or not parameter.is_contiguous():
+        if type(parameter) is not nn.Parameter or parameter.dtype != dtype:
+            return False
+        if parameter.device.type != "cpu" or not parameter.is_contiguous():  # fetched when a projection runs, for one
             return False
     decay = site.decay  # lives as long as the site, unless the site moves; then its parameters move as well
     sizes = [site.hidden_size, site.embed_size, site.key_size, site.num_heads, site.num_slots, site.slot_size]

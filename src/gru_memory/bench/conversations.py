@@ -9,7 +9,7 @@ from transformers import DynamicCache, PreTrainedModel
 from .measure import Plan, Row, side_by_side
 from .models import model_name, shorten, smollm2, with_memory
 
-FED_AGAIN = "history, fed again"
+MEMORY, KEPT, FED_AGAIN = "memory", "history, keys and values kept", "history, fed again"
 USER, REPLY = 24, 12  # tokens of a message and of its reply
 
 
@@ -23,7 +23,7 @@ def bench_conversation(plan: Plan) -> list[Row]:
     for turn in turns:
         if not plan.wants(turn=turn):
             continue
-        for name, (case, size) in _turn(model, remembering, messages, turn).items():
+        for name, (case, size) in _turn(model, remembering, messages, turn, plan).items():
             cases[name, turn], kept[name, turn] = case, size
     found = side_by_side(cases, plan, peers=[key for key in cases if key[0] == FED_AGAIN])
     for (name, turn), seconds in found.items():
@@ -34,15 +34,15 @@ def bench_conversation(plan: Plan) -> list[Row]:
 
 
 @torch.no_grad()
-def _turn(model: PreTrainedModel, remembering: PreTrainedModel, ids: Tensor, turn: int) -> dict[str, tuple]:
+def _turn(model: PreTrainedModel, remembering: PreTrainedModel, ids: Tensor, turn: int, plan: Plan) -> dict[str, tuple]:
     """The turn in each of the three ways, and the bytes each had to keep to get there."""
     past, now = ids[:, : (turn - 1) * (USER + REPLY)], ids[:, (turn - 1) * (USER + REPLY) : turn * (USER + REPLY)]
     state = remembering.initial_memory_state(1)
-    for part in past.split(USER + REPLY, dim=1) if past.shape[1] else ():
+    for part in past.split(USER + REPLY, dim=1) if past.shape[1] and plan.wants(case=MEMORY) else ():
         state = remembering(part, memory_state=state, use_cache=False, logits_to_keep=1).memory_state
 
     cache = DynamicCache(config=model.config)
-    for part in past.split(512, dim=1) if past.shape[1] else ():
+    for part in past.split(512, dim=1) if past.shape[1] and plan.wants(case=KEPT) else ():
         model(part, past_key_values=cache, use_cache=True, logits_to_keep=1)
     tensors = [t for layer in cache.layers for t in (layer.keys, layer.values) if t is not None]
     size = sum(t.numel() * t.element_size() for t in tensors)
@@ -63,11 +63,12 @@ def _turn(model: PreTrainedModel, remembering: PreTrainedModel, ids: Tensor, tur
         model(whole, past_key_values=fresh, use_cache=True, logits_to_keep=1)
         _decode(model, now[:, USER:], fresh)
 
-    return {
-        "memory": (torch.no_grad()(with_state), state.num_bytes),
-        "history, keys and values kept": (torch.no_grad()(with_cache), size),
+    found = {
+        MEMORY: (torch.no_grad()(with_state), state.num_bytes),
+        KEPT: (torch.no_grad()(with_cache), size),
         FED_AGAIN: (torch.no_grad()(fed_again), past.numel() * past.element_size()),  # its token ids
     }
+    return {name: case for name, case in found.items() if plan.wants(case=name)}
 
 
 def _decode(model: PreTrainedModel, reply: Tensor, cache: DynamicCache) -> None:
