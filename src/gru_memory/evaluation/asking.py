@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from ..data.sessions import Session, Turn
 from ..state import STORED_DTYPE, MemoryState
@@ -25,9 +24,9 @@ def asked(session: Session, at_most: int | None = None) -> list[Turn]:
     return [turn for turn in session.turns if turn.kind == "ask"][:at_most]
 
 
-def as_kept(states: MemoryState, device: Any = None) -> MemoryState:
+def as_kept(states: MemoryState) -> MemoryState:
     """States after being stored and read back: what a conversation that goes on another day starts from."""
-    return MemoryState.from_bytes(states.to_bytes(STORED_DTYPE)).to(device or states.tokens.device)
+    return MemoryState.from_bytes(states.to_bytes(STORED_DTYPE)).to(states.tokens.device)
 
 
 def kept_bytes(states: MemoryState) -> int:

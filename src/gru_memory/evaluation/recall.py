@@ -9,7 +9,7 @@ from typing import Any
 
 from ..data.facts import FactGenerator
 from ..data.sessions import Session
-from ..state import STORED_DTYPE, MemoryState
+from .asking import as_kept, ask_all, kept_bytes
 from .batched import BatchReader, Pair
 from .full_history import ask_with_history
 from .scoring import Rate, contains
@@ -148,14 +148,14 @@ def evaluate_recall(
         tell("memory", start, len(sessions))
         batch = range(start, min(start + config.batch_size, len(sessions)))
         states = reader.read_all(reader.start(len(batch)), [told[i] for i in batch])
-        state_bytes = state_bytes or len(states.select(0).to_bytes(STORED_DTYPE))
-        states = MemoryState.from_bytes(states.to_bytes(STORED_DTYPE)).to(model.device)  # asked of what would be kept
+        state_bytes = state_bytes or kept_bytes(states)
         here = [entry for entry in asked if entry.session in batch]
-        for part in _chunks(here, config.batch_size):
-            rows = states.select([entry.session - start for entry in part])
-            replies, _ = reader.ask(rows, [e.question for e in part], max_new_tokens=config.max_new_tokens)
-            for entry, reply in zip(part, replies, strict=True):
-                entry.memory = reply
+        replies = ask_all(
+            reader, as_kept(states), [entry.session - start for entry in here], [entry.question for entry in here],
+            config.batch_size, config.max_new_tokens,
+        )  # fmt: skip
+        for entry, reply in zip(here, replies, strict=True):
+            entry.memory = reply
     tell("memory", len(sessions), len(sessions))
     seconds["memory"] = time.perf_counter() - began
 
