@@ -22,7 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gru_memory import AutoModelWithGRUMemory, MemoryConfig, MemoryState, add_memory
 from gru_memory.base_identity import weights_digest
-from gru_memory.scan.registry import FORMS
+from gru_memory.scan import registry
 
 GREEDY = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None}
 CONFIG = {"sites": ("input", "middle", "top"), "num_heads": 2, "num_slots": 4, "slot_size": 8, "cell": "mingru"}
@@ -203,7 +203,8 @@ def test_a_forward_that_was_replaced_is_refused(family):
 @pytest.fixture
 def two_devices(monkeypatch):
     """Inside, "meta" is a device like any other: torch's fake tensors know where they are, and refuse to mix."""
-    monkeypatch.delitem(FORMS, "compiled")  # fake tensors have no numbers to hand over
+    able = {name: form for name, form in registry.FORMS.items() if name != "compiled"}
+    monkeypatch.setattr(registry, "FORMS", able)  # fake tensors have no numbers to hand over to compiled code
     allowed = torch._functorch.config.patch(fake_tensor_allow_meta=True)
     with allowed, FakeTensorMode(allow_non_fake_inputs=True):
         yield torch.device("meta"), torch.device("cpu")
