@@ -186,3 +186,135 @@ def test_another_tenant_s_are_as_those_that_never_were(client, bob):
         assert not_found(lambda c=call: c(conversation.id)) == not_found(lambda c=call: c("conv_" + "0" * 32))
     assert client.responses.retrieve(hers.id).output_text == hers.output_text
     assert client.conversations.retrieve(conversation.id) == conversation
+
+
+def message(role, content):
+    return {"type": "message", "role": role, "content": content}
+
+
+def texts(items):
+    return [(item.role, item.content[0].text) for item in items]
+
+
+def test_the_items_of_a_conversation_are_what_was_said_in_it(client):
+    made = client.conversations.create(items=[message("user", BOAT), message("assistant", "Lovely.")])
+    reply = say(client, HOME, conversation=made.id, max_output_tokens=3)
+    streamed = list(say(client, WHERE, conversation=made.id, stream=True))[-1].response
+    wanted = [
+        ("user", BOAT), ("assistant", "Lovely."), ("user", HOME), ("assistant", reply.output_text), ("user", WHERE),
+        ("assistant", streamed.output_text),
+    ]  # fmt: skip
+    items = client.conversations.items.list(made.id, order="asc").data
+    assert texts(items) == wanted
+    assert texts(client.conversations.items.list(made.id).data) == wanted[::-1]
+    assert [items[3].model_dump(), items[5].model_dump()] == [
+        {**response.output[0].model_dump()} for response in (reply, streamed)
+    ]
+    assert {item.type for item in items} == {"message"} and len({item.id for item in items}) == 6
+    assert items[0].content[0].type == "input_text" and items[1].content[0].type == "output_text"
+    for item in items:
+        assert client.conversations.items.retrieve(item.id, conversation_id=made.id) == item
+
+
+def test_items_come_in_pages(client):
+    made = client.conversations.create(items=[message("user", f"This is {number}.") for number in range(7)])
+    first = client.conversations.items.list(made.id, limit=3, order="asc")
+    assert (len(first.data), first.has_more, first.last_id) == (3, True, first.data[-1].id)
+    for order in ("asc", "desc"):
+        numbers = [
+            int(item.content[0].text[8]) for item in client.conversations.items.list(made.id, limit=3, order=order)
+        ]
+        assert numbers == sorted(range(7), reverse=order == "desc")
+    assert client.conversations.items.list(made.id, after=first.data[0].id, order="desc").data == []
+    for limit in (0, 101):
+        with pytest.raises(openai.BadRequestError, match="limit"):
+            client.conversations.items.list(made.id, limit=limit)
+    with pytest.raises(openai.BadRequestError, match="not supported"):
+        client.conversations.items.list(made.id, include=["message.output_text.logprobs"])
+    not_found(lambda: client.conversations.items.list(made.id, after="msg_never"))
+
+
+def test_items_that_are_added_are_in_memory(server, client, loaded):
+    made = client.conversations.create()
+    alone = Conversation(*loaded, system="Be brief.", max_new_tokens=8)
+    given = [message("system", "Be brief."), message("user", BOAT), message("assistant", "Lovely.")]
+    added = client.conversations.items.create(made.id, items=given)
+    assert texts(added.data) == [("user", BOAT), ("assistant", "Lovely.")]
+    assert (added.first_id, added.last_id, added.has_more) == (added.data[0].id, added.data[1].id, False)
+    alone.read(BOAT, "Lovely.")
+    reply = say(client, HOME, conversation=made.id)
+    assert reply.output_text == alone.say(HOME)
+    again = client.conversations.items.create(made.id, items=[message("user", "I row.")])
+    alone.read("I row.")
+    assert say(client, WHERE, conversation=made.id).output_text == alone.say(WHERE)
+    assert_same_state(MemoryState.from_bytes(server.store.head(server.store.get(made.id, ADA)).state), alone.state)
+    listed = client.conversations.items.list(made.id, order="asc").data
+    assert listed[:2] == added.data and listed[4:5] == again.data
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        [],
+        [message("user", BOAT)] * 21,
+        [message("assistant", BOAT)],
+        [message("system", "Be brief.")],
+        [{"type": "function_call", "call_id": "1", "name": "f", "arguments": ""}],
+    ],
+)
+def test_items_that_memory_cannot_take_in_are_refused(server, client, items):
+    made = client.conversations.create(items=[message("user", BOAT)])
+    before = server.store.get(made.id, ADA)
+    with pytest.raises(openai.BadRequestError):
+        client.conversations.items.create(made.id, items=items)
+    assert server.store.get(made.id, ADA) == before
+
+
+def test_a_system_prompt_alone_begins_no_conversation(server, client):
+    before = server.store.list(ADA)
+    with pytest.raises(openai.BadRequestError, match="instructions"):
+        client.conversations.create(items=[message("system", "Be brief.")])
+    assert server.store.list(ADA) == before
+
+
+def test_an_item_that_memory_has_taken_in_is_not_deleted(server, client):
+    made = client.conversations.create(items=[message("user", BOAT)])
+    before = server.store.get(made.id, ADA)
+    (item,) = client.conversations.items.list(made.id).data
+    with pytest.raises(openai.ConflictError, match="/forget") as refused:
+        client.conversations.items.delete(item.id, conversation_id=made.id)
+    assert refused.value.code == "taken_in"
+    assert server.store.get(made.id, ADA) == before
+    assert client.conversations.items.list(made.id).data == [item]
+    not_found(lambda: client.conversations.items.delete("msg_never", conversation_id=made.id))
+
+
+def test_what_has_no_text_has_no_items(client, loaded, tmp_path):
+    made = say(client, BOAT, conversation="half gone")
+    kept = say(client, HOME, conversation="half gone")
+    client.responses.delete(made.id)
+    assert texts(client.conversations.items.list("half gone", order="asc").data) == [
+        ("user", HOME), ("assistant", kept.output_text)
+    ]  # fmt: skip
+    with running(tmp_path / "s", loaded, keep_text=False) as server, server.client() as other:
+        conversation = other.conversations.create()
+        added = other.conversations.items.create(conversation.id, items=[message("user", BOAT)])
+        assert texts(added.data) == [("user", BOAT)]
+        assert other.conversations.items.list(conversation.id).data == []
+        not_found(lambda: other.conversations.items.retrieve(added.first_id, conversation_id=conversation.id))
+
+
+def test_items_of_another_tenant_are_as_those_that_never_were(client, bob):
+    hers = client.conversations.create(items=[message("user", BOAT)])
+    (item,) = client.conversations.items.list(hers.id).data
+    his = bob.conversations.create(items=[message("user", HOME)])
+    items, never = bob.conversations.items, "conv_" + "0" * 32
+    for call in (
+        lambda identity: items.list(identity),
+        lambda identity: items.create(identity, items=[message("user", HOME)]),
+        lambda identity: items.retrieve(item.id, conversation_id=identity),
+        lambda identity: items.delete(item.id, conversation_id=identity),
+    ):
+        assert not_found(lambda c=call: c(hers.id)) == not_found(lambda c=call: c(never))
+    not_found(lambda: items.retrieve(item.id, conversation_id=his.id))
+    assert client.conversations.items.list(hers.id).data == [item]

@@ -21,6 +21,7 @@ from ..store import SessionStore, StoreError
 from .engine import Done, Engine, Event, Overloaded, ShuttingDown, TimedOut
 from .errors import NOT_FOUND, ApiError, as_api_error
 from .http import BodyLimit, Keys, Observed
+from .item_routes import item_router
 from .kept_routes import kept_router
 from .memory_routes import memory_router
 from .metrics import Metrics
@@ -75,6 +76,7 @@ def create_app(model: Any, tokenizer: Any, store: SessionStore, settings: Server
     _add_error_handlers(app)
     app.include_router(memory_router(service, owner))
     app.include_router(kept_router(service, owner))
+    app.include_router(item_router(service, owner))
     add_page(app)
 
     def known(name: str) -> None:

@@ -10,13 +10,13 @@ from fastapi import APIRouter, Depends, Request
 from ..store import Session, SessionNotFound, TurnRecord
 from .errors import ApiError
 from .openai_format import kept_response
-from .protocol import ConversationRequest, MetadataRequest, system_of, turns_of
+from .protocol import ConversationRequest, MetadataRequest, conversation_of
 from .service import Service, in_thread, response_id
 
 
 def kept_router(service: Service, owner: Callable[..., str]) -> APIRouter:
     """The routes, for what belongs to whoever `owner` says a request is from."""
-    router = APIRouter(prefix="/v1", tags=["openai"], dependencies=[Depends(_no_parameters)])
+    router = APIRouter(prefix="/v1", tags=["openai"], dependencies=[Depends(only_parameters())])
     store, Owner = service.store, Depends(owner)
 
     def find(identity: str, owner: str) -> TurnRecord:
@@ -46,8 +46,8 @@ def kept_router(service: Service, owner: Callable[..., str]) -> APIRouter:
     async def new_conversation(body: ConversationRequest, owner: str = Owner) -> dict[str, Any]:
         """A conversation under a name that is made up; `items` are taken into its memory."""
         name, settings = response_id("conv"), {"metadata": body.metadata}
-        turns = turns_of(body.items)
-        conversation = service.new_conversation(system_of(body.items))
+        system, turns = conversation_of(body.items)
+        conversation = service.new_conversation(system)
         if turns:
 
             def read() -> None:
@@ -86,10 +86,15 @@ def kept_router(service: Service, owner: Callable[..., str]) -> APIRouter:
     return router
 
 
-def _no_parameters(request: Request) -> None:
-    """`stream`, `include` and their like are not supported here, so they are refused."""
-    for name in request.query_params:
-        raise ApiError(400, f"{name[:200]}: this parameter is not supported here", "invalid_value", name[:200])
+def only_parameters(*known: str) -> Callable[[Request], None]:
+    """A dependency that refuses all others: `stream`, `include` and their like are not supported here."""
+
+    def check(request: Request) -> None:
+        for name in request.query_params:
+            if name not in known:
+                raise ApiError(400, f"{name[:200]}: this parameter is not supported here", "invalid_value", name[:200])
+
+    return check
 
 
 def _conversation(session: Session) -> dict[str, Any]:

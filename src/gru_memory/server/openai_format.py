@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
+from ..store import TurnRecord
 from .engine import Delta, Done, Event
 from .protocol import ChatRequest, ResponseRequest
 
@@ -118,6 +119,27 @@ def message_item(response_id: str, text: str | None, status: str) -> JsonObject:
         "status": status,
         "content": [] if text is None else [text_part(text)],
     }
+
+
+def turn_items(turn: TurnRecord, user: str | None, reply: str | None) -> list[JsonObject]:
+    """The messages of a turn as items of its conversation; the reply has the id that it has in its response."""
+    if user is None:
+        return []
+    said = {
+        "id": f"msg_user_{turn.id.partition('_')[2]}",
+        "type": "message",
+        "role": "user",
+        "status": "completed",
+        "content": [{"type": "input_text", "text": user}],
+    }
+    status = turn.about["status"] if turn.about else "completed"
+    return [said] if reply is None else [said, message_item(turn.id, reply, status)]
+
+
+def item_list(items: list[JsonObject], more: bool) -> JsonObject:
+    """A page of items; `more` says whether others follow it."""
+    ends = {"first_id": items[0]["id"], "last_id": items[-1]["id"]} if items else {"first_id": None, "last_id": None}
+    return {"object": "list", "data": items, **ends, "has_more": more}
 
 
 def text_part(text: str) -> JsonObject:

@@ -129,6 +129,10 @@ class ConversationRequest(_Strict):
     metadata: Metadata = {}
 
 
+class ItemsRequest(_Strict):
+    items: Annotated[list[Message], Field(min_length=1, max_length=20)]
+
+
 class MetadataRequest(_Strict):
     metadata: Metadata = {}
 
@@ -170,6 +174,21 @@ def split(messages: list[Message]) -> tuple[str | None, list[tuple[str, str | No
     return system_of(messages), turns[:-1], turns[-1][0]
 
 
+def conversation_of(messages: list[Message]) -> tuple[str | None, list[tuple[str, str | None]]]:
+    """System prompt and turns of messages that nothing is to be answered to.
+
+    Raises:
+        ValueError: messages in an order that is no conversation, or a system prompt alone, which nothing would keep.
+    """
+    system, turns = system_of(messages), turns_of(messages)
+    if system is not None and not turns:
+        raise ValueError(
+            "a system prompt is kept with what a user said, and there is no such message: add one, or send the prompt as "
+            "`instructions` of the next response"
+        )
+    return system, turns
+
+
 def system_of(messages: list[Message]) -> str | None:
     """The system prompt, if there is one."""
     return "\n".join(message.text for message in messages if message.role in ("system", "developer")) or None
@@ -189,7 +208,7 @@ def turns_of(messages: list[Message]) -> list[tuple[str, str | None]]:
         if message.role == "user":
             turns.append((message.text, None))
         elif not turns or turns[-1][1] is not None:
-            raise ValueError("a message of the assistant must follow one of the user's")
+            raise ValueError("a message of the assistant must follow one of the user's, in the same request")
         else:
             turns[-1] = (turns[-1][0], message.text)
     return turns
