@@ -9,13 +9,13 @@ import pytest
 pytest.importorskip("typer")
 pytest.importorskip("rich")
 
-from talking import talking_model, talking_tokenizer
+from talking import talking_base, talking_model, talking_tokenizer
 from typer.testing import CliRunner
 
-from gru_memory import shipped
+from gru_memory import embedded, shipped
 from gru_memory.cli.app import app
 from gru_memory.evaluation.catalogue import EVALUATIONS
-from gru_memory.evaluation.outcome import Columns, Figure, at_least, curve, spread, table
+from gru_memory.evaluation.outcome import Columns, Figure, Needs, at_least, curve, spread, table
 from gru_memory.evaluation.report import environment
 
 # The least that each can be run with.
@@ -30,9 +30,11 @@ SMALL = {
     "harm": ["--conversations", 2, "--turns", 1, "--facts", 1, "--code-files", 1, "--tokens", 40],
     "continual": ["--sets", 2, "--facts", 1, "--steps", 1, "--rows", 2, "--wordings", 1, "--max-new-tokens", 2],
     "timeline": ["--facts", 1, "--between", 1, "--tokens", 3, "--heads", 1, "--max-new-tokens", 2],
+    "associative": ["--kinds", "mingru,rmt,attention", "--pairs", "1,2", "--state-bytes", 2048, "--steps", 2, "--tokens", 16,
+                    "--width", 16, "--vocabulary", 16, "--segment", 4, "--tests", 2],
     "longdoc": ["--books", "BOOKS", "--tokens", 200, "--windows", "16,32"],
     "fading": ["--decays", "0.5,0.9", "--turns", "0,1", "--facts", 1, "--sessions", 2, "--max-new-tokens", 2],
-}
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -41,6 +43,7 @@ def run(monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
     loaded = talking_model("llama"), talking_tokenizer("llama")
     monkeypatch.setattr(shipped, "load_with_memory", lambda model, memory: loaded)
+    monkeypatch.setattr(embedded, "load_model", lambda model: (talking_base("llama"), talking_tokenizer("llama")))
     return lambda *args: CliRunner().invoke(app, ["eval", *(str(arg) for arg in args)])
 
 
@@ -52,7 +55,10 @@ def test_it_writes_figures_a_table_and_a_picture(name, run, tmp_path, small_book
     assert result.exit_code == 0, result.output
     written = json.loads((tmp_path / f"{name}.json").read_text())
     assert written["evaluation"] == name
-    assert written["memory"]["config"]["num_slots"] == 4
+    if evaluation.needs is Needs.MEMORY:
+        assert written["memory"]["config"]["num_slots"] == 4
+    else:
+        assert written["memory"] == {"from": "trained here"}
     assert "commit" in written["environment"]
     (found,) = written["results"]
     assert found["config"]["seed"] == 7

@@ -14,9 +14,19 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..embedded import EMBEDDED_NAME
-from ..evaluation.outcome import Columns, Evaluation, table
+from ..evaluation.outcome import Columns, Evaluation, Needs, table
 from ..evaluation.report import write_report
-from .output import MEMORY_HELP, MODEL_HELP, command_line, console, load, one_line_errors, progress, set_threads
+from .output import (
+    MEMORY_HELP,
+    MODEL_HELP,
+    command_line,
+    console,
+    load,
+    load_base,
+    one_line_errors,
+    progress,
+    set_threads,
+)
 
 Model = Annotated[str, typer.Option(help=MODEL_HELP)]
 Memory = Annotated[Optional[str], typer.Option(help=MEMORY_HELP)]  # noqa: UP045 (typer on Python 3.10)
@@ -33,11 +43,17 @@ SHARED = {
 }
 
 
+# Options that say nothing where no trained memory, or no model, is asked for.
+LEFT_OUT = {Needs.MEMORY: (), Needs.MODEL: ("memory",), Needs.NOTHING: ("model", "memory")}
+
+
 def command_for(evaluation: Evaluation) -> Callable[..., None]:
     """The command of an evaluation."""
 
+    offered = {name: SHARED[name] for name in SHARED if name not in LEFT_OUT[evaluation.needs]}
+
     def run(**options: Any) -> None:
-        shared = {name: options.pop(name) for name in SHARED}
+        shared = {name: options.pop(name) for name in offered}
         config = evaluation.config(**{name: _value(evaluation.config, name, given) for name, given in options.items()})
         run_evaluation(evaluation, config, **shared)
 
@@ -49,7 +65,7 @@ def command_for(evaluation: Evaluation) -> Callable[..., None]:
             default = ",".join(map(str, default))
         declared = Annotated[kind, typer.Option(help=one.metadata["help"])]
         parameters.append(_parameter(one.name, declared, default))
-    parameters += [_parameter(name, declared, default) for name, (declared, default) in SHARED.items()]
+    parameters += [_parameter(name, declared, default) for name, (declared, default) in offered.items()]
     run.__signature__ = inspect.Signature(parameters)
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     run.__name__, run.__doc__ = evaluation.name.replace("-", "_"), evaluation.about
@@ -57,14 +73,19 @@ def command_for(evaluation: Evaluation) -> Callable[..., None]:
 
 
 def run_evaluation(
-    evaluation: Evaluation, config: Any, seeds: int, model: str, memory: str | None, out: Path, threads: int | None
+    evaluation: Evaluation,
+    config: Any,
+    seeds: int,
+    out: Path,
+    threads: int | None,
+    model: str | None = None,
+    memory: str | None = None,
 ) -> None:
     """Run it once a seed, write what was found after every run, and show the table."""
     check_seeds(seeds)
     set_threads(threads)
-    loaded, tokenizer = load(model, memory)
+    loaded, tokenizer, about = _given(evaluation.needs, model, memory)
     path = out / f"{evaluation.name}.json"
-    about = about_memory(loaded, model, memory)
     runs: list[dict[str, Any]] = []
     outcomes = []
     for number in range(seeds):
@@ -79,7 +100,18 @@ def run_evaluation(
     show_table(evaluation, runs)
     console.print(f"{sum(run['seconds'] for run in runs):.0f} s. Everything measured: {path}", highlight=False)
     picture = path.with_suffix(evaluation.suffix)
-    draw(lambda: evaluation.plot(runs, picture, f"{evaluation.name}, {model}"), picture)
+    title = evaluation.name if model is None else f"{evaluation.name}, {model}"
+    draw(lambda: evaluation.plot(runs, picture, title), picture)
+
+
+def _given(needs: Needs, model: str | None, memory: str | None) -> tuple[Any, Any, dict[str, Any]]:
+    """Model and tokenizer for an evaluation, and what its report says about them."""
+    if needs is Needs.NOTHING:
+        return None, None, {"model": "small ones of its own", "memory": {"from": "trained here"}}
+    if needs is Needs.MODEL:
+        return *load_base(model), {"model": model, "memory": {"from": "trained here"}}
+    loaded, tokenizer = load(model, memory)
+    return loaded, tokenizer, about_memory(loaded, model, memory)
 
 
 def show_table(evaluation: Columns, runs: list[dict[str, Any]]) -> None:

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from .. import embedded
 from ..embedded import EmbeddedModelError
 from ..store import StoreError
 
@@ -77,6 +78,12 @@ def load(model: str, memory: str | None) -> tuple[Any, Any]:
 
     with errors.status(f"loading {model}"), _one_bar_at_a_time():
         return load_with_memory(model, memory)
+
+
+def load_base(model: str) -> tuple[Any, Any]:
+    """The model without a memory, and the tokenizer; says so while it takes its time."""
+    with errors.status(f"loading {model}"), _one_bar_at_a_time():
+        return embedded.load_model(model)
 
 
 @contextlib.contextmanager

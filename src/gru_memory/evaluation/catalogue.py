@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .associative import ASSOCIATIVE
 from .continual import CONTINUAL
 from .drift import DRIFT
 from .editing import EDITING
@@ -16,5 +17,19 @@ from .people import PEOPLE
 from .timeline import TIMELINE
 from .untold import UNTOLD
 
-_ALL = (GRID, UNTOLD, PEOPLE, ISOLATION, HARM, FADING, DRIFT, LONGDOC, INSPECT, EDITING, CONTINUAL, TIMELINE)
+_ALL = (
+    GRID,
+    UNTOLD,
+    PEOPLE,
+    ISOLATION,
+    HARM,
+    FADING,
+    DRIFT,
+    LONGDOC,
+    ASSOCIATIVE,
+    INSPECT,
+    EDITING,
+    CONTINUAL,
+    TIMELINE,
+)
 EVALUATIONS: dict[str, Evaluation] = {one.name: one for one in _ALL}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
+from enum import Enum
 from typing import Any
 
 Progress = Callable[[str, int, int], None]  # (what is being done, done, in all)
@@ -79,19 +80,27 @@ class Columns:
     suffix: str = ".png"
 
 
+class Needs(Enum):
+    """What an evaluation is given: a model with a trained memory, a base model to train memories for, or no model at all."""
+
+    MEMORY, MODEL, NOTHING = "memory", "model", "nothing"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Evaluation(Columns):
     """An evaluation as the command line and the page of results know it.
 
     Attributes:
         config: a frozen dataclass whose fields carry their help, one of them `seed`.
-        run: (model, tokenizer, config, progress) -> Outcome.
+        run: (model, tokenizer, config, progress) -> Outcome; model and tokenizer are None where it needs nothing.
         plot: (results as JSON, one a seed; path; title) -> None.
+        needs: what it is given.
     """
 
     config: type
     run: Callable[[Any, Any, Any, Progress | None], Outcome]
     plot: Callable[[Sequence[dict[str, Any]], Any, str], None]
+    needs: Needs = Needs.MEMORY
 
 
 @dataclass(frozen=True)

@@ -84,14 +84,18 @@ def _origin(report: dict[str, Any], runs: Sequence[dict[str, Any]]) -> str:
         (
             f"    {report['command']}",
             "",
-            f"- model {report.get('model', 'unknown')}, memory {memory.get('from', 'unknown')} "
-            f"(`{str(memory.get('fingerprint', 'unknown'))[:12]}`)",
+            f"- model {report.get('model', 'unknown')}, memory {memory.get('from', 'unknown')}{_short(memory)}",
             f"- seeds {', '.join(map(str, seeds))} ({len(seeds)}{enough})",
             f"- commit {about.get('commit') or 'unknown'}; {versions}; Python {about['python']}",
             f"- {about['cpu']}, {about['cores']} cores, {about['threads']} threads; "
             f"{sum(run['seconds'] for run in runs):,.0f} s",
         )
     )
+
+
+def _short(memory: dict[str, Any]) -> str:
+    """The first digits of a fingerprint; memories that an evaluation trained and dropped have none."""
+    return f" (`{memory['fingerprint'][:12]}`)" if memory.get("fingerprint") else ""
 
 
 def _picture(folder: Path, page: Path, evaluation: Columns) -> str | None:
