@@ -1,6 +1,13 @@
-"""Two replicas over one PostgreSQL: turns of a conversation land on either, and one is killed under load."""
+"""`gru-memory serve --ray`: two replicas over one PostgreSQL. Turns land on either, and one is killed under load."""
 
+import os
+import secrets
+import signal
 import socket
+import subprocess
+import sys
+import tempfile
+import time
 
 import pytest
 from postgres import has_package, require
@@ -18,8 +25,7 @@ from talking import talking_base, talking_model, talking_tokenizer
 from typer.testing import CliRunner
 
 from gru_memory import Conversation, MemoryState
-from gru_memory.server import ServerSettings
-from gru_memory.server.ray_serve import APPLICATION, DEPLOYMENT, ReplicaSpec, Scaling, start, stop
+from gru_memory.server.ray_serve import APPLICATION, DEPLOYMENT, Scaling
 from gru_memory.shipped import load_with_memory
 from gru_memory.store import SessionStore
 
@@ -28,6 +34,7 @@ pytestmark = [
     pytest.mark.timeout(900),
     pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`"),  # in Ray's own code
 ]
+SCALING = {"--min-replicas": "2", "--max-replicas": "3", "--target-chats": "40", "--replica-cpus": "0.1"}
 TURNS = ["My boat is called Marigold.", "I live in Porto.", *(f"This is turn {number}." for number in range(3, 13))]
 
 
@@ -43,18 +50,69 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cluster(postgres, folders):
-    """The URL of two replicas, and that of their store."""
+    """The URL of two replicas, and that of their store. The command itself has started them, and a cluster for them."""
     require(has_package("ray"), "Ray is not installed: pip install 'gru-memory[ray]'")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    store = postgres.empty()
-    settings = ServerSettings(model_name=MODEL, default_new_tokens=NEW_TOKENS)
-    try:
-        start(ReplicaSpec(*folders, store, settings, threads=1), Scaling(2, 2, cpus=0.1), port=port)
-        yield f"http://127.0.0.1:{port}", store
-    finally:
-        stop()
+    with socket.socket() as first, socket.socket() as second:
+        for probe in (first, second):
+            probe.bind(("127.0.0.1", 0))
+        port, ray_port = (probe.getsockname()[1] for probe in (first, second))
+    base, memory = folders
+    store, url = postgres.empty(), f"http://127.0.0.1:{port}"
+    command = [
+        sys.executable, "-c", "from gru_memory.cli import main; main()", "serve", "--ray", "--model", base, "--memory", memory,
+        "--model-name", MODEL, "--store", store, "--port", str(port), "--threads", "1", "--max-new-tokens", str(NEW_TOKENS),
+        *(part for option in SCALING.items() for part in option),
+    ]  # fmt: skip
+    with tempfile.TemporaryFile("w+") as log, pytest.MonkeyPatch.context() as patch:
+        patch.setenv(
+            "RAY_AUTH_MODE", "token"
+        )  # a cluster lets nobody in without its token: this one has one of our own
+        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        patch.delenv("RAY_ADDRESS", raising=False)
+        environment = {**os.environ, "RAY_GCS_SERVER_PORT": str(ray_port)}
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        import ray
+
+        try:
+            _wait_until_ready(url, process, log)
+            ray.init(f"127.0.0.1:{ray_port}", log_to_driver=False)
+            yield url, store
+            ray.shutdown()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(120) == 0
+        finally:
+            ray.shutdown()
+            process.kill()
+            process.wait()
+
+
+def _wait_until_ready(url, process, log):
+    deadline = time.monotonic() + 240
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            if httpx2.get(f"{url}/readyz", timeout=5).status_code == 200:
+                return
+        except httpx2.TransportError:
+            pass
+        time.sleep(0.2)
+    log.seek(0)
+    raise AssertionError(f"gru-memory serve --ray did not start: {log.read()[-2000:]}")
+
+
+def test_ray_knows_the_settings_of_the_command(cluster):
+    from ray import serve
+    from ray.serve.context import _get_global_client  # what `serve status` shows, without the dashboard that it asks
+
+    status = serve.status().applications[APPLICATION]
+    replica = status.deployments[DEPLOYMENT]
+    assert (status.status, replica.status, replica.replica_states) == ("RUNNING", "HEALTHY", {"RUNNING": 2})
+    made = _get_global_client().get_serve_details()["applications"][APPLICATION]["deployments"][DEPLOYMENT]
+    settings = made["deployment_config"]
+    scaling = {name: settings["autoscaling_config"][name] for name in ("min_replicas", "max_replicas")}
+    assert scaling == {"min_replicas": 2, "max_replicas": 3}
+    assert settings["autoscaling_config"]["target_ongoing_requests"] == 40.0
+    assert settings["ray_actor_options"]["num_cpus"] == 0.1
+    assert len(made["replicas"]) == 2
 
 
 def test_consecutive_turns_land_on_different_replicas(cluster, folders, monkeypatch):
