@@ -9,12 +9,15 @@ from typing import Any
 
 CONFIG_NAME = "memory_config.json"
 # 2: base models by name and weights, own sites by class, several memories in a config.json. 3: gates of shape (1,), not ().
-FORMAT_VERSION = 3
+# 4: a memory with an address rank asks by the projection it writes by.
+FORMAT_VERSION = 4
 
 CELLS = ("gru", "mingru")
 CLOCKS = ("token", "turn")
 MODES = ("persistent", "ephemeral")
-# All but the mode and the first gate: they are how a memory is used and began, not what a state of it means.
+KEPT_IN = ("float32", "float16", "int4")
+# How a memory is used, began and is stored, not what a state of it means.
+_USE = ("mode", "gate_init", "kept_in")
 _FORMAT_1_MEANING = (
     "format_version",
     "sites",
@@ -56,8 +59,14 @@ class MemoryConfig:
     address_rank: int = field(
         default=0, metadata={"help": "numbers that keys and queries pass through; 0 addresses by the whole key"}
     )
+    signature_size: int = field(
+        default=0, metadata={"help": "of the floats in a slot, those that say what it was written under; 0 for none"}
+    )
     persistent_slots: int = field(
         default=0, metadata={"help": "learned slots a head that are read but never written and never fade"}
+    )
+    kept_in: str = field(
+        default="float16", metadata={"help": "what stored conversations keep slots in: 'float32', 'float16' or 'int4'"}
     )
     mode: str = field(
         default="persistent", metadata={"help": "'persistent' carries memory from call to call, 'ephemeral' does not"}
@@ -79,10 +88,13 @@ class MemoryConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} is {value!r}: it must be a whole number of at least 1")
-        for name in ("address_rank", "persistent_slots"):
+        for name in ("address_rank", "signature_size", "persistent_slots"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
                 raise ValueError(f"{name} is {value!r}: it must be a whole number, 0 for none")
+        check_signature(self.signature_size, self.slot_size, self.address_rank)
+        if self.kept_in not in KEPT_IN:
+            raise ValueError(f"kept_in is {self.kept_in!r}: choose one of {KEPT_IN}")
         if self.cell not in CELLS:
             raise ValueError(f"cell is {self.cell!r}: choose one of {CELLS}")
         if self.decay_every not in CLOCKS:
@@ -129,8 +141,18 @@ class MemoryConfig:
         states that earlier versions kept go on being accepted.
         """
         values, defaults = {**self.to_dict(), "format_version": 1}, MemoryConfig().to_dict()
-        later = set(values) - set(_FORMAT_1_MEANING) - {"mode", "gate_init"}
+        later = set(values) - set(_FORMAT_1_MEANING) - set(_USE)
         return {k: v for k, v in values.items() if k in _FORMAT_1_MEANING or (k in later and v != defaults[k])}
+
+
+def check_signature(signature_size: int, slot_size: int, address_rank: int) -> None:
+    """Raise ValueError unless a signature fits into a slot, beside what is stored, and there is a rank to take it from."""
+    if not 0 <= signature_size < slot_size:
+        raise ValueError(
+            f"signature_size is {signature_size}: it must leave something of the {slot_size} floats of a slot to values"
+        )
+    if signature_size and not address_rank:
+        raise ValueError("signatures are taken from the rank that addresses pass through: give an address_rank as well")
 
 
 def check_decay(decay: float | list, num_heads: int, num_slots: int) -> list[list[float]]:

@@ -110,10 +110,10 @@ def diff(
     for state in (before, after):
         if state.batch_size != 1:
             raise ValueError(f"a state holds {state.batch_size} conversations: pass one, state.select(row)")
-    change = (after.sites[site]["slots"] - before.sites[site]["slots"])[0]  # (N, S, d)
+    change = (after.sites[site]["slots"] - before.sites[site]["slots"])[0, ..., : module.value_size]  # (N, S, d)
     head = model.get_output_embeddings().weight
     every = (head @ module.output.weight.to(head)).float()  # (V, N d): what each number of a slot says of each token
-    every = (every - every.mean(0)).unflatten(1, (module.num_heads, module.slot_size))
+    every = (every - every.mean(0)).unflatten(1, (module.num_heads, module.value_size))
     gained = lost = lengths = 0.0
     for number in range(module.num_heads):
         says = every[:, number]  # (V, d)

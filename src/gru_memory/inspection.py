@@ -75,8 +75,8 @@ def slot_words(
     """
     module = _site(model, site)
     slots = state.select(row).sites[site]["slots"][0].to(module.output.weight.dtype)  # (N, S, d)
-    out = module.output.weight.unflatten(1, (module.num_heads, module.slot_size))  # (D, N, d)
-    spoken = module.gate * torch.einsum("nsd,knd->nsk", slots, out)  # (N, S, D)
+    out = module.output.weight.unflatten(1, (module.num_heads, module.value_size))  # (D, N, d)
+    spoken = module.gate * torch.einsum("nsd,knd->nsk", slots[..., : module.value_size], out)  # (N, S, D)
     found = _nearest(model, tokenizer, spoken.flatten(0, 1), top)
     norms = slots.float().norm(dim=-1).flatten().tolist()
     number = range(len(found))
@@ -186,7 +186,7 @@ def words_at(
     """
     module = _site(model, site)
     slots = state.select(0).sites[site]["slots"][0]  # (N, S, d)
-    read = torch.einsum("mns,nsd->mnd", address.to(slots), slots).flatten(1)
+    read = torch.einsum("mns,nsd->mnd", address.to(slots), slots[..., : module.value_size]).flatten(1)
     spoken = module.gate * module.output(read.to(module.output.weight.dtype))  # (M, D)
     return _nearest(model, tokenizer, spoken, top)
 

@@ -12,9 +12,11 @@ from torch.nn import functional as F
 
 from . import one_token
 from . import scan as recurrence
-from .config import CELLS, CLOCKS, MemoryConfig, check_decay
+from .config import CELLS, CLOCKS, MemoryConfig, check_decay, check_signature
 
 SiteState = dict[str, Tensor]
+
+_TRUST = (4.0, 12.0, -3.0, 12.0, -2.0)  # where trust begins: an empty read counts for little, one that agrees in full
 
 _DEFAULTS = {name: f.default for name, f in MemoryConfig.__dataclass_fields__.items()}
 
@@ -26,6 +28,7 @@ class Prepared(NamedTuple):
     last_key: SiteState  # where the next token will be written
     read_gate: Tensor  # (B, T, N, 1)
     persistent: Tensor | None  # (B, T, N, P) how much of each persistent slot is read, where there are any
+    signature: Tensor | None  # (B, T, N, f) what is asked for, where slots are signed
 
 
 class GRUMemoryWithDecay(nn.Module):
@@ -45,6 +48,15 @@ class GRUMemoryWithDecay(nn.Module):
     The address comes from the position *before* the token that is stored, so that a later position which expects the
     same kind of token finds it (the induction pattern). With `cell="mingru"` the update is C_t = tanh(v_t).
 
+    With `address_rank`, k is norm(W_r k_t) in addresses and norm(W_p k_t) in queries, and W_q is W_k. With `signature_size`,
+    the last f of the d floats of a slot say under which key it was written, v_t = [value, W_f norm(W_r k_{t-1})], and a read
+    counts as far as that agrees with what is asked for. With m_n the mean over f of the signature read by head n times
+    tanh(W_f norm(W_p k_t)), and M the mean of max(0, m_n) over the heads,
+
+        trust     y_n *= sigmoid(c_1 m_n + c_2 M + c_3),  after which the signature is left out of the read
+
+    Persistent slots then speak as far as sigmoid(c_4 M + c_5): what is said around a value only where there is one.
+
     Args:
         hidden_size: D, width of the hidden states.
         num_heads: N, heads that address their own slots.
@@ -58,6 +70,7 @@ class GRUMemoryWithDecay(nn.Module):
         key_size: width of `key_states`, 0 if the site addresses by its own hidden state alone.
         address_rank: r, numbers that keys and queries pass through; 0 addresses by the whole key.
         persistent_slots: P, learned slots a head that reads may choose.
+        signature_size: f of the d floats of a slot, those that say what it was written under; needs `address_rank`.
 
     Raises:
         ValueError: an argument out of range; the message says which values are allowed.
@@ -77,6 +90,7 @@ class GRUMemoryWithDecay(nn.Module):
         key_size: int = 0,
         address_rank: int = _DEFAULTS["address_rank"],
         persistent_slots: int = _DEFAULTS["persistent_slots"],
+        signature_size: int = _DEFAULTS["signature_size"],
     ) -> None:
         super().__init__()
         if cell not in CELLS:
@@ -96,18 +110,24 @@ class GRUMemoryWithDecay(nn.Module):
                 raise ValueError(f"{name} is {size}: it must be 0 or more")
         self.hidden_size, self.embed_size, self.key_size = hidden_size, embed_size or hidden_size, key_size
         self.num_heads, self.num_slots, self.slot_size = num_heads, num_slots, slot_size
-        self.address_rank, self.persistent_slots = address_rank, persistent_slots
+        check_signature(signature_size, slot_size, address_rank)
+        self.address_rank, self.persistent_slots, self.signature_size = address_rank, persistent_slots, signature_size
+        self.value_size = slot_size - signature_size
         self.decay_every, self.cell, self.gate_init = decay_every, cell, gate_init
         self.decay_table = check_decay(decay, num_heads, num_slots)
         self._decay: Tensor | None = None
 
-        width = num_heads * slot_size
+        width = num_heads * self.value_size
         key_width = hidden_size + key_size + self.embed_size
         if address_rank:
             self.key_rank = nn.Linear(key_width, address_rank)
             self.query_rank = nn.Linear(key_width, address_rank)
         self.key = nn.Linear(address_rank or key_width, num_heads * num_slots)
-        self.query = nn.Linear(address_rank or key_width, num_heads * num_slots)
+        if not address_rank:
+            self.query = nn.Linear(key_width, num_heads * num_slots)
+        if signature_size:
+            self.signature = nn.Linear(address_rank, num_heads * signature_size, bias=False)
+            self.trust = nn.Parameter(torch.empty(5))
         self.strength_key = nn.Linear(key_width, num_heads)
         self.strength_embed = nn.Linear(key_width if address_rank else self.embed_size, num_heads, bias=False)
         self.value_embed = nn.Linear(self.embed_size, width, bias=False)
@@ -117,7 +137,7 @@ class GRUMemoryWithDecay(nn.Module):
         self.gate = nn.Parameter(torch.empty(1))  # FSDP2 refuses parameters of no dimension
         if persistent_slots:
             self.persistent_query = nn.Linear(address_rank or key_width, num_heads * persistent_slots)
-            self.persistent = nn.Parameter(torch.empty(num_heads, persistent_slots, slot_size))
+            self.persistent = nn.Parameter(torch.empty(num_heads, persistent_slots, self.value_size))
         if cell == "gru":
             self.weight_ih = nn.Parameter(torch.empty(num_heads, 3 * slot_size, slot_size))
             self.weight_hh = nn.Parameter(torch.empty(num_heads, 3 * slot_size, slot_size))
@@ -134,11 +154,15 @@ class GRUMemoryWithDecay(nn.Module):
         """
         nn.init.normal_(self.key.weight, std=2 / math.sqrt(self.key.in_features))
         nn.init.zeros_(self.key.bias)
-        self.query.load_state_dict(self.key.state_dict())
         if self.address_rank:
             nn.init.orthogonal_(self.key_rank.weight)
             nn.init.zeros_(self.key_rank.bias)
             self.query_rank.load_state_dict(self.key_rank.state_dict())
+        else:
+            self.query.load_state_dict(self.key.state_dict())
+        if self.signature_size:
+            nn.init.normal_(self.signature.weight, std=1 / math.sqrt(self.address_rank))
+            self.trust.copy_(torch.tensor(_TRUST))
         if self.persistent_slots:
             nn.init.normal_(self.persistent_query.weight, std=1 / math.sqrt(self.persistent_query.in_features))
             nn.init.zeros_(self.persistent_query.bias)
@@ -256,7 +280,7 @@ class GRUMemoryWithDecay(nn.Module):
         key_states: Tensor | None,
     ) -> tuple[Tensor, SiteState, recurrence.ScanInputs]:
         """`forward` without its checks; the third result says where it wrote and read."""
-        inputs, last_key, read_gate, persistent = self.prepare(
+        inputs, last_key, read_gate, persistent, signature = self.prepare(
             hidden_states, token_embeds, state, mask, turn_starts, key_states
         )
         cell = recurrence.CellWeights(self.weight_hh, self.bias_hh) if self.cell == "gru" else None
@@ -264,12 +288,27 @@ class GRUMemoryWithDecay(nn.Module):
             cell = recurrence.CellWeights(*(w.to(self.state_dtype) for w in cell))
         with _without_autocast(hidden_states.device.type):  # the recurrence keeps its precision
             reads, slots = recurrence.scan(inputs, state["slots"].to(self.state_dtype), cell)
+        said = self.gate.to(reads.dtype)
+        if signature is not None:
+            reads, trust = self._trusted(reads, signature)
+            said = said * trust
         reads = read_gate * reads
         if persistent is not None:
-            learned = (self.gate * self.persistent).to(reads.dtype)
-            reads = reads + torch.einsum("btnp,npd->btnd", persistent, learned)
+            reads = reads + said * torch.einsum("btnp,npd->btnd", persistent, self.persistent.to(reads.dtype))
         recalled = self.output(reads.flatten(2).to(self.output.weight.dtype))
         return hidden_states + recalled.to(hidden_states.dtype), {"slots": slots, **last_key}, inputs
+
+    def _trusted(self, reads: Tensor, signature: Tensor) -> tuple[Tensor, Tensor]:
+        """The values read, each head's as far as it was written under what is asked for, and how far all heads agree on that.
+
+        reads (..., N, d) and signature (..., N, f); returns (..., N, d - f) and (..., 1, 1).
+        """
+        values, found = reads.split([self.value_size, self.signature_size], dim=-1)
+        agreement = (found * signature).mean(dim=-1, keepdim=True)  # (..., N, 1)
+        together = agreement.clamp_min(0).mean(dim=-2, keepdim=True)  # (..., 1, 1)
+        trust = self.trust.to(reads.dtype)
+        of_head = torch.sigmoid(trust[0] * agreement + trust[1] * together + trust[2])
+        return values * of_head, torch.sigmoid(trust[3] * together + trust[4])
 
     def prepare(
         self,
@@ -282,7 +321,7 @@ class GRUMemoryWithDecay(nn.Module):
     ) -> Prepared:
         """Everything that does not depend on the slots."""
         batch, length = hidden_states.shape[:2]
-        N, S, d, dtype = self.num_heads, self.num_slots, self.slot_size, self.state_dtype
+        N, S, dtype = self.num_heads, self.num_slots, self.state_dtype
         if mask is None:
             mask = torch.ones(batch, length, dtype=torch.bool, device=hidden_states.device)
         mask = mask.bool()
@@ -300,11 +339,16 @@ class GRUMemoryWithDecay(nn.Module):
         before = torch.cat([state["address"].flatten(1), state["strength"]], dim=-1).to(dtype)
         shifted, last = _shift(decided, before, mask)
         key, strength = shifted.split([shifted.shape[-1] - N, N], dim=-1)
+        signed = None
+        if self.signature_size:
+            signed = self.signature(key.to(self.gate.dtype)).unflatten(-1, (N, self.signature_size))
         if self.address_rank:
             key = self.key(key.to(self.gate.dtype)).to(dtype)
         address = key.unflatten(-1, (N, S)).softmax(dim=-1)  # (B, T, N, S)
         strength = strength + self.strength_embed(keys if self.address_rank else embeds).to(dtype)  # (B, T, N)
-        values = (self.value_embed(embeds) + self.value_hidden(normed)).unflatten(-1, (N, d))  # (B, T, N, d)
+        values = (self.value_embed(embeds) + self.value_hidden(normed)).unflatten(-1, (N, self.value_size))
+        if signed is not None:
+            values = torch.cat([values, signed.to(values)], dim=-1)  # (B, T, N, d)
         if self.cell == "gru":
             values = torch.einsum("btnd,nkd->btnk", values, self.weight_ih) + self.bias_ih  # (B, T, N, 3d)
         else:
@@ -314,7 +358,11 @@ class GRUMemoryWithDecay(nn.Module):
         ticks = mask if self.decay_every == "token" else mask & _or_false(turn_starts, mask)
         keep = torch.where(ticks[..., None, None], self.decay.to(dtype), 1.0).expand(batch, length, N, S)
         asked = _rms_norm(self.query_rank(keys)) if self.address_rank else keys
-        query = self.query(asked).to(dtype).unflatten(-1, (N, S)).softmax(dim=-1)
+        query = (self.key if self.address_rank else self.query)(asked)
+        query = query.to(dtype).unflatten(-1, (N, S)).softmax(dim=-1)
+        signature = None
+        if self.signature_size:
+            signature = self.signature(asked).to(dtype).unflatten(-1, (N, self.signature_size)).tanh()
         persistent = None
         if self.persistent_slots:
             persistent = self.persistent_query(asked).to(dtype).unflatten(-1, (N, -1)).softmax(dim=-1)
@@ -322,7 +370,7 @@ class GRUMemoryWithDecay(nn.Module):
         inputs = recurrence.ScanInputs(values.to(dtype), address, write.unsqueeze(-1) * address, keep, query)
         before, strength = last.split([last.shape[-1] - N, N], dim=-1)
         last_key = {"address": before if self.address_rank else before.unflatten(-1, (N, S)), "strength": strength}
-        return Prepared(inputs, last_key, read_gate.to(dtype).unsqueeze(-1), persistent)
+        return Prepared(inputs, last_key, read_gate.to(dtype).unsqueeze(-1), persistent, signature)
 
     def keys_of(
         self, hidden_states: Tensor, token_embeds: Tensor | None, key_states: Tensor | None

@@ -150,6 +150,7 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, FingerprintMixin, Na
                 key_size=hidden_size * len(config.key_layers),
                 address_rank=config.address_rank,
                 persistent_slots=config.persistent_slots,
+                signature_size=config.signature_size,
             )
 
     def _remove_memory_hooks(self) -> None:

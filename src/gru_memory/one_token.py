@@ -71,7 +71,7 @@ def _make_plan(site: GRUMemoryWithDecay, parameters: list[Tensor]) -> bool:
             return False
     decay = site.decay  # lives as long as the site, unless the site moves; then its parameters move as well
     sizes = [site.hidden_size, site.embed_size, site.key_size, site.num_heads, site.num_slots, site.slot_size]
-    sizes += [site.address_rank, site.persistent_slots, *decay.shape, site.decay_every == "token"]
+    sizes += [site.address_rank, site.persistent_slots, *decay.shape, site.decay_every == "token", site.signature_size]
     weights = [found[name].data_ptr() if name in found else 0 for name in WEIGHTS]
     _plans[site] = _Plan(
         [*(parameter.detach() for parameter in parameters), decay],

@@ -1,4 +1,4 @@
-"""Attributes a user can tell of: what is said, what is asked, and the reply that mirrors the question.
+"""Attributes a user can tell of: what is said and what is asked.
 
 In every sentence the value `{v}` comes after the words that name the attribute, because a memory that writes
 while it reads can only file a value under words it has already seen. Cores carry neither a capital nor a
@@ -14,16 +14,15 @@ from . import attribute_lists as lists
 from .vocabulary import split_of
 
 PAST = "did"  # auxiliaries of a verb row; "do" is its present form
-BE = {"be": ("am", "is", "are"), "was": ("was", "was", "were")}  # I, my sister, you
+BE = {"be": ("am", "is"), "was": ("was", "was")}  # I, my sister
 
 
 @dataclass(frozen=True)
 class Ask:
-    """One way to ask: a direct question, its indirect form, and the answer in the same words."""
+    """One way to ask: a direct question and its indirect form."""
 
     direct: str
     indirect: str
-    answer: str
 
 
 @dataclass(frozen=True)
@@ -105,17 +104,17 @@ def _noun_wordings(base: Base, owner: str):
     tells += [f"my {x} has always been {{v}}", f"my {x}, that's {{v}}", f"about my {x}: it's {{v}}"]
     tells += [f"the answer to what my {x} is would be {{v}}", f"I settled on my {x}, namely {{v}}"]
     asks = [
-        Ask(f"what is my {x}", f"what my {x} is", f"your {x} is {{v}}"),
-        Ask(f"what's my {x}", f"what my {x} is", f"your {x} is {{v}}"),
-        Ask(f"do you know my {x}", f"my {x}", f"your {x} is {{v}}"),
-        Ask(f"what would my {x} be", f"what my {x} would be", f"your {x} is {{v}}"),
-        Ask(f"can you name my {x}", f"the thing that is my {x}", f"your {x} is {{v}}"),
-        Ask(f"what did I tell you about my {x}", f"what I told you about my {x}", f"you told me your {x} is {{v}}"),
+        Ask(f"what is my {x}", f"what my {x} is"),
+        Ask(f"what's my {x}", f"what my {x} is"),
+        Ask(f"do you know my {x}", f"my {x}"),
+        Ask(f"what would my {x} be", f"what my {x} would be"),
+        Ask(f"can you name my {x}", f"the thing that is my {x}"),
+        Ask(f"what did I tell you about my {x}", f"what I told you about my {x}"),
     ]
     unseen_tells = [f"when it comes to my {x}, it is {{v}}", f"here is my {x}, it is {{v}}"]
     unseen_asks = [
-        Ask(f"what did I say my {x} is", f"what I said my {x} is", f"you said your {x} is {{v}}"),
-        Ask(f"what was my {x} again", f"what my {x} was", f"your {x} is {{v}}"),
+        Ask(f"what did I say my {x} is", f"what I said my {x} is"),
+        Ask(f"what was my {x} again", f"what my {x} was"),
     ]
     if owner:
         possessor = owner.removesuffix("'s ")
@@ -124,7 +123,6 @@ def _noun_wordings(base: Base, owner: str):
             Ask(
                 f"what is the {thing} of my {possessor}",
                 f"what the {thing} of my {possessor} is",
-                f"the {thing} of your {possessor} is {{v}}",
             )
         )
     corrections = [f"my {x} is {{v}}", f"my {x} is now {{v}}", f"my {x} is really {{v}}"]
@@ -153,16 +151,16 @@ def _called_wordings(base: Base, owner: str):
     unseen_tells = [f"my {x} goes by the name {{v}}", f"everyone calls my {x} {{v}}"]
     unseen_corrections = [f"my {x} got a new name, {{v}}"]
     asks = [
-        Ask(f"what is my {x} called", f"what my {x} is called", f"your {x} is called {{v}}"),
-        Ask(f"what is the name of my {x}", f"the name of my {x}", f"the name of your {x} is {{v}}"),
-        Ask(f"what's my {x}'s name", f"what my {x}'s name is", f"your {x}'s name is {{v}}"),
-        Ask(f"how is my {x} called", f"how my {x} is called", f"your {x} is called {{v}}"),
-        Ask(f"do you remember my {x}'s name", f"my {x}'s name", f"your {x}'s name is {{v}}"),
-        Ask(f"what did I tell you my {x} is called", f"what I told you my {x} is called", f"your {x} is called {{v}}"),
+        Ask(f"what is my {x} called", f"what my {x} is called"),
+        Ask(f"what is the name of my {x}", f"the name of my {x}"),
+        Ask(f"what's my {x}'s name", f"what my {x}'s name is"),
+        Ask(f"how is my {x} called", f"how my {x} is called"),
+        Ask(f"do you remember my {x}'s name", f"my {x}'s name"),
+        Ask(f"what did I tell you my {x} is called", f"what I told you my {x} is called"),
     ]
     unseen_asks = [
-        Ask(f"what name does my {x} have", f"what name my {x} has", f"your {x} has the name {{v}}"),
-        Ask(f"what did I say my {x} is called", f"what I said my {x} is called", f"your {x} is called {{v}}"),
+        Ask(f"what name does my {x} have", f"what name my {x} has"),
+        Ask(f"what did I say my {x} is called", f"what I said my {x} is called"),
     ]
     if manner != "place":
         tells.append(f"{have} {_a(noun)} {noun} called {{v}}")
@@ -183,29 +181,22 @@ def _verb_wordings(base: Base, owner: str):
     possessor = owner.removesuffix("'s ")
     third = bool(subject or owner)  # "my flight", "my sister" rather than "I"
     said = f"my {owner}{subject}".strip() if subject else f"my {possessor}" if owner else "I"
-    you = f"your {owner}{subject}" if subject else f"your {possessor}" if owner else "you"
     if aux in BE:
-        be, be_third, be_you = BE[aux]
-        mine = be_third if third else be
-        main, main_you, question = (
-            f"{mine} {verb}",
-            f"{be_third if third else be_you} {verb}",
-            f"{mine} {said} {verb}",
-        )
+        mine = BE[aux][third]
+        main, question = f"{mine} {verb}", f"{mine} {said} {verb}"
     else:
         main = inflected if third or aux == PAST else verb
-        main_you, question = main, f"{aux if aux == PAST else 'does' if third else 'do'} {said} {verb}"
+        question = f"{aux if aux == PAST else 'does' if third else 'do'} {said} {verb}"
     sentence, asked = _join(said, main, tail, "{v}"), _join(said, main, asked_tail)
-    answer = _join(you, main_you, tail, "{v}")
     tells = [sentence, f"it is a fact that {sentence}", f"it might matter later that {sentence}"]
     tells += [f"it turns out that {sentence}", f"as of today {sentence}", f"most people know that {sentence}"]
     if main.startswith("am "):
         tells.append(sentence.replace("I am ", "I'm ", 1))
     asks = [
-        Ask(_join(wh, question, asked_tail), f"{wh} {asked}", answer),
-        Ask(f"{wh} did I tell you {asked}", f"{wh} I told you {asked}", answer),
+        Ask(_join(wh, question, asked_tail), f"{wh} {asked}"),
+        Ask(f"{wh} did I tell you {asked}", f"{wh} I told you {asked}"),
     ]
-    unseen_asks = [Ask(f"{wh} did I say {asked}", f"{wh} I said {asked}", answer)]
+    unseen_asks = [Ask(f"{wh} did I say {asked}", f"{wh} I said {asked}")]
     corrections = [sentence]
     if moved and not owner:
         corrections.append(moved)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from random import Random
 
 from . import attributes as attrs
@@ -16,7 +17,11 @@ OWN_SHARE = 0.5  # of the facts are about the user rather than somebody the user
 AMERICAN_SHARE = 0.3  # of the turns are spelt the American way
 ASKED_TWICE = 0.2  # of the facts of a shuffled session
 ASKED_EARLY = 0.5  # of the corrected facts of a shuffled session are also asked before their correction
+NEAR_SHARE = 0.5  # of the questions about things never told ask for what was told of somebody else
 MAX_TRIES = 1000
+# One wording for whatever is asked: reply and memory have little to agree on but the value, and what the model takes
+# in up to "it's" tells apart what is asked for better than where the reply begins (docs/decisions.md).
+ANSWER = "You told me it's {}."
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,19 @@ class FactTurns:
 
     def turns(self) -> tuple[Turn, ...]:
         return self.tells + self.corrections + self.asks + self.early_asks
+
+
+@dataclass(frozen=True)
+class Question:
+    """A turn that asks for an attribute, whether or not it was told."""
+
+    attribute: str
+    turn: Turn
+
+    @property
+    def base(self) -> str:
+        """The attribute without its owner."""
+        return self.attribute.rpartition("/")[0]
 
 
 class FactGenerator:
@@ -121,6 +139,11 @@ class FactGenerator:
             early,
         )
 
+    def question(self) -> Question:
+        """A question about something that nobody told; how the model itself replies is for others to add."""
+        fact = self.fact()
+        return Question(fact.attribute, Turn(fact.ask.user, None, learn="base"))
+
     def talk(self) -> Turn:
         """A turn that tells nothing and asks for nothing told."""
         return sample_talk(self.rng, self.phrasings)
@@ -160,32 +183,64 @@ class FactGenerator:
     def _ask(self, attribute: attrs.Attribute, id: str, value: str) -> Turn:
         ask = self.rng.choice(attribute.asks[self.phrasings])
         user = p.asked(self._choose(p.ASK, value), ask.direct, ask.indirect)
-        answer = p.capital(ask.answer) + "."
         if self.rng.random() < AMERICAN_SHARE:
-            user, answer = p.american(user), p.american(answer)
-        return Turn(user, _fill(answer, value), learn="answer", kind="ask", value=value, fact=id)
+            user = p.american(user)
+        return Turn(user, ANSWER.format(value), learn="answer", kind="ask", value=value, fact=id)
 
 
 class FactPool:
-    """A finite pool of turns, recombined into any number of sessions: work on a turn can be done once."""
+    """A finite pool of turns, recombined into any number of sessions: work on a turn can be done once.
 
-    def __init__(self, generator: FactGenerator, num_facts: int, num_talk: int, tells: int = 2, asks: int = 2):
+    `untold` are questions about things that are not told in the sessions they are asked in.
+    """
+
+    def __init__(
+        self,
+        generator: FactGenerator,
+        num_facts: int,
+        num_talk: int,
+        tells: int = 2,
+        asks: int = 2,
+        num_untold: int = 0,
+    ):
         if num_facts < 1:
             raise ValueError(f"a pool needs at least one fact, not {num_facts}")
         self.facts = [generator.fact_turns(tells, asks) for _ in range(num_facts)]
         self.talk = [generator.talk() for _ in range(num_talk)]
+        self.untold = [generator.question() for _ in range(num_untold)]
 
     def turns(self) -> Iterator[Turn]:
         """All distinct turns that sessions of this pool are made of."""
         every = (turn for fact in self.facts for turn in fact.turns())
-        return iter(dict.fromkeys([*every, *self.talk]))
+        return iter(dict.fromkeys([*every, *self.talk, *(question.turn for question in self.untold)]))
 
-    def session(self, rng: Random, num_facts: int, between: int, shuffle: bool = True) -> Session:
-        """A session of pool members; see `FactGenerator.session`. The pool itself never changes."""
+    def session(
+        self, rng: Random, num_facts: int, between: int, shuffle: bool = True, num_untold: int = 0
+    ) -> Session:
+        """A session of pool members, with `num_untold` questions about things not told in it among the unrelated turns.
+
+        Half of those ask for what somebody told of another owner, as far as the pool has such. See
+        `FactGenerator.session`. The pool itself never changes.
+        """
         if between and not self.talk:
             raise ValueError("this pool has no small talk; make it with num_talk > 0 or ask for between=0")
         chosen = _without_clashes(lambda: rng.choice(self.facts), num_facts)
-        return arrange(rng, chosen, [rng.choice(self.talk) for _ in range(between)], shuffle)
+        talk = [rng.choice(self.talk) for _ in range(between)]
+        told = {turns.fact.attribute for turns in chosen}
+        for _ in range(num_untold if self.untold else 0):
+            near = self._by_base.get(rng.choice(chosen).fact.attribute.rpartition("/")[0])
+            questions = near if near and rng.random() < NEAR_SHARE else self.untold
+            question = rng.choice(questions)
+            if question.attribute not in told:
+                talk.insert(rng.randint(0, len(talk)), question.turn)
+        return arrange(rng, chosen, talk, shuffle)
+
+    @cached_property
+    def _by_base(self) -> dict[str, list[Question]]:
+        found: dict[str, list[Question]] = {}
+        for question in self.untold:
+            found.setdefault(question.base, []).append(question)
+        return found
 
 
 def arrange(rng: Random, facts: Sequence[FactTurns], talk: Sequence[Turn], shuffle: bool) -> Session:

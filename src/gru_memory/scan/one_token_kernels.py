@@ -24,12 +24,12 @@ WEIGHTS = (
     *("strength_key.weight", "strength_key.bias", "strength_embed.weight", "read_gate.weight", "read_gate.bias"),
     *("value_embed.weight", "value_hidden.weight", "output.weight", "gate"),
     *("weight_ih", "bias_ih", "weight_hh", "bias_hh"),
-    *("persistent_query.weight", "persistent_query.bias", "persistent"),
+    *("persistent_query.weight", "persistent_query.bias", "persistent", "signature.weight", "trust"),
 )
 (
     KEY_RANK, KEY_RANK_BIAS, QUERY_RANK, QUERY_RANK_BIAS, KEY, KEY_BIAS, QUERY, QUERY_BIAS, STRENGTH_KEY,
     STRENGTH_KEY_BIAS, STRENGTH_EMBED, READ_GATE, READ_GATE_BIAS, VALUE_EMBED, VALUE_HIDDEN, OUTPUT, GATE, WEIGHT_IH,
-    BIAS_IH, WEIGHT_HH, BIAS_HH, PERSISTENT_QUERY, PERSISTENT_QUERY_BIAS, PERSISTENT, DECAY,
+    BIAS_IH, WEIGHT_HH, BIAS_HH, PERSISTENT_QUERY, PERSISTENT_QUERY_BIAS, PERSISTENT, SIGNATURE, TRUST, DECAY,
 ) = range(len(WEIGHTS) + 1)  # fmt: skip
 
 
@@ -135,14 +135,17 @@ def _softmax_into(out, logits):
 
 @_compiled
 def _write_and_read_one(
-    like, weights, decay, slots, after, ticks, visible, values, address, strength, wanted, gates, learned, reads
+    like, weights, decay, slots, after, ticks, visible, values, address, strength, wanted, gates, learned, signed, signature, reads
 ):
     """The recurrence and the read. Arrays as in `site_one`, those of the tokens for its rows alone.
 
-    values (B, N*d); address, wanted (B, N*S) and learned (B, N*P) before their softmax; strength, gates (B, N) before
-    their sigmoid; slots, after (B, N, S, d). Fills after and reads (B, N*d).
+    values (B, N*(d-f)); address, wanted (B, N*S) and learned (B, N*P) before their softmax; strength, gates (B, N) before
+    their sigmoid; signed (B, N*f), the signature to write, and signature (B, N*f), the one asked for, before its tanh;
+    slots, after (B, N, S, d). Fills after and reads (B, N*(d-f)).
     """
     rows, heads, count, size = slots.shape
+    marks = signed.shape[1] // heads  # floats of a signature
+    room = size - marks
     always = learned.shape[1] // heads
     gru = weights[WEIGHT_HH] != 0
     wide = 3 * size if gru else 0
@@ -150,7 +153,7 @@ def _write_and_read_one(
     weight_hh = carray(_pointer(weights[WEIGHT_HH]), (heads, wide, size), like.dtype)
     bias_ih = carray(_pointer(weights[BIAS_IH]), (heads, wide), like.dtype)
     bias_hh = carray(_pointer(weights[BIAS_HH]), (heads, wide), like.dtype)
-    persistent = carray(_pointer(weights[PERSISTENT]), (heads, always, size), like.dtype)
+    persistent = carray(_pointer(weights[PERSISTENT]), (heads, always, room), like.dtype)
     gate = carray(_pointer(weights[GATE]), (1,), like.dtype)[0]
     zero = like.dtype.type(0)
 
@@ -159,10 +162,12 @@ def _write_and_read_one(
     given, recurrent = np.empty(wide, like.dtype), np.empty(wide, like.dtype)
     cell = np.empty((5, size), like.dtype)
     shares = np.empty(always, like.dtype)
+    value, read = np.empty(size, like.dtype), np.empty(size, like.dtype)
+    agreement = np.zeros((rows, heads), like.dtype)
     for n in range(heads):  # the rows of a head one after the other, so that they share the weights of its cell
         for b in range(rows):
-            value = values[b, n * size : (n + 1) * size]
-            read = reads[b, n * size : (n + 1) * size]
+            value[:room] = values[b, n * room : (n + 1) * room]
+            value[room:] = signed[b, n * marks : (n + 1) * marks]
             _load(state, slots[b, n])
             if ticks[b]:
                 _decay(state, decay[n if decay.shape[0] > 1 else 0])
@@ -183,14 +188,27 @@ def _write_and_read_one(
                     cell[0, j] = math.tanh(value[j])
             _write_and_read(state, cell[0], put, sought, read)
             _store(after[b, n], state)
-            opened = like.dtype.type(gate * _sigmoid(gates[b, n]))
-            for j in range(size):
-                read[j] *= opened
+            reads[b, n * room : (n + 1) * room] = read[:room]
+            for j in range(marks):
+                agreement[b, n] += read[room + j] * math.tanh(signature[b, n * marks + j]) / like.dtype.type(marks)
+    trust = carray(_pointer(weights[TRUST]), (5 if marks > 0 else 0,), like.dtype)
+    for b in range(rows):
+        together = zero
+        for n in range(heads):
+            together += max(zero, agreement[b, n]) / like.dtype.type(heads)
+        said = gate if marks == 0 else like.dtype.type(gate * _sigmoid(trust[3] * together + trust[4]))
+        for n in range(heads):
+            opened = gate * _sigmoid(gates[b, n])
+            if marks > 0:
+                opened *= _sigmoid(trust[0] * agreement[b, n] + trust[1] * together + trust[2])
+            read = reads[b, n * room : (n + 1) * room]
+            for j in range(room):
+                read[j] *= like.dtype.type(opened)
             if always > 0:
                 _softmax_into(shares, learned[b, n * always : (n + 1) * always])
                 for p in range(always):
-                    share = gate * shares[p]
-                    for j in range(size):
+                    share = said * shares[p]
+                    for j in range(room):
                         read[j] += share * persistent[n, p, j]
 
 
@@ -209,10 +227,11 @@ def site_one(
     - recalled (B, D) gets hidden with what is recalled added; after, last_address and last_strength get the new state.
 
     `weights` are addresses too, see `WEIGHTS`, 0 for those that this site does not have. `sizes` are D, E, `key_size`, N,
-    S, d, r, P, the two of the decay, and 1 if every token ticks.
+    S, d, r, P, the two of the decay, 1 if every token ticks, and f.
     """
     D, E, others, heads, count, size = sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5]
-    rank, always, every = sizes[6], sizes[7], sizes[10] != 0
+    rank, always, every, marks = sizes[6], sizes[7], sizes[10] != 0, sizes[11]
+    room = size - marks
     ranked = rank > 0
     kept = rank if ranked else heads * count
     rows = last - first
@@ -259,23 +278,26 @@ def site_one(
     else:
         address, asked = held, keys
         decided = _times(weights[KEY], weights[KEY_BIAS], heads * count, keys)
-    wanted = _times(weights[QUERY], weights[QUERY_BIAS], heads * count, asked)
+    asking, asking_bias = (KEY, KEY_BIAS) if ranked else (QUERY, QUERY_BIAS)
+    wanted = _times(weights[asking], weights[asking_bias], heads * count, asked)
+    signed = _times(weights[SIGNATURE], 0, heads * marks, held)
+    signature = _times(weights[SIGNATURE], 0, heads * marks, asked)
     learned = _times(weights[PERSISTENT_QUERY], weights[PERSISTENT_QUERY_BIAS], heads * always, asked)
     next_strength = _times(weights[STRENGTH_KEY], weights[STRENGTH_KEY_BIAS], heads, keys)
     strength = before_strength[first:last].copy()
     _add_times(strength, weights[STRENGTH_EMBED], keys if ranked else told)
     gates = _times(weights[READ_GATE], weights[READ_GATE_BIAS], heads, keys if ranked else normed)
-    values = _times(weights[VALUE_EMBED], 0, heads * size, told)
+    values = _times(weights[VALUE_EMBED], 0, heads * room, told)
     _add_times(values, weights[VALUE_HIDDEN], normed)
     for i in range(rows):
         b = first + i
         last_address[b] = decided[i] if visible[i] else before[b]
         last_strength[b] = next_strength[i] if visible[i] else before_strength[b]
 
-    reads = np.empty((rows, heads * size), like.dtype)
+    reads = np.empty((rows, heads * room), like.dtype)
     _write_and_read_one(
         like, weights, decay, slots[first:last], after[first:last], ticks, visible, values, address, strength, wanted,
-        gates, learned, reads,
+        gates, learned, signed, signature, reads,
     )  # fmt: skip
     recalled[first:last] = hidden[first:last]
     _add_times(recalled[first:last], weights[OUTPUT], reads)

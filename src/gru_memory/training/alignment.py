@@ -29,7 +29,7 @@ class Views:
     """Keys of F numbers from many sessions."""
 
     told: Tensor  # (M, F) of the position before a token that is told
-    asked: Tensor  # (M, F) of the position before the same token in an answer
+    asked: Tensor  # (M, F) of the position before the same token in an answer, or of one that leads up to its value
     first: Tensor  # (M,) bool, whether that token is the first of its value
     before: Tensor  # (P, F) of the position before each of P tokens
     own: Tensor  # (P, F) of the token's own position
@@ -49,9 +49,10 @@ def collect(memory: GRUMemoryWithDecay, head: Tensor, batches: Iterable[Batch], 
         )[2].detach()
         for row in range(len(keys)):
             row_keys, row_told, row_asked = keys[row], batch.told[row], batch.asked[row]
+            sought = torch.where(row_asked > 0, row_asked, batch.lead[row])
             where = {int(row_told[t]): t for t in (row_told > 0).nonzero().flatten().tolist() if t}
-            found = [(where[int(row_asked[t])] - 1, t) for t in (row_asked > 0).nonzero().flatten().tolist()
-                     if int(row_asked[t]) in where]  # fmt: skip
+            found = [(where[int(sought[t])] - 1, t) for t in (sought > 0).nonzero().flatten().tolist()
+                     if int(sought[t]) in where]  # fmt: skip
             if found:
                 tells, asks = zip(*found, strict=True)
                 told.append(row_keys[list(tells)])
@@ -111,7 +112,6 @@ def fit_addresses(
         linear.bias.copy_(-weight @ centre)
     hashes = torch.randn(memory.num_heads * memory.num_slots, rank) * sharpness / rank**0.5
     memory.key.weight.copy_(hashes)
-    memory.query.weight.copy_(hashes)
     return correlations[:rank]
 
 

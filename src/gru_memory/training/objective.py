@@ -46,12 +46,14 @@ def address_loss(inputs: ScanInputs, batch: Batch) -> Tensor:
 
     With w(t, u) = mean over heads of sum_s r_{t,s} z_{u,s}, what position t reads of the place where token u was
     written, the loss is -log of the share of w(t, .) that falls on the right token, over all tokens before t. Other
-    values of the same fact do not count: a correction is meant to be written over what it corrects.
+    values of the same fact do not count: a correction is meant to be written over what it corrects. Positions that lead
+    up to a value ask for its first token: by what they find there, memory knows that it has something to say.
     """
-    if not (batch.asked > 0).any():
+    sought = torch.where(batch.asked > 0, batch.asked, batch.lead)
+    if not (sought > 0).any():
         return inputs.query.new_zeros(())
     # Per row, the A positions that ask for something; rows with fewer repeat others, which do not count.
-    asking = (batch.asked > 0).int()
+    asking = (sought > 0).int()
     position = asking.argsort(dim=1, descending=True, stable=True)[:, : int(asking.sum(1).max())]  # (R, A)
 
     def there(what: Tensor) -> Tensor:
@@ -61,7 +63,7 @@ def address_loss(inputs: ScanInputs, batch: Batch) -> Tensor:
     query = query.gather(1, position.unsqueeze(2).expand(-1, -1, query.shape[2]))
     shared = query @ inputs.write.flatten(2).transpose(1, 2)  # (R, A, T)
     time = torch.arange(shared.shape[2], device=shared.device)
-    asked, told = there(batch.asked), batch.told.unsqueeze(1)
+    asked, told = there(sought), batch.told.unsqueeze(1)
     outdated = (told > 0) & (batch.fact.unsqueeze(1) == there(batch.fact)) & (
         batch.value.unsqueeze(1) != there(batch.value)
     )  # fmt: skip

@@ -14,6 +14,7 @@ from ..data.sessions import Session, Turn
 from .features import PREFIX, FeatureCache, Text
 
 _RUN = 6  # tokens
+_BEGINNING = 3  # positions in which a reply of the model itself begins, where a memory is most tempted to speak
 
 
 @dataclass
@@ -29,9 +30,11 @@ class Batch:
     turn_starts: Tensor  # (R, T) bool
     labels: Tensor  # (R, T) the next token where it is to be learned, else -100
     base: Tensor  # (R, T) bool, positions at which to stay close to the base model
+    begins: Tensor  # (R, T) bool, those of them at which a reply begins
     told: Tensor  # (R, T) int64, which token of which value this is where it is told, 0 for none
     asked: Tensor  # (R, T) int64, the same number where that token is the one to come in an answer
-    fact: Tensor  # (R, T) int64, the fact that `told` or `asked` is about, 0 for none
+    lead: Tensor  # (R, T) int64, the number of the value's first token at the positions of an answer that lead up to it
+    fact: Tensor  # (R, T) int64, the fact that `told`, `asked` or `lead` is about, 0 for none
     value: Tensor  # (R, T) int64, its value: a corrected fact has two
 
     @property
@@ -72,8 +75,8 @@ def _row(session: Session, cache: FeatureCache) -> dict[str, np.ndarray]:
     turns = [(prefix, None), *((cache.find(turn_text(turn)), turn) for turn in session.turns)]
     turns = [(i, turn) for i, turn in turns if len(cache.tokens(i))]
     length = sum(len(cache.tokens(i)) for i, _ in turns)
-    row = {name: np.zeros(length, dtype=bool) for name in ("turn_starts", "base")}
-    row |= {name: np.zeros(length, dtype=np.int64) for name in ("told", "asked", "fact", "value")}
+    row = {name: np.zeros(length, dtype=bool) for name in ("turn_starts", "base", "begins")}
+    row |= {name: np.zeros(length, dtype=np.int64) for name in ("told", "asked", "lead", "fact", "value")}
     row |= {"mask": np.ones(length, dtype=bool), "labels": np.full(length, -100, dtype=np.int64)}
     row["tokens"] = np.concatenate([cache.tokens(i) for i, _ in turns]).astype(np.int64)
     row["features"] = np.concatenate([cache.features(i) for i, _ in turns])
@@ -88,6 +91,8 @@ def _row(session: Session, cache: FeatureCache) -> dict[str, np.ndarray]:
             row["labels"][first - 1 : stop - 1] = row["tokens"][first:stop]
         elif learn == "base":
             row["base"][start : stop - 1] = True
+            first = start + cache.reply_start(i) - 1
+            row["begins"][first : min(first + _BEGINNING, stop - 1)] = True
         if turn and turn.fact and turn.value:
             first, last = cache.value_span(i, turn.value)
             last = min(last + 1, stop - start) if last else 0
@@ -96,13 +101,16 @@ def _row(session: Session, cache: FeatureCache) -> dict[str, np.ndarray]:
             names = [(turn.fact,), (turn.fact, turn.value), *((turn.fact, turn.value, k) for k in range(last - first))]
             fact, value, *tokens = (numbers.setdefault(name, len(numbers) + 1) for name in names)
             row["fact"][span], row["value"][span], row["asked" if before else "told"][span] = fact, value, tokens
+            if before and tokens:
+                span = slice(start + cache.reply_start(i) - 1, span.start)
+                row["fact"][span], row["value"][span], row["lead"][span] = fact, value, tokens[0]
         start = stop
     return row
 
 
 def _thin(row: dict[str, np.ndarray], keep: float, rng: Random) -> dict[str, np.ndarray]:
-    """What is told with the position before it, answers, and runs of the rest; the first position of every turn, too."""
-    needed = (row["told"] > 0) | (row["labels"] >= 0) | (row["asked"] > 0) | row["turn_starts"]
+    """What is told with the position before it, answers, where replies begin, and runs of the rest; all turns' first positions."""
+    needed = (row["told"] > 0) | (row["labels"] >= 0) | (row["asked"] > 0) | row["turn_starts"] | row["begins"]
     needed[:-1] |= row["told"][1:] > 0
     starts = np.flatnonzero(row["turn_starts"])
     needed[: starts[1] if len(starts) > 1 else 0] = True

@@ -27,6 +27,7 @@ from .trainer import MemoryTrainer, TrainingConfig
 Progress = Callable[[str, int, int], None]  # (what is being done, done, in all)
 
 _SILENT = 0.7  # share of told turns without a reply: replies to them are all alike, facts are not
+_UNTOLD_TOKENS = 16  # of the model's reply to a question about something never told
 _ALIGNED_SESSIONS = 3600  # of three facts each: what addresses and strengths begin with
 _VALIDATION_SESSIONS = 32
 _VALIDATION = {
@@ -48,9 +49,10 @@ class TrainRequest:
         default_factory=dict, metadata={"help": "fields of `MemoryConfig` that differ from `conversation_memory`"}
     )
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    pool_facts: int = field(default=16000, metadata={"help": "distinct facts"})
-    pool_talk: int = field(default=2000, metadata={"help": "distinct unrelated turns"})
+    pool_facts: int = field(default=10000, metadata={"help": "distinct facts"})
+    pool_talk: int = field(default=1500, metadata={"help": "distinct unrelated turns"})
     corrected: float = field(default=0.15, metadata={"help": "share of facts that are corrected later"})
+    pool_untold: int = field(default=1500, metadata={"help": "distinct questions about things that were not told"})
     replied: int = field(default=550, metadata={"help": "turns that get the model's own reply"})
     books: str | None = field(
         default=None, metadata={"help": "folder of .txt files: pages on which memory stays silent"}
@@ -65,18 +67,20 @@ class TrainRequest:
 def conversation_memory(num_blocks: int, **changes: Any) -> MemoryConfig:
     """The memory that conversations are best served by, for a model of `num_blocks` blocks (see docs/decisions.md).
 
-    14,336 numbers in slots: 28 KiB in half precision, which conversations are kept in.
+    49,152 numbers in slots: 24 KiB in four bits each, which conversations are kept in.
     """
     best = {
         "num_heads": 32,
-        "num_slots": 56,
-        "slot_size": 8,
+        "num_slots": 96,
+        "slot_size": 16,
+        "signature_size": 6,
         "address_rank": 160,
         "persistent_slots": 8,
         "decay": 0.998,
         "decay_every": "turn",
         "cell": "mingru",
-        "key_layers": (2 * num_blocks // 3,),
+        "key_layers": (4 * num_blocks // 7, 7 * num_blocks // 9),
+        "kept_in": "int4",
     }
     return MemoryConfig(**{**best, **changes})
 
@@ -92,7 +96,9 @@ class FilePool:
     def turns(self) -> Iterator[Turn]:
         return iter(dict.fromkeys(turn for session in self.sessions for turn in session.turns))
 
-    def session(self, rng: random.Random, num_facts: int, between: int, shuffle: bool = True) -> Session:
+    def session(
+        self, rng: random.Random, num_facts: int, between: int, shuffle: bool = True, num_untold: int = 0
+    ) -> Session:
         return rng.choice(self.sessions)
 
 
@@ -124,7 +130,7 @@ def train(
     memory.float()
     memory.match_embeddings(head)
     if config.gate_init == 0:
-        torch.nn.init.constant_(memory.gate, _training_gate(head, config.num_heads * config.slot_size))
+        torch.nn.init.constant_(memory.gate, _training_gate(head, memory.output.in_features))
 
     renderer = TurnRenderer(tokenizer)
     if request.bfloat16:
@@ -174,9 +180,9 @@ def _pools(request, model, renderer, folder, fingerprint, progress) -> tuple[Any
         pool = FilePool(request.data)
         return pool, {"sessions": pool}
     facts = FactGenerator(seed, corrected=request.corrected, silent=_SILENT)
-    pool = FactPool(facts, request.pool_facts, request.pool_talk, tells=1, asks=1)
+    pool = FactPool(facts, request.pool_facts, request.pool_talk, tells=1, asks=1, num_untold=request.pool_untold)
     rng = random.Random(f"run {seed}")
-    if request.replied:
+    if request.replied or request.pool_untold:
         _with_own_replies(pool, rng, request.replied, model, renderer, folder, fingerprint, progress)
     if request.books:
         pool.talk += [Turn(None, page, learn="base") for page in book_pages(request.books, request.pages, rng)]
@@ -185,13 +191,18 @@ def _pools(request, model, renderer, folder, fingerprint, progress) -> tuple[Any
 
 
 def _with_own_replies(pool, rng, count, model, renderer, folder, fingerprint, progress) -> None:
-    """Give a share of the tells, corrections and unrelated turns the reply that the model itself would give."""
+    """Give a share of the tells, corrections and unrelated turns, and all questions about things never told, the reply that
+    the model itself would give."""
     tells = [turn for fact in pool.facts for turn in (*fact.tells, *fact.corrections)]
     chosen = rng.sample(tells, min(len(tells), count * 2 // 3))
     talk = rng.sample(range(len(pool.talk)), min(len(pool.talk), count // 3))
     users = [turn.user for turn in chosen] + [pool.talk[i].user for i in talk]
     tell = None if progress is None else lambda done, total: progress("the model's own replies", done, total)
-    replies = own_replies(folder, model, renderer, users, fingerprint=fingerprint, progress=tell)
+
+    def replies_to(users: list[str], **settings: Any) -> list[str]:
+        return own_replies(folder, model, renderer, users, fingerprint=fingerprint, progress=tell, **settings)
+
+    replies = replies_to(users)
     replied = {
         turn: replace(turn, assistant=reply, learn="base")
         for turn, reply in zip(chosen, replies[: len(chosen)], strict=True)
@@ -208,6 +219,11 @@ def _with_own_replies(pool, rng, count, model, renderer, folder, fingerprint, pr
     ]
     for i, reply in zip(talk, replies[len(chosen) :], strict=True):
         pool.talk[i] = replace(pool.talk[i], assistant=reply)
+    replies = replies_to([question.turn.user for question in pool.untold], max_new_tokens=_UNTOLD_TOKENS)
+    pool.untold = [
+        replace(question, turn=replace(question.turn, assistant=reply))
+        for question, reply in zip(pool.untold, replies, strict=True)
+    ]
 
 
 def book_pages(folder: str | Path, count: int, rng: random.Random) -> list[str]:

@@ -40,6 +40,9 @@ class TrainingConfig:
     clip_norm: float = field(default=1.0, metadata={"help": "gradient norm"})
     max_facts: int = field(default=8, metadata={"help": "facts in a session, drawn from 1 to this"})
     max_between: int = field(default=4, metadata={"help": "unrelated turns in a session, drawn from 0 to this"})
+    max_untold: int = field(
+        default=3, metadata={"help": "questions about things never told in a session, drawn from 0 to this"}
+    )
     curriculum_steps: int = field(default=100, metadata={"help": "steps over which max_facts grows from 2"})
     keep: float = field(default=0.15, metadata={"help": "share of what is neither told nor answered that a row keeps"})
     base_weight: float = field(default=1.0, metadata={"help": "weight of staying close to the base model"})
@@ -157,8 +160,9 @@ class MemoryTrainer:
         most = 2 + round((config.max_facts - 2) * grown)
         # Sessions of one step have the same make-up, so that little of the batch is padding.
         facts, between = rng.randint(1, most), rng.randint(0, config.max_between)
+        untold = rng.randint(0, config.max_untold)
         rows = max(2, round(config.rows * 4 / (facts + 1 + between / 3)))
-        sessions = [self.pool.session(rng, facts, between, shuffle=rng.random() < 0.5) for _ in range(rows)]
+        sessions = [self.pool.session(rng, facts, between, rng.random() < 0.5, untold) for _ in range(rows)]
         return make_batch(sessions, self.cache, config.keep, rng)
 
     def _learning_rate(self) -> float:
