@@ -59,10 +59,15 @@ def assert_same(short, general, tolerance):
 
 
 SETTINGS = [
-    {"cell": cell, "decay": decay, "decay_every": every, "address_rank": rank, "persistent_slots": persistent}
-    for (cell, every), (decay, rank, persistent) in itertools.product(
+    {"cell": cell, "decay": decay, "decay_every": every, "address_rank": rank, "persistent_slots": persistent, **signed}
+    for (cell, every), (decay, rank, persistent, signed) in itertools.product(
         (("gru", "turn"), ("mingru", "token")),
-        ((0.9, 0, 0), ([0.9, 0.8, 0.7], 6, 0), ([0.9, 0.8, 0.7, 0.6, 0.5], 0, 4), ([[0.5] * S] * N, 6, 4)),
+        (
+            (0.9, 0, 0, {}),
+            ([0.9, 0.8, 0.7], 6, 0, {"signature_size": 3}),
+            ([0.9, 0.8, 0.7, 0.6, 0.5], 0, 4, {}),
+            ([[0.5] * S] * N, 6, 4, {"signature_size": 2}),
+        ),
     )
 ]
 
@@ -124,7 +129,7 @@ def test_the_state_that_went_in_is_left_alone():
 
 def test_many_rows_and_sizes_that_are_no_multiple_of_four():
     """Compiled products take rows in pairs and weights in fours; what is left over has loops of its own."""
-    site = make(torch.float64, address_rank=7, persistent_slots=3)
+    site = make(torch.float64, address_rank=7, persistent_slots=3, signature_size=1)
     for batch in (2, 5):
         assert_same(*both(site, one(site, batch)), 1e-12)
 
@@ -222,7 +227,7 @@ def test_projections_that_are_no_plain_ones_are_not_passed_by():
         assert not one_token.can_run(parametrized, hidden)
         assert not one_token.can_run(make(torch.bfloat16), hidden)
         mixed = make(torch.float32)
-        mixed.query.double()
+        mixed.key.double()
         assert not one_token.can_run(mixed, hidden)
         assert one_token.can_run(make(torch.float32), hidden)
 
