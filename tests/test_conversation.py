@@ -10,7 +10,7 @@ from tiny import assert_differ, assert_same_state
 
 from gru_memory import Conversation, MemoryConfig, MemoryState, add_memory
 from gru_memory.rendering import TurnRenderer
-from gru_memory.state import STORED_DTYPE
+from gru_memory.state import AS_KEPT
 
 TURNS = [("My boat is called Marigold.", "Lovely."), ("I live in Porto.", None), ("What is two and two?", "Four.")]
 
@@ -117,7 +117,7 @@ def test_bytes_are_as_good_as_a_file(model, tokenizer):
     assert_same_state(second.state, first.state, tolerance=0)
     assert second.inputs("And now?")["input_ids"].tolist() == first.inputs("And now?")["input_ids"].tolist()
     every_bit = first.to_bytes()
-    first.kept_in = STORED_DTYPE  # as outside of these tests
+    first.kept_in = AS_KEPT  # as outside of these tests
     assert len(first.to_bytes()) < len(every_bit)
     second.load(first.to_bytes())
     for site, kept in first.state.sites.items():

@@ -7,7 +7,7 @@ from tiny import SumSite, assert_close, assert_same_state
 
 from gru_memory import Conversation, MemoryConfig, add_memory
 from gru_memory.inspection import recalled_words, slot_tokens, slot_words, stored_tokens, trace
-from gru_memory.state import STORED_DTYPE
+from gru_memory.state import AS_KEPT
 
 TURNS = [("My boat is called Marigold.", "Lovely."), ("I live in Porto.", None)]
 
@@ -164,5 +164,5 @@ def test_the_demo_tells_talks_and_asks(model, tokenizer, tmp_path):
     for user, reply in (*TOLD, *UNRELATED):
         conversation.read(user, reply)
     assert [answer.memory for answer in result.answers] == [conversation.say(question) for question, _ in ASKED]
-    assert result.state_bytes == len(result.trace.state.to_bytes(STORED_DTYPE))
+    assert result.state_bytes == len(result.trace.state.to_bytes(AS_KEPT))
     assert write_plot(result, tmp_path).is_file()

@@ -16,7 +16,7 @@ NEVER, ALWAYS = -1e4, 1e4  # biases of the strength that no input moves
 
 FORMS = pytest.mark.parametrize(
     "form",
-    ({}, {"address_rank": 5}, {"address_rank": 5, "persistent_slots": 3}, {"persistent_slots": 2}),
+    ({}, {"address_rank": 5, "signature_size": 2}, {"address_rank": 5, "persistent_slots": 3}, {"persistent_slots": 2}),
     ids=lambda form: ",".join(form) or "plain",
 )
 

@@ -10,6 +10,7 @@ from tiny import assert_close, assert_same_state, memory_model, one_thread, rand
 
 import gru_memory.state
 from gru_memory import MemoryState
+from gru_memory.state import AS_KEPT
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +153,44 @@ def test_half_precision_on_disk_is_close_and_smaller(model, state, tmp_path):
     assert_close(loaded.sites["top"]["slots"], state.sites["top"]["slots"], 5e-4)
     assert_same_state(loaded, state, 2e-3)
     assert (tmp_path / "half").stat().st_size < 0.6 * (tmp_path / "whole").stat().st_size
+
+
+def test_four_bits_on_disk_are_close_and_an_eighth(model, state, tmp_path):
+    state.save(tmp_path / "whole", torch.float32)
+    state.save(tmp_path / "packed", "int4")
+    loaded = MemoryState.load(tmp_path / "packed", model.memory_fingerprint())
+    for site, kept in state.sites.items():
+        assert loaded.sites[site]["slots"].dtype == kept["slots"].dtype
+        assert_close(loaded.sites[site]["slots"], kept["slots"].clamp(-1, 1), 1 / 14 + 1e-6)
+        assert_close(loaded.sites[site]["address"], kept["address"], 2e-3)
+    slots = sum(kept["slots"].numel() for kept in state.sites.values())
+    assert (tmp_path / "whole").stat().st_size - (tmp_path / "packed").stat().st_size > 3.4 * slots
+    again = loaded.to_bytes("int4")
+    assert_same_state(MemoryState.from_bytes(again), loaded, 1e-6)  # packed once, it stays what it is
+
+
+def test_a_state_is_kept_in_what_its_config_says(tmp_path):
+    model = memory_model(kept_in="int4")
+    state = model(random_ids(2, 9)).memory_state
+    assert state.kept_in == "int4"
+    loaded = MemoryState.from_bytes(state.to_bytes(AS_KEPT))
+    assert loaded.kept_in == "int4"
+    assert_same_state(loaded, MemoryState.from_bytes(state.to_bytes("int4")), 0)
+    assert model.memory_fingerprint() == memory_model().memory_fingerprint()  # how it is stored changes no meaning
+    with pytest.raises(ValueError, match="int4"):
+        state.to_bytes("int3")
+
+
+def test_numbers_that_are_not_finite_are_not_packed_away(state):
+    state.sites["top"]["slots"][0, 0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match="NaN"):
+        MemoryState.from_bytes(state.to_bytes("int4"))
+
+
+@pytest.mark.parametrize("packed", ("[]", '{"site/top/slots": [1, 2]}', '{"site/top/slots": "x"}', '{"none": [1]}', "{"))
+def test_packing_that_does_not_fit_is_refused(state, tmp_path, packed):
+    with pytest.raises(ValueError, match="damaged"):
+        MemoryState.load(rewritten(tmp_path / "state", state, {"packed": packed}))
 
 
 def test_a_state_of_another_memory_is_refused(state, tmp_path):

@@ -307,7 +307,7 @@ def test_alignment_finds_what_was_told_without_a_step_of_training(model, pool, b
 
     def read_where_written():
         key, query = F.rms_norm(memory.key_rank(told), (12,)), F.rms_norm(memory.query_rank(asked), (12,))
-        address, read = (x.unflatten(-1, (2, 4)).softmax(-1) for x in (memory.key(key), memory.query(query)))
+        address, read = (x.unflatten(-1, (2, 4)).softmax(-1) for x in (memory.key(key), memory.key(query)))
         return (address * read).sum(-1).mean().item()
 
     assert read_where_written() < 0.4

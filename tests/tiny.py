@@ -32,6 +32,7 @@ KINDS = [
 _MEMORY = {"sites": ("input", "middle", "top"), "num_heads": 2, "num_slots": 4, "slot_size": 8, "decay": 0.9}
 _MINGRU = {
     "address_rank": 6,
+    "signature_size": 3,
     "persistent_slots": 2,
     "cell": "mingru",
 }  # the two cells are tested with two ways to address

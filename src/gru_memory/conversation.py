@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .rendering import TurnRenderer
-from .state import STORED_DTYPE, MemoryState, write_whole
+from .state import AS_KEPT, MemoryState, write_whole
 
 
 class Conversation:
@@ -27,7 +27,7 @@ class Conversation:
         turns: how many turns were taken in.
     """
 
-    kept_in: torch.dtype | None = STORED_DTYPE  # type of the numbers that `to_bytes` and `save` write; None: every bit
+    kept_in: torch.dtype | str | None = AS_KEPT  # what `to_bytes` and `save` write floats in; None: every bit
 
     def __init__(
         self, model: Any, tokenizer: Any, system: str | None = None, context_turns: int = 1, **generation: Any
@@ -99,7 +99,7 @@ class Conversation:
     def to_bytes(self) -> bytes:
         """The conversation as the bytes of one safetensors file: its state and the turns that attention still sees.
 
-        In half precision, unless `kept_in` says otherwise.
+        In what the memory's config says (`MemoryConfig.kept_in`), unless `kept_in` says otherwise.
         """
         about = {
             "turns": self.turns,

@@ -13,7 +13,7 @@ from .evaluation.batched import BatchReader, Pair
 from .evaluation.full_history import ask_with_history
 from .evaluation.scoring import contains
 from .inspection import StoredToken, Trace, recalled_words, slot_tokens, slot_words, stored_tokens, trace
-from .state import STORED_DTYPE, MemoryState
+from .state import AS_KEPT, MemoryState
 
 Progress = Callable[[str, int, int], None]  # (what is being done, done, in all)
 
@@ -119,7 +119,7 @@ def run_demo(model: Any, tokenizer: Any, max_new_tokens: int = 24, progress: Pro
         answers=answers,
         stored=stored_tokens(whole, by="left"),
         slots=_slots(model, tokenizer, whole),
-        state_bytes=len(told.to_bytes(STORED_DTYPE)),
+        state_bytes=len(told.to_bytes(AS_KEPT)),
         kv_bytes=full.kv_bytes,
         history_tokens=full.history_tokens,
         seconds=time.perf_counter() - began,

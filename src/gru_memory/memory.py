@@ -16,7 +16,7 @@ from .config import CELLS, CLOCKS, MemoryConfig, check_decay, check_signature
 
 SiteState = dict[str, Tensor]
 
-_TRUST = (4.0, 12.0, -3.0, 12.0, -2.0)  # where trust begins: an empty read counts for little, one that agrees in full
+_TRUST = (4.0, 12.0, -3.0)  # where trust begins: an empty read counts for little, one that agrees in full
 
 _DEFAULTS = {name: f.default for name, f in MemoryConfig.__dataclass_fields__.items()}
 
@@ -54,8 +54,6 @@ class GRUMemoryWithDecay(nn.Module):
     tanh(W_f norm(W_p k_t)), and M the mean of max(0, m_n) over the heads,
 
         trust     y_n *= sigmoid(c_1 m_n + c_2 M + c_3),  after which the signature is left out of the read
-
-    Persistent slots then speak as far as sigmoid(c_4 M + c_5): what is said around a value only where there is one.
 
     Args:
         hidden_size: D, width of the hidden states.
@@ -127,7 +125,7 @@ class GRUMemoryWithDecay(nn.Module):
             self.query = nn.Linear(key_width, num_heads * num_slots)
         if signature_size:
             self.signature = nn.Linear(address_rank, num_heads * signature_size, bias=False)
-            self.trust = nn.Parameter(torch.empty(5))
+            self.trust = nn.Parameter(torch.empty(3))  # c_1, c_2, c_3
         self.strength_key = nn.Linear(key_width, num_heads)
         self.strength_embed = nn.Linear(key_width if address_rank else self.embed_size, num_heads, bias=False)
         self.value_embed = nn.Linear(self.embed_size, width, bias=False)
@@ -161,7 +159,7 @@ class GRUMemoryWithDecay(nn.Module):
         else:
             self.query.load_state_dict(self.key.state_dict())
         if self.signature_size:
-            nn.init.normal_(self.signature.weight, std=1 / math.sqrt(self.address_rank))
+            nn.init.normal_(self.signature.weight, std=2 / math.sqrt(self.address_rank))
             self.trust.copy_(torch.tensor(_TRUST))
         if self.persistent_slots:
             nn.init.normal_(self.persistent_query.weight, std=1 / math.sqrt(self.persistent_query.in_features))
@@ -283,32 +281,33 @@ class GRUMemoryWithDecay(nn.Module):
         inputs, last_key, read_gate, persistent, signature = self.prepare(
             hidden_states, token_embeds, state, mask, turn_starts, key_states
         )
-        cell = recurrence.CellWeights(self.weight_hh, self.bias_hh) if self.cell == "gru" else None
-        if cell is not None and self.weight_hh.dtype != self.state_dtype:
-            cell = recurrence.CellWeights(*(w.to(self.state_dtype) for w in cell))
-        with _without_autocast(hidden_states.device.type):  # the recurrence keeps its precision
-            reads, slots = recurrence.scan(inputs, state["slots"].to(self.state_dtype), cell)
-        said = self.gate.to(reads.dtype)
+        reads, slots = self.recur(inputs, state["slots"])
         if signature is not None:
-            reads, trust = self._trusted(reads, signature)
-            said = said * trust
+            reads = self._trusted(reads, signature)
         reads = read_gate * reads
         if persistent is not None:
-            reads = reads + said * torch.einsum("btnp,npd->btnd", persistent, self.persistent.to(reads.dtype))
+            learned = (self.gate * self.persistent).to(reads.dtype)
+            reads = reads + torch.einsum("btnp,npd->btnd", persistent, learned)
         recalled = self.output(reads.flatten(2).to(self.output.weight.dtype))
         return hidden_states + recalled.to(hidden_states.dtype), {"slots": slots, **last_key}, inputs
 
-    def _trusted(self, reads: Tensor, signature: Tensor) -> tuple[Tensor, Tensor]:
-        """The values read, each head's as far as it was written under what is asked for, and how far all heads agree on that.
+    def recur(self, inputs: recurrence.ScanInputs, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """The recurrence alone: what is read at every position (B, T, N, d), and the slots (B, N, S, d) after the last."""
+        cell = recurrence.CellWeights(self.weight_hh, self.bias_hh) if self.cell == "gru" else None
+        if cell is not None and self.weight_hh.dtype != self.state_dtype:
+            cell = recurrence.CellWeights(*(w.to(self.state_dtype) for w in cell))
+        with _without_autocast(slots.device.type):  # the recurrence keeps its precision
+            return recurrence.scan(inputs, slots.to(self.state_dtype), cell)
 
-        reads (..., N, d) and signature (..., N, f); returns (..., N, d - f) and (..., 1, 1).
+    def _trusted(self, reads: Tensor, signature: Tensor) -> Tensor:
+        """The values read, each head's as far as it, and all heads together, found what is asked for.
+
+        reads (..., N, d) and signature (..., N, f); returns (..., N, d - f).
         """
         values, found = reads.split([self.value_size, self.signature_size], dim=-1)
-        agreement = (found * signature).mean(dim=-1, keepdim=True)  # (..., N, 1)
-        together = agreement.clamp_min(0).mean(dim=-2, keepdim=True)  # (..., 1, 1)
+        agreement, together = agreements(found, signature)
         trust = self.trust.to(reads.dtype)
-        of_head = torch.sigmoid(trust[0] * agreement + trust[1] * together + trust[2])
-        return values * of_head, torch.sigmoid(trust[3] * together + trust[4])
+        return values * torch.sigmoid(trust[0] * agreement + trust[1] * together + trust[2]).unsqueeze(-1)
 
     def prepare(
         self,
@@ -438,6 +437,12 @@ class GRUMemoryWithDecay(nn.Module):
                     f"state {name!r} is {tuple(state[name].shape)}, expected {shape}: it belongs to another memory or batch "
                     "size; use state.select / MemoryState.cat to change the rows, or start from None"
                 )
+
+
+def agreements(found: Tensor, signature: Tensor) -> tuple[Tensor, Tensor]:
+    """How well signatures that were read agree with those asked for: m (..., N) of each head and M (..., 1) of all."""
+    agreement = (found * signature).mean(dim=-1)
+    return agreement, agreement.clamp_min(0).mean(dim=-1, keepdim=True)
 
 
 def _without_autocast(device_type: str) -> contextlib.AbstractContextManager:

@@ -259,6 +259,7 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, FingerprintMixin, Na
             pending=torch.zeros(batch_size, dtype=torch.bool, device=device),
             decay_rates={name: site.decay for name, site in sites.items() if isinstance(site, GRUMemoryWithDecay)},
             fingerprint=fingerprint,
+            kept_in=self.memory_config.kept_in,
         )
 
     def _refuse_fetched_memory(self) -> None:

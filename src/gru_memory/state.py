@@ -14,9 +14,12 @@ from safetensors.torch import load as deserialize
 from safetensors.torch import save as serialize
 from torch import Tensor
 
-FORMAT_VERSION = 1
+from .config import KEPT_IN
+from .packing import pack_int4, unpack_int4
+
+FORMAT_VERSION = 2  # 2: slots may be packed, see `packing`; what is not packed is written as 1
 _KIND = "gru-memory state"
-STORED_DTYPE = torch.float16  # what conversations are kept in: slots lie in [-1, 1], where it errs by 2.5e-4 at most
+AS_KEPT = "kept"  # for `dtype`: what the memory's config says that conversations are kept in
 MAX_FILE_BYTES = 1 << 30  # read no further: a state is kilobytes a conversation
 
 
@@ -33,6 +36,7 @@ class MemoryState:
         pending: (B,) bool, a turn has begun of which memory has not seen a token yet.
         decay_rates: site name -> what one tick keeps of the slots, broadcasting over (N, S).
         fingerprint: of the model and the memory this belongs to; None if unknown.
+        kept_in: what conversations of this memory are stored in, `MemoryConfig.kept_in`.
     """
 
     sites: dict[str, dict[str, Tensor]]
@@ -41,6 +45,7 @@ class MemoryState:
     pending: Tensor
     decay_rates: dict[str, Tensor] = field(default_factory=dict)
     fingerprint: str | None = None
+    kept_in: str = "float16"
 
     @property
     def batch_size(self) -> int:
@@ -165,28 +170,42 @@ class MemoryState:
             raise ValueError("to forget a text, give the model and the tokenizer that read it")
         return editing.forget(model, tokenizer, self, what, reply, system)
 
-    def to_bytes(self, dtype: torch.dtype | None = None, metadata: dict[str, str] | None = None) -> bytes:
+    def to_bytes(self, dtype: torch.dtype | str | None = None, metadata: dict[str, str] | None = None) -> bytes:
         """The state as the bytes of a safetensors file.
 
         Args:
-            dtype: floating type to keep; None keeps every bit, `torch.float16` halves the size and costs about 5e-4
-                of a slot's range.
+            dtype: what to keep floats in. None keeps every bit. `torch.float16` (or "float16") halves the size and costs
+                about 5e-4 of a slot's range; "int4" takes an eighth, costs up to 1/14, and keeps all but the slots in half
+                precision. "kept" is what the memory's config says (`MemoryConfig.kept_in`).
             metadata: further strings for the file's header; `read_metadata` gives them back.
         """
-        tensors = {name: t.detach().cpu().contiguous() for name, t in self._named()}
-        if dtype is not None:
-            tensors = {k: t.to(dtype) if t.is_floating_point() else t for k, t in tensors.items()}
+        dtype = self.kept_in if dtype == AS_KEPT else dtype
+        if isinstance(dtype, str) and dtype not in KEPT_IN:
+            raise ValueError(f"dtype is {dtype!r}: use a torch.dtype, None, {AS_KEPT!r} or one of {KEPT_IN}")
+        rounded = torch.float16 if dtype == "int4" else getattr(torch, dtype) if isinstance(dtype, str) else dtype
+        tensors, shapes = {}, {}
+        for name, tensor in self._named():
+            tensor = tensor.detach().cpu().contiguous()
+            if dtype == "int4" and name.endswith("/slots") and bool(torch.isfinite(tensor).all()):
+                tensors[name], shapes[name] = pack_int4(tensor), list(tensor.shape)
+            else:
+                tensors[name] = tensor.to(rounded) if rounded and tensor.is_floating_point() else tensor
         rates = {f"decay/{site}": rate.detach().cpu().contiguous() for site, rate in self.decay_rates.items()}
         dtypes = {name: str(t.dtype).removeprefix("torch.") for name, t in [*self._named(), *rates.items()]}
         header = {
             "kind": _KIND,
-            "version": str(FORMAT_VERSION),
+            "version": str(FORMAT_VERSION if shapes else 1),
             "fingerprint": self.fingerprint or "",
+            "kept_in": self.kept_in,
             "dtypes": json.dumps(dtypes),
         }
+        if shapes:
+            header["packed"] = json.dumps(shapes)
         return serialize(tensors | rates, {**(metadata or {}), **header})
 
-    def save(self, path: str | Path, dtype: torch.dtype | None = None, metadata: dict[str, str] | None = None) -> None:
+    def save(
+        self, path: str | Path, dtype: torch.dtype | str | None = None, metadata: dict[str, str] | None = None
+    ) -> None:
         """Write `to_bytes` to a file, whole or not at all."""
         write_whole(path, self.to_bytes(dtype, metadata))
 
@@ -226,10 +245,12 @@ class MemoryState:
                     f"{name} belongs to another model or memory: load it with the pair that wrote it, or start anew"
                 )
             dtypes = json.loads(header["dtypes"])
+            for packed, shape in json.loads(header.get("packed", "{}")).items():
+                tensors[packed] = unpack_int4(tensors[packed], shape)
             state = cls._from_named(
                 {k: t.to(getattr(torch, dtypes.get(k, "float32"))) for k, t in tensors.items()}, header
             )
-        except (KeyError, AttributeError, TypeError, RecursionError, json.JSONDecodeError) as error:
+        except (KeyError, AttributeError, TypeError, RecursionError, RuntimeError, json.JSONDecodeError) as error:
             raise ValueError(_damaged(name, error)) from error
         if not state.is_finite():
             raise ValueError(f"{name} holds NaN or infinite numbers: restore it from a copy or start anew")
@@ -247,7 +268,11 @@ class MemoryState:
             elif kind == "decay":
                 rates[rest] = tensor
         counters = {name: tensors[name] for name in ("tokens", "turns", "pending")}
-        state = cls(sites=sites, decay_rates=rates, fingerprint=header.get("fingerprint") or None, **counters)
+        kept_in = header.get("kept_in", "float16")
+        if kept_in not in KEPT_IN:
+            raise KeyError("kept_in")
+        fingerprint = header.get("fingerprint") or None
+        state = cls(sites=sites, decay_rates=rates, fingerprint=fingerprint, kept_in=kept_in, **counters)
         if not sites or any(t.shape[:1] != state.tokens.shape for t in state._tensors()):
             raise KeyError("its tensors do not have one batch size")
         return state

@@ -21,7 +21,8 @@ NEAR_SHARE = 0.5  # of the questions about things never told ask for what was to
 MAX_TRIES = 1000
 # One wording for whatever is asked: reply and memory have little to agree on but the value, and what the model takes
 # in up to "it's" tells apart what is asked for better than where the reply begins (docs/decisions.md).
-ANSWER = "You told me it's {}."
+ANSWER = "It's {}."
+UNTOLD = "It's something you haven't told me."  # parts from an answer where memory knows whether it found anything
 
 
 @dataclass(frozen=True)
@@ -140,9 +141,9 @@ class FactGenerator:
         )
 
     def question(self) -> Question:
-        """A question about something that nobody told; how the model itself replies is for others to add."""
+        """A question, for sessions in which nobody told what it asks for."""
         fact = self.fact()
-        return Question(fact.attribute, Turn(fact.ask.user, None, learn="base"))
+        return Question(fact.attribute, Turn(fact.ask.user, UNTOLD, learn="answer"))
 
     def talk(self) -> Turn:
         """A turn that tells nothing and asks for nothing told."""

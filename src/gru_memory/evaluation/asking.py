@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ..data.sessions import Session, Turn
-from ..state import STORED_DTYPE, MemoryState
+from ..state import AS_KEPT, MemoryState
 from .batched import BatchReader, Pair
 
 
@@ -26,12 +26,12 @@ def asked(session: Session, at_most: int | None = None) -> list[Turn]:
 
 def as_kept(states: MemoryState) -> MemoryState:
     """States after being stored and read back: what a conversation that goes on another day starts from."""
-    return MemoryState.from_bytes(states.to_bytes(STORED_DTYPE)).to(states.tokens.device)
+    return MemoryState.from_bytes(states.to_bytes(AS_KEPT)).to(states.tokens.device)
 
 
 def kept_bytes(states: MemoryState) -> int:
     """Bytes of one conversation as it is stored."""
-    return len(states.select(0).to_bytes(STORED_DTYPE))
+    return len(states.select(0).to_bytes(AS_KEPT))
 
 
 def read_along(

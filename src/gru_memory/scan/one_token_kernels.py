@@ -191,12 +191,11 @@ def _write_and_read_one(
             reads[b, n * room : (n + 1) * room] = read[:room]
             for j in range(marks):
                 agreement[b, n] += read[room + j] * math.tanh(signature[b, n * marks + j]) / like.dtype.type(marks)
-    trust = carray(_pointer(weights[TRUST]), (5 if marks > 0 else 0,), like.dtype)
+    trust = carray(_pointer(weights[TRUST]), (3 if marks > 0 else 0,), like.dtype)
     for b in range(rows):
         together = zero
         for n in range(heads):
             together += max(zero, agreement[b, n]) / like.dtype.type(heads)
-        said = gate if marks == 0 else like.dtype.type(gate * _sigmoid(trust[3] * together + trust[4]))
         for n in range(heads):
             opened = gate * _sigmoid(gates[b, n])
             if marks > 0:
@@ -207,7 +206,7 @@ def _write_and_read_one(
             if always > 0:
                 _softmax_into(shares, learned[b, n * always : (n + 1) * always])
                 for p in range(always):
-                    share = said * shares[p]
+                    share = gate * shares[p]
                     for j in range(room):
                         read[j] += share * persistent[n, p, j]
 

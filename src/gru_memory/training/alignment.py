@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..memory import GRUMemoryWithDecay
+from ..memory import GRUMemoryWithDecay, agreements
 from .rows import Batch
 
 _REFINE_RATE, _REFINE_TEMPERATURE, _REFINE_PULL = 1e-3, 0.3, 5.0
+_FOUND = 0.3  # of a token's weight that a head must meet to count as having found it
 _LOUDNESS = 0.2  # root mean square of rank projections, whose scale says nothing: so much Adam moves them a step
 
 
@@ -29,7 +30,7 @@ class Views:
     """Keys of F numbers from many sessions."""
 
     told: Tensor  # (M, F) of the position before a token that is told
-    asked: Tensor  # (M, F) of the position before the same token in an answer, or of one that leads up to its value
+    asked: Tensor  # (M, F) of the position before the same token in an answer
     first: Tensor  # (M,) bool, whether that token is the first of its value
     before: Tensor  # (P, F) of the position before each of P tokens
     own: Tensor  # (P, F) of the token's own position
@@ -49,10 +50,9 @@ def collect(memory: GRUMemoryWithDecay, head: Tensor, batches: Iterable[Batch], 
         )[2].detach()
         for row in range(len(keys)):
             row_keys, row_told, row_asked = keys[row], batch.told[row], batch.asked[row]
-            sought = torch.where(row_asked > 0, row_asked, batch.lead[row])
             where = {int(row_told[t]): t for t in (row_told > 0).nonzero().flatten().tolist() if t}
-            found = [(where[int(sought[t])] - 1, t) for t in (sought > 0).nonzero().flatten().tolist()
-                     if int(sought[t]) in where]  # fmt: skip
+            found = [(where[int(row_asked[t])] - 1, t) for t in (row_asked > 0).nonzero().flatten().tolist()
+                     if int(row_asked[t]) in where]  # fmt: skip
             if found:
                 tells, asks = zip(*found, strict=True)
                 told.append(row_keys[list(tells)])
@@ -167,6 +167,42 @@ def fit_read_gates(memory: GRUMemoryWithDecay, views: Views) -> float:
     return loss
 
 
+@torch.no_grad()
+def fit_trust(memory: GRUMemoryWithDecay, head: Tensor, batches: Iterable[Batch]) -> float:
+    """Trust as the probability that a head reads the token asked for, from how signatures agree. Returns the loss in nats.
+
+    `batches` are whole sessions that also ask for things never told, where no head can be right.
+    """
+    features, target = [], []
+    for batch in batches:
+        extra = batch.features[..., memory.hidden_size :] if memory.key_size else None
+        state = memory.initial_state(len(batch.tokens))
+        prepared = memory.prepare(
+            batch.features[..., : memory.hidden_size], F.embedding(batch.tokens, head), state, batch.mask,
+            batch.turn_starts, extra,
+        )  # fmt: skip
+        reads, _ = memory.recur(prepared.inputs, state["slots"])
+        of_head, of_all = agreements(reads[..., memory.value_size :], prepared.signature)
+        both = torch.stack([of_head, of_all.expand_as(of_head)], dim=-1)  # (R, T, N, 2)
+        inputs = prepared.inputs
+        for row, t in ((batch.asked > 0) | batch.unknown).nonzero().tolist():
+            there = (batch.told[row, :t] == batch.asked[row, t]) & (batch.told[row, :t] > 0)
+            if batch.unknown[row, t]:
+                right = torch.zeros(memory.num_heads)
+            elif there.any():
+                where = int(there.nonzero()[-1])
+                right = ((inputs.query[row, t] * inputs.write[row, where]).sum(-1) > _FOUND).float()  # (N,)
+            else:
+                continue
+            features.append(both[row, t])
+            target.append(right)
+    if not features:
+        raise ValueError("no session asks for anything: nothing to fit trust by")
+    weight, bias, loss = _logistic(torch.cat(features), torch.cat(target), decay=0.0)
+    memory.trust.copy_(torch.tensor([*weight.tolist(), bias]))
+    return loss
+
+
 def _logistic(features: Tensor, target: Tensor, decay: float = 1e-3, steps: int = 60) -> tuple[Tensor, float, float]:
     """Logistic regression of target (P,) on features (P, F) by L-BFGS: weight (F,), bias and loss."""
     mean, spread = features.mean(0), features.std(0) + 1e-2
@@ -184,7 +220,8 @@ def _logistic(features: Tensor, target: Tensor, decay: float = 1e-3, steps: int 
         total.backward()
         return total
 
-    optimizer.step(closure)
+    with torch.enable_grad():
+        optimizer.step(closure)
     with torch.no_grad():
         raw = weight / spread
         return raw, float(bias - raw @ mean), float(loss())

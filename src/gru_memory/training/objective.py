@@ -46,14 +46,12 @@ def address_loss(inputs: ScanInputs, batch: Batch) -> Tensor:
 
     With w(t, u) = mean over heads of sum_s r_{t,s} z_{u,s}, what position t reads of the place where token u was
     written, the loss is -log of the share of w(t, .) that falls on the right token, over all tokens before t. Other
-    values of the same fact do not count: a correction is meant to be written over what it corrects. Positions that lead
-    up to a value ask for its first token: by what they find there, memory knows that it has something to say.
+    values of the same fact do not count: a correction is meant to be written over what it corrects.
     """
-    sought = torch.where(batch.asked > 0, batch.asked, batch.lead)
-    if not (sought > 0).any():
+    if not (batch.asked > 0).any():
         return inputs.query.new_zeros(())
     # Per row, the A positions that ask for something; rows with fewer repeat others, which do not count.
-    asking = (sought > 0).int()
+    asking = (batch.asked > 0).int()
     position = asking.argsort(dim=1, descending=True, stable=True)[:, : int(asking.sum(1).max())]  # (R, A)
 
     def there(what: Tensor) -> Tensor:
@@ -63,7 +61,7 @@ def address_loss(inputs: ScanInputs, batch: Batch) -> Tensor:
     query = query.gather(1, position.unsqueeze(2).expand(-1, -1, query.shape[2]))
     shared = query @ inputs.write.flatten(2).transpose(1, 2)  # (R, A, T)
     time = torch.arange(shared.shape[2], device=shared.device)
-    asked, told = there(sought), batch.told.unsqueeze(1)
+    asked, told = there(batch.asked), batch.told.unsqueeze(1)
     outdated = (told > 0) & (batch.fact.unsqueeze(1) == there(batch.fact)) & (
         batch.value.unsqueeze(1) != there(batch.value)
     )  # fmt: skip
@@ -77,12 +75,13 @@ def address_loss(inputs: ScanInputs, batch: Batch) -> Tensor:
 def write_loss(inputs: ScanInputs, batch: Batch) -> Tensor:
     """What was told is written, the rest is not: cross-entropy of the write strengths over all tokens.
 
-    Every token weighs the same, so strengths are honest probabilities: most tokens tell nothing, and every stray write
-    wears away what its slots hold.
+    Every token weighs the same, those of a row that were left out too, so strengths are honest probabilities: most tokens
+    tell nothing, and every stray write wears away what its slots hold.
     """
     strength = inputs.write.sum(dim=-1).clamp(1e-6, 1 - 1e-6)  # b (R, T, N); addresses sum to 1
     told = (batch.told > 0).unsqueeze(-1).to(strength).expand_as(strength)
-    return F.binary_cross_entropy(strength[batch.mask], told[batch.mask])
+    loss = F.binary_cross_entropy(strength, told, reduction="none").mean(dim=-1) * batch.stands_for
+    return loss[batch.mask].mean()
 
 
 def compute_loss(

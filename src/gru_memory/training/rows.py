@@ -30,11 +30,12 @@ class Batch:
     turn_starts: Tensor  # (R, T) bool
     labels: Tensor  # (R, T) the next token where it is to be learned, else -100
     base: Tensor  # (R, T) bool, positions at which to stay close to the base model
+    stands_for: Tensor  # (R, T) float32, positions that this one stands for, more than 1 where others were left out
+    unknown: Tensor  # (R, T) bool, positions of answers that say that nothing was told
     begins: Tensor  # (R, T) bool, those of them at which a reply begins
     told: Tensor  # (R, T) int64, which token of which value this is where it is told, 0 for none
     asked: Tensor  # (R, T) int64, the same number where that token is the one to come in an answer
-    lead: Tensor  # (R, T) int64, the number of the value's first token at the positions of an answer that lead up to it
-    fact: Tensor  # (R, T) int64, the fact that `told`, `asked` or `lead` is about, 0 for none
+    fact: Tensor  # (R, T) int64, the fact that `told` or `asked` is about, 0 for none
     value: Tensor  # (R, T) int64, its value: a corrected fact has two
 
     @property
@@ -75,9 +76,10 @@ def _row(session: Session, cache: FeatureCache) -> dict[str, np.ndarray]:
     turns = [(prefix, None), *((cache.find(turn_text(turn)), turn) for turn in session.turns)]
     turns = [(i, turn) for i, turn in turns if len(cache.tokens(i))]
     length = sum(len(cache.tokens(i)) for i, _ in turns)
-    row = {name: np.zeros(length, dtype=bool) for name in ("turn_starts", "base", "begins")}
-    row |= {name: np.zeros(length, dtype=np.int64) for name in ("told", "asked", "lead", "fact", "value")}
+    row = {name: np.zeros(length, dtype=bool) for name in ("turn_starts", "base", "unknown", "begins")}
+    row |= {name: np.zeros(length, dtype=np.int64) for name in ("told", "asked", "fact", "value")}
     row |= {"mask": np.ones(length, dtype=bool), "labels": np.full(length, -100, dtype=np.int64)}
+    row["stands_for"] = np.ones(length, dtype=np.float32)
     row["tokens"] = np.concatenate([cache.tokens(i) for i, _ in turns]).astype(np.int64)
     row["features"] = np.concatenate([cache.features(i) for i, _ in turns])
     start = 0
@@ -89,6 +91,7 @@ def _row(session: Session, cache: FeatureCache) -> dict[str, np.ndarray]:
         if learn == "answer":
             first = start + cache.reply_start(i)
             row["labels"][first - 1 : stop - 1] = row["tokens"][first:stop]
+            row["unknown"][first - 1 : stop - 1] = not turn.value
         elif learn == "base":
             row["base"][start : stop - 1] = True
             first = start + cache.reply_start(i) - 1
@@ -101,9 +104,6 @@ def _row(session: Session, cache: FeatureCache) -> dict[str, np.ndarray]:
             names = [(turn.fact,), (turn.fact, turn.value), *((turn.fact, turn.value, k) for k in range(last - first))]
             fact, value, *tokens = (numbers.setdefault(name, len(numbers) + 1) for name in names)
             row["fact"][span], row["value"][span], row["asked" if before else "told"][span] = fact, value, tokens
-            if before and tokens:
-                span = slice(start + cache.reply_start(i) - 1, span.start)
-                row["fact"][span], row["value"][span], row["lead"][span] = fact, value, tokens[0]
         start = stop
     return row
 
@@ -115,6 +115,7 @@ def _thin(row: dict[str, np.ndarray], keep: float, rng: Random) -> dict[str, np.
     starts = np.flatnonzero(row["turn_starts"])
     needed[: starts[1] if len(starts) > 1 else 0] = True
     length = len(needed)
+    row["stands_for"][~needed] = 1 / keep
     for _ in range(round(keep * (length - needed.sum()) / _RUN)):
         begin = rng.randrange(length)
         needed[begin : begin + _RUN] = True

@@ -18,7 +18,7 @@ from ..data.sessions import Session, Turn, read_jsonl
 from ..embedded import load_model
 from ..models import add_memory
 from ..rendering import TurnRenderer
-from .alignment import collect, fit_addresses, fit_read_gates, fit_strengths
+from .alignment import collect, fit_addresses, fit_read_gates, fit_strengths, fit_trust
 from .features import PREFIX, FeatureCache, build_feature_cache
 from .replies import own_replies
 from .rows import Batch, make_batch, turn_text
@@ -27,8 +27,8 @@ from .trainer import MemoryTrainer, TrainingConfig
 Progress = Callable[[str, int, int], None]  # (what is being done, done, in all)
 
 _SILENT = 0.7  # share of told turns without a reply: replies to them are all alike, facts are not
-_UNTOLD_TOKENS = 16  # of the model's reply to a question about something never told
 _ALIGNED_SESSIONS = 3600  # of three facts each: what addresses and strengths begin with
+_TRUSTED_SESSIONS = 160  # what trust begins with
 _VALIDATION_SESSIONS = 32
 _VALIDATION = {
     "values": {"values": "test"},
@@ -162,16 +162,18 @@ def _align(memory, head, pool, cache, seed: int, progress: Progress | None) -> N
     """Addresses and strengths in closed form, from whole sessions of the pool."""
     rng = random.Random(f"align {seed}")
 
-    def batches() -> Iterator[Batch]:
-        for done in range(0, _ALIGNED_SESSIONS, 16):
+    def batches(count: int, untold: int = 0) -> Iterator[Batch]:
+        for done in range(0, count, 16):
             if progress:
-                progress("aligning addresses", done, _ALIGNED_SESSIONS)
-            yield make_batch([pool.session(rng, 3, 1, shuffle=False) for _ in range(16)], cache)
+                progress("aligning addresses", done, count)
+            yield make_batch([pool.session(rng, 3, 1, shuffle=False, num_untold=untold) for _ in range(16)], cache)
 
-    views = collect(memory, head, batches())
+    views = collect(memory, head, batches(_ALIGNED_SESSIONS))
     fit_addresses(memory, views)
     fit_strengths(memory, views)
     fit_read_gates(memory, views)
+    if memory.signature_size:
+        fit_trust(memory, head, batches(_TRUSTED_SESSIONS, untold=2))
 
 
 def _pools(request, model, renderer, folder, fingerprint, progress) -> tuple[Any, dict[str, Any]]:
@@ -182,27 +184,22 @@ def _pools(request, model, renderer, folder, fingerprint, progress) -> tuple[Any
     facts = FactGenerator(seed, corrected=request.corrected, silent=_SILENT)
     pool = FactPool(facts, request.pool_facts, request.pool_talk, tells=1, asks=1, num_untold=request.pool_untold)
     rng = random.Random(f"run {seed}")
-    if request.replied or request.pool_untold:
+    if request.replied:
         _with_own_replies(pool, rng, request.replied, model, renderer, folder, fingerprint, progress)
     if request.books:
         pool.talk += [Turn(None, page, learn="base") for page in book_pages(request.books, request.pages, rng)]
-    pools = {name: FactPool(FactGenerator(seed + 1, **kind), 150, 60, 1, 1) for name, kind in _VALIDATION.items()}
+    pools = {name: FactPool(FactGenerator(seed + 1, **kind), 150, 60, 1, 1, 60) for name, kind in _VALIDATION.items()}
     return pool, pools
 
 
 def _with_own_replies(pool, rng, count, model, renderer, folder, fingerprint, progress) -> None:
-    """Give a share of the tells, corrections and unrelated turns, and all questions about things never told, the reply that
-    the model itself would give."""
+    """Give a share of the tells, corrections and unrelated turns the reply that the model itself would give."""
     tells = [turn for fact in pool.facts for turn in (*fact.tells, *fact.corrections)]
     chosen = rng.sample(tells, min(len(tells), count * 2 // 3))
     talk = rng.sample(range(len(pool.talk)), min(len(pool.talk), count // 3))
     users = [turn.user for turn in chosen] + [pool.talk[i].user for i in talk]
     tell = None if progress is None else lambda done, total: progress("the model's own replies", done, total)
-
-    def replies_to(users: list[str], **settings: Any) -> list[str]:
-        return own_replies(folder, model, renderer, users, fingerprint=fingerprint, progress=tell, **settings)
-
-    replies = replies_to(users)
+    replies = own_replies(folder, model, renderer, users, fingerprint=fingerprint, progress=tell)
     replied = {
         turn: replace(turn, assistant=reply, learn="base")
         for turn, reply in zip(chosen, replies[: len(chosen)], strict=True)
@@ -219,11 +216,6 @@ def _with_own_replies(pool, rng, count, model, renderer, folder, fingerprint, pr
     ]
     for i, reply in zip(talk, replies[len(chosen) :], strict=True):
         pool.talk[i] = replace(pool.talk[i], assistant=reply)
-    replies = replies_to([question.turn.user for question in pool.untold], max_new_tokens=_UNTOLD_TOKENS)
-    pool.untold = [
-        replace(question, turn=replace(question.turn, assistant=reply))
-        for question, reply in zip(pool.untold, replies, strict=True)
-    ]
 
 
 def book_pages(folder: str | Path, count: int, rng: random.Random) -> list[str]:
@@ -244,7 +236,7 @@ def book_pages(folder: str | Path, count: int, rng: random.Random) -> list[str]:
 
 def _validation_batch(pool: Any, cache: FeatureCache) -> Batch:
     rng = random.Random(5)
-    return make_batch([pool.session(rng, 3, 3, shuffle=False) for _ in range(_VALIDATION_SESSIONS)], cache)
+    return make_batch([pool.session(rng, 3, 3, shuffle=False, num_untold=1) for _ in range(_VALIDATION_SESSIONS)], cache)
 
 
 def _training_gate(head: torch.Tensor, width: int) -> float:
