@@ -19,10 +19,10 @@ ASKED_TWICE = 0.2  # of the facts of a shuffled session
 ASKED_EARLY = 0.5  # of the corrected facts of a shuffled session are also asked before their correction
 NEAR_SHARE = 0.5  # of the questions about things never told ask for what was told of somebody else
 MAX_TRIES = 1000
-# One wording for whatever is asked: reply and memory have little to agree on but the value, and what the model takes
-# in up to "it's" tells apart what is asked for better than where the reply begins (docs/decisions.md).
-ANSWER = "It's {}."
-UNTOLD = "It's something you haven't told me."  # parts from an answer where memory knows whether it found anything
+# One wording for whatever is asked, so that reply and memory have little to agree on but the value. Up to "it's" the model
+# takes in what is asked for; there memory knows whether it found anything (docs/decisions.md).
+ANSWER = "From what you told me, it's {}."
+UNTOLD = "From what you told me, it's unknown."
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ class TrainRequest:
         default_factory=dict, metadata={"help": "fields of `MemoryConfig` that differ from `conversation_memory`"}
     )
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    pool_facts: int = field(default=10000, metadata={"help": "distinct facts"})
+    pool_facts: int = field(default=8000, metadata={"help": "distinct facts"})
     pool_talk: int = field(default=1500, metadata={"help": "distinct unrelated turns"})
     corrected: float = field(default=0.15, metadata={"help": "share of facts that are corrected later"})
     pool_untold: int = field(default=1500, metadata={"help": "distinct questions about things that were not told"})
