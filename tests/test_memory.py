@@ -316,6 +316,49 @@ def test_a_rank_addresses_by_numbers_of_fixed_length():
     assert_close(one.last_key["address"].pow(2).mean(-1), torch.ones(2).double(), 1e-4)
 
 
+def signed_site(**settings):
+    return site("mingru", seed=5, address_rank=5, signature_size=3, **settings)
+
+
+def test_a_read_counts_as_far_as_its_signature_agrees():
+    """The equation of trust, head by head, on reads and signatures drawn at random."""
+    memory = signed_site()
+    with torch.no_grad():
+        memory.trust.copy_(torch.tensor([3.0, 5.0, -1.0]))
+    reads, asked = torch.randn(4, 2, 6).double(), torch.randn(4, 2, 3).double().tanh()
+    agreement = [[sum(reads[i, n, 3:] * asked[i, n]) / 3 for n in range(2)] for i in range(4)]
+    for i in range(4):
+        together = sum(max(0, m) for m in agreement[i]) / 2
+        for n in range(2):
+            wanted = reads[i, n, :3] * torch.sigmoid(3 * agreement[i][n] + 5 * together - 1)
+            assert_close(memory._trusted(reads, asked)[i, n], wanted)
+
+
+def test_what_was_told_under_another_key_is_not_trusted():
+    """The same value written under the key that is asked, or under its opposite: only the first is heard."""
+    memory = signed_site(persistent_slots=0)
+    with torch.no_grad():
+        memory.trust.copy_(torch.tensor([0.0, 60.0, -6.0]))
+        memory.signature.weight.normal_(std=2)
+    set_strength(memory, NEVER)
+    x, e = stream(1, rows=1)
+    prepared = memory.prepare(x, e, memory.initial_state(1), None, None, None)
+    heard = []
+    for sign in (1, -1, 0):
+        state = random_state(memory, rows=1)
+        state["slots"][..., 3:] = sign * prepared.signature.movedim(1, 2)
+        heard.append((memory.run(x, e, state, None, None, None)[0] - x).norm().item())
+    assert heard[0] > 50 * heard[1] and heard[1] == pytest.approx(heard[2])
+
+
+def test_signatures_need_room_and_a_rank():
+    for wrong in ({"signature_size": 6, "address_rank": 5}, {"signature_size": -1}, {"signature_size": 2}):
+        with pytest.raises(ValueError, match="signature_size|address_rank"):
+            site(**wrong)
+        with pytest.raises(ValueError, match="signature_size|address_rank"):
+            MemoryConfig(slot_size=6, **wrong)
+
+
 def test_persistent_slots_speak_from_an_empty_memory_and_never_fade():
     silent, memory = site(seed=5), site(seed=5, persistent_slots=3)
     for m in (silent, memory):

@@ -23,6 +23,7 @@ def train_command(
     num_slots: Annotated[Optional[int], option(MemoryConfig, "num_slots")] = None,  # noqa: UP045
     slot_size: Annotated[Optional[int], option(MemoryConfig, "slot_size")] = None,  # noqa: UP045
     address_rank: Annotated[Optional[int], option(MemoryConfig, "address_rank")] = None,  # noqa: UP045
+    signature_size: Annotated[Optional[int], option(MemoryConfig, "signature_size")] = None,  # noqa: UP045
     persistent_slots: Annotated[Optional[int], option(MemoryConfig, "persistent_slots")] = None,  # noqa: UP045
     cell: Annotated[Optional[str], option(MemoryConfig, "cell")] = None,  # noqa: UP045
     decay: Annotated[Optional[float], option(MemoryConfig, "decay")] = None,  # noqa: UP045 (typer on Python 3.10)
@@ -36,6 +37,7 @@ def train_command(
     learning_rate: Annotated[float, option(TrainingConfig, "learning_rate")] = TrainingConfig.learning_rate,
     max_facts: Annotated[int, option(TrainingConfig, "max_facts")] = TrainingConfig.max_facts,
     max_between: Annotated[int, option(TrainingConfig, "max_between")] = TrainingConfig.max_between,
+    max_untold: Annotated[int, option(TrainingConfig, "max_untold")] = TrainingConfig.max_untold,
     curriculum_steps: Annotated[int, option(TrainingConfig, "curriculum_steps")] = TrainingConfig.curriculum_steps,
     address_weight: Annotated[float, option(TrainingConfig, "address_weight")] = TrainingConfig.address_weight,
     write_weight: Annotated[float, option(TrainingConfig, "write_weight")] = TrainingConfig.write_weight,
@@ -45,6 +47,7 @@ def train_command(
     seed: Annotated[int, option(TrainingConfig, "seed")] = TrainingConfig.seed,
     pool_facts: Annotated[int, option(TrainRequest, "pool_facts")] = TrainRequest.pool_facts,
     pool_talk: Annotated[int, option(TrainRequest, "pool_talk")] = TrainRequest.pool_talk,
+    pool_untold: Annotated[int, option(TrainRequest, "pool_untold")] = TrainRequest.pool_untold,
     corrected: Annotated[float, option(TrainRequest, "corrected")] = TrainRequest.corrected,
     replied: Annotated[int, option(TrainRequest, "replied")] = TrainRequest.replied,
     books: Annotated[Optional[str], option(TrainRequest, "books")] = TrainRequest.books,  # noqa: UP045
@@ -59,6 +62,7 @@ def train_command(
         "num_slots": num_slots,
         "slot_size": slot_size,
         "address_rank": address_rank,
+        "signature_size": signature_size,
         "persistent_slots": persistent_slots,
         "cell": cell,
         "decay": decay,
@@ -76,6 +80,7 @@ def train_command(
         base_weight=base_weight,
         address_weight=address_weight,
         write_weight=write_weight,
+        max_untold=max_untold,
         curriculum_steps=curriculum_steps,
         validate_every=validate_every,
         keep=keep,
@@ -89,6 +94,7 @@ def train_command(
         training=training,
         pool_facts=pool_facts,
         pool_talk=pool_talk,
+        pool_untold=pool_untold,
         corrected=corrected,
         replied=replied,
         books=books,
