@@ -175,6 +175,9 @@ class FactPool:
         self.facts = [generator.fact_turns(tells, asks) for _ in range(num_facts)]
         self.talk = [generator.talk() for _ in range(num_talk)]
 
+    def __len__(self) -> int:
+        return len(self.facts)
+
     def turns(self) -> Iterator[Turn]:
         """All distinct turns that sessions of this pool are made of."""
         every = (turn for fact in self.facts for turn in fact.turns())
