@@ -14,6 +14,7 @@ pytest.importorskip("wonderwords")
 from gru_memory.data import FactGenerator, FactPool, Session, Turn, read_jsonl, write_jsonl
 from gru_memory.data import attributes as attrs
 from gru_memory.data import phrasings as p
+from gru_memory.data.sessions import Mark
 from gru_memory.data.small_talk import sample_talk
 from gru_memory.data.vocabulary import CLOSED_KINDS, MAKERS, sample_value, split_of
 
@@ -180,8 +181,13 @@ def test_a_pool_makes_sessions_of_its_own_turns_only():
 def test_sessions_survive_jsonl(tmp_path):
     generator = FactGenerator(corrected=0.5)
     sessions = [generator.session(3, 2, shuffle=True) for _ in range(5)]
+    marked = Turn(
+        "Anna took the key.", kind="tell", value="key", fact="f", more=(Mark("g", "Anna", "."), Mark("h", "key"))
+    )
+    sessions.append(Session((marked,)))
     write_jsonl(tmp_path / "data.jsonl", sessions)
     assert list(read_jsonl(tmp_path / "data.jsonl")) == sessions
+    assert [mark.fact for mark in marked.marks] == ["f", "g", "h"]
 
 
 @pytest.mark.parametrize(
@@ -198,6 +204,7 @@ def test_sessions_survive_jsonl(tmp_path):
             '{"messages": [{"role": "user", "content": "Hi", "turn": 0, "learn": "all"}]}',
             "line 2: turn 0: learn is",
         ),
+        ('{"messages": [{"role": "user", "content": "Hi", "turn": 0, "more": [["fact"]]}]}', "line 2: turn 0: "),
     ],
 )
 def test_an_unreadable_line_is_named(tmp_path, line, message):

@@ -351,6 +351,12 @@ def test_what_was_told_under_another_key_is_not_trusted():
     assert heard[0] > 50 * heard[1] and heard[1] == pytest.approx(heard[2])
 
 
+def test_queries_of_format_3_are_refused_with_what_to_do():
+    memory = site(address_rank=5)
+    with pytest.raises(ValueError, match="train it again"):
+        memory.load_state_dict({**memory.state_dict(), "query.weight": memory.key.weight})
+
+
 def test_signatures_need_room_and_a_rank():
     for wrong in ({"signature_size": 6, "address_rank": 5}, {"signature_size": -1}, {"signature_size": 2}):
         with pytest.raises(ValueError, match="signature_size|address_rank"):

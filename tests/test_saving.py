@@ -33,6 +33,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 import gru_memory.saving
 from gru_memory import AutoModelWithGRUMemory, GPT2WithGRUMemory, MemoryConfig, MemoryState, add_memory
 from gru_memory.base_identity import weights_digest
+from gru_memory.config import FORMAT_VERSION
 from gru_memory.evaluation import RecallConfig, RecallResult
 from gru_memory.evaluation.report import write_report
 from gru_memory.evaluation.scoring import Rate
@@ -114,7 +115,7 @@ def test_the_config_says_which_base_model_it_is_for(family, tmp_path):
     model.config._name_or_path = "ann/base"
     model.save_memory(tmp_path)
     values = json.loads((tmp_path / "memory_config.json").read_text())
-    assert values["format_version"] == 3
+    assert values["format_version"] == FORMAT_VERSION
     base = values["base_model"]
     assert base == {
         "name": "ann/base",
@@ -356,7 +357,7 @@ DAMAGES = {
     "other shape": (weights_with(lambda w: {**w, "top.gate": torch.ones(2)}), "do not fit.*top.gate"),
     "lacks one": (weights_with(lambda w: {k: v for k, v in w.items() if k != "top.gate"}), "do not fit.*top.gate"),
     "one too many": (weights_with(lambda w: {**w, "transformer.wte": torch.ones(2)}), "do not fit.*transformer.wte"),
-    "newer format": (config_with(format_version=4), "newer.*upgrade"),
+    "newer format": (config_with(format_version=FORMAT_VERSION + 1), "newer.*upgrade"),
     "unknown keys": (config_with(surprise=1), r"unknown fields \['surprise'\].*upgrade"),
     "no version": (config_with(format_version="two"), "format_version"),
     "impossible sizes": (config_with(num_slots=10**30), "no memory can have the sizes"),
@@ -450,7 +451,7 @@ def test_gates_of_format_2_load_from_a_model_of_several_memories(tmp_path):
         assert {site.gate.shape for site in again.memory_sites().values()} == {(1,)}
         assert torch.equal(again(random_ids()).logits, model(random_ids()).logits)
     model.load_state_dict(old)  # what Trainer does to resume
-    assert model.config.gru_memory["format_version"] == again.config.gru_memory["format_version"] == 3
+    assert model.config.gru_memory["format_version"] == again.config.gru_memory["format_version"] == FORMAT_VERSION
 
 
 def test_a_memory_of_format_2_loads(family, tmp_path):
@@ -475,7 +476,7 @@ def test_a_memory_of_format_1_is_saved_in_the_present_one(family, tmp_path):
     folder = DATA / "format-1" / family
     model = AutoModelWithGRUMemory.from_pretrained(folder / "model", folder / "memory")
     model.save_memory(tmp_path)
-    assert json.loads((tmp_path / "memory_config.json").read_text())["format_version"] == 3
+    assert json.loads((tmp_path / "memory_config.json").read_text())["format_version"] == FORMAT_VERSION
     again = AutoModelWithGRUMemory.from_pretrained(folder / "model", tmp_path)
     assert again.memory_fingerprint() == model.memory_fingerprint()
 
@@ -501,7 +502,7 @@ def test_a_config_json_of_a_newer_version_is_refused(family, tmp_path):
     path = tmp_path / "config.json"
     values = json.loads(path.read_text())
     for change, message in (
-        ({"format_version": 4}, "newer"),
+        ({"format_version": FORMAT_VERSION + 1}, "newer"),
         ({"active": "fr"}, "damaged"),
         ({"memories": {"de.fault": {}}}, "cannot be the name"),
     ):

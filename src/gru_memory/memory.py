@@ -206,6 +206,11 @@ class GRUMemoryWithDecay(nn.Module):
         gate = state_dict.get(f"{prefix}gate")
         if gate is not None and gate.dim() == 0:  # as before format 3
             state_dict[f"{prefix}gate"] = gate.reshape(1)
+        if self.address_rank and f"{prefix}query.weight" in state_dict:
+            raise ValueError(
+                "this memory asks by a projection of its own behind its address_rank, as up to format 3: train it again, or "
+                "use the version of gru-memory that wrote it"
+            )
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     @property

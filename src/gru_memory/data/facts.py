@@ -210,6 +210,9 @@ class FactPool:
         self.talk = [generator.talk() for _ in range(num_talk)]
         self.untold = [generator.question() for _ in range(num_untold)]
 
+    def __len__(self) -> int:
+        return len(self.facts)
+
     def turns(self) -> Iterator[Turn]:
         """All distinct turns that sessions of this pool are made of."""
         every = (turn for fact in self.facts for turn in fact.turns())

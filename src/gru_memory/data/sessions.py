@@ -6,9 +6,18 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 LEARN = (None, "answer", "base")
 KINDS = ("tell", "correct", "ask", "talk")
+
+
+class Mark(NamedTuple):
+    """A value that a turn tells or asks for."""
+
+    fact: str  # ties what is told to what is asked
+    value: str
+    written: str | None = None  # text of the turn at whose last tokens the value is to be written, if not at its own
 
 
 @dataclass(frozen=True)
@@ -21,6 +30,12 @@ class Turn:
     kind: str = "talk"
     value: str | None = None
     fact: str | None = None  # ties a tell or a correction to its ask
+    more: tuple[Mark, ...] = ()  # what it tells or asks for besides `value`
+
+    @property
+    def marks(self) -> tuple[Mark, ...]:
+        """All that this turn tells or asks for."""
+        return (*((Mark(self.fact, self.value),) if self.fact and self.value else ()), *self.more)
 
     def __post_init__(self):
         if self.learn not in LEARN:
@@ -85,6 +100,8 @@ def _messages(index: int, turn: Turn) -> list[dict]:
     if turn.user is not None and turn.assistant is not None:
         messages.append({"role": "assistant", "content": turn.assistant, "turn": index})
     messages[-1]["learn"] = turn.learn
+    if turn.more:
+        messages[0]["more"] = [list(mark) for mark in turn.more]
     return [{key: value for key, value in message.items() if value is not None} for message in messages]
 
 
@@ -118,6 +135,7 @@ def _turn(index: int, messages: dict[str, dict]) -> Turn:
             kind=user.get("kind", "talk"),
             value=user.get("value"),
             fact=user.get("fact"),
+            more=tuple(Mark(*mark) for mark in user.get("more", ())),
         )
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"turn {index}: {error}") from error

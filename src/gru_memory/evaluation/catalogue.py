@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .associative import ASSOCIATIVE
+from .babi import BABI
 from .continual import CONTINUAL
 from .drift import DRIFT
 from .editing import EDITING
@@ -27,6 +28,7 @@ _ALL = (
     DRIFT,
     LONGDOC,
     ASSOCIATIVE,
+    BABI,
     INSPECT,
     EDITING,
     CONTINUAL,

@@ -91,17 +91,17 @@ def _row(session: Session, cache: FeatureCache) -> dict[str, np.ndarray]:
         if learn == "answer":
             first = start + cache.reply_start(i)
             row["labels"][first - 1 : stop - 1] = row["tokens"][first:stop]
-            row["unknown"][first - 1 : stop - 1] = not turn.value
+            row["unknown"][first - 1 : stop - 1] = not turn.marks
         elif learn == "base":
             row["base"][start : stop - 1] = True
             first = start + cache.reply_start(i) - 1
             row["begins"][first : min(first + _BEGINNING, stop - 1)] = True
-        if turn and turn.fact and turn.value:
-            first, last = cache.value_span(i, turn.value)
+        for mark in turn.marks if turn else ():
+            first, last = cache.value_span(i, mark.written or mark.value)
             last = min(last + 1, stop - start) if last else 0
             before = learn == "answer"  # the position that predicts the token, not the token's own
             span = slice(start + first - before, start + last - before)
-            names = [(turn.fact,), (turn.fact, turn.value), *((turn.fact, turn.value, k) for k in range(last - first))]
+            names = [(mark.fact,), (mark.fact, mark.value), *((mark.fact, mark.value, k) for k in range(last - first))]
             fact, value, *tokens = (numbers.setdefault(name, len(numbers) + 1) for name in names)
             row["fact"][span], row["value"][span], row["asked" if before else "told"][span] = fact, value, tokens
         start = stop

@@ -28,6 +28,7 @@ Progress = Callable[[str, int, int], None]  # (what is being done, done, in all)
 
 _SILENT = 0.7  # share of told turns without a reply: replies to them are all alike, facts are not
 _ALIGNED_SESSIONS = 3600  # of three facts each: what addresses and strengths begin with
+_ALIGNED_SHARE = 8  # sessions of a member of a small pool: more would say the same again
 _TRUSTED_SESSIONS = 160  # what trust begins with
 _VALIDATION_SESSIONS = 32
 _VALIDATION = {
@@ -93,6 +94,9 @@ class FilePool:
         if not any(turn.learn == "answer" for s in self.sessions for turn in s.turns):
             raise ValueError(f'{path} marks nothing to learn: give the replies to learn "learn": "answer"')
 
+    def __len__(self) -> int:
+        return len(self.sessions)
+
     def turns(self) -> Iterator[Turn]:
         return iter(dict.fromkeys(turn for session in self.sessions for turn in session.turns))
 
@@ -115,14 +119,33 @@ def train(
     Returns:
         the folder of the memory.
     """
-    if tuple(request.memory.get("sites", ("top",))) != ("top",):
-        raise ValueError(f"training on cached hidden states is for sites=('top',), not {request.memory['sites']}")
+    _check_sites(request)
+    out = Path(request.out)
+    train_loaded(*load_model(request.model), request, report, progress).save_memory(out, dtype=torch.float16)
+    return out
+
+
+def train_loaded(
+    base: Any,
+    tokenizer: Any,
+    request: TrainRequest,
+    report: Callable[[dict], None] | None = None,
+    progress: Progress | None = None,
+) -> Any:
+    """`train` for a model that is loaded: gives it the memory, in place, and returns it; `request.model` does not matter.
+
+    With `request.bfloat16` the model's weights are rounded to bfloat16.
+    """
+    _check_sites(request)
     out = Path(request.out)
     out.mkdir(parents=True, exist_ok=True)
     cache_folder = Path(request.cache) if request.cache else out / "cache"
-    base, tokenizer = load_model(request.model)
     config = conversation_memory(len(backbones.blocks_of(base)), **request.memory)
-    fingerprint = f"{_weights_digest(base)} {'bfloat16' if request.bfloat16 else 'float32'}"
+    keys = (
+        1 + len(config.key_layers)
+    ) * base.config.get_text_config().hidden_size + base.get_output_embeddings().weight.shape[1]
+    config.address_rank = min(config.address_rank, keys)  # a key of a small model has no more directions
+    fingerprint = f"{weights_digest(base)} {'bfloat16' if request.bfloat16 else 'float32'}"
     head = base.get_output_embeddings().weight.detach().float().clone()
     torch.manual_seed(request.training.seed)
     model = add_memory(base, config)
@@ -154,13 +177,17 @@ def train(
         if config.address_rank and not trainer.resume():
             _align(memory, head, pool, cache, request.training.seed, progress)
         trainer.train()
-    model.save_memory(out, dtype=torch.float16)
-    return out
+    return model
+
+
+def _check_sites(request: TrainRequest) -> None:
+    if tuple(request.memory.get("sites", ("top",))) != ("top",):
+        raise ValueError(f"training on cached hidden states is for sites=('top',), not {request.memory['sites']}")
 
 
 def _align(memory, head, pool, cache, seed: int, progress: Progress | None) -> None:
     """Addresses and strengths in closed form, from whole sessions of the pool."""
-    rng = random.Random(f"align {seed}")
+    rng, count = random.Random(f"align {seed}"), min(_ALIGNED_SESSIONS, _ALIGNED_SHARE * len(pool))
 
     def batches(count: int, untold: int = 0) -> Iterator[Batch]:
         for done in range(0, count, 16):
@@ -168,12 +195,12 @@ def _align(memory, head, pool, cache, seed: int, progress: Progress | None) -> N
                 progress("aligning addresses", done, count)
             yield make_batch([pool.session(rng, 3, 1, shuffle=False, num_untold=untold) for _ in range(16)], cache)
 
-    views = collect(memory, head, batches(_ALIGNED_SESSIONS))
+    views = collect(memory, head, batches(count))
     fit_addresses(memory, views)
     fit_strengths(memory, views)
     fit_read_gates(memory, views)
     if memory.signature_size:
-        fit_trust(memory, head, batches(_TRUSTED_SESSIONS, untold=2))
+        fit_trust(memory, head, batches(min(_TRUSTED_SESSIONS, count), untold=2))
 
 
 def _pools(request, model, renderer, folder, fingerprint, progress) -> tuple[Any, dict[str, Any]]:
@@ -248,9 +275,11 @@ def _training_gate(head: torch.Tensor, width: int) -> float:
     return 160 / (0.65 * width * float(head.pow(2).mean().sqrt()))
 
 
-def _weights_digest(model: torch.nn.Module) -> str:
+def weights_digest(model: torch.nn.Module) -> str:
     """Names a set of weights by a few numbers of each tensor: cheap, and enough to tell caches apart."""
-    return str(round(sum(float(p.detach().double().abs().sum()) for p in model.parameters()), 3))
+    memory = {id(p) for p in model.memory_parameters()} if hasattr(model, "memory_parameters") else set()
+    own = (p for p in model.parameters() if id(p) not in memory)
+    return str(round(sum(float(p.detach().double().abs().sum()) for p in own), 3))
 
 
 @contextlib.contextmanager

@@ -1,0 +1,236 @@
+"""Facts of a small world spread over turns, and questions that need one, two or three of them (bAbI, BABILong)."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from .. import backbones
+from ..data.facts import FactGenerator
+from ..data.sessions import Session, Turn, write_jsonl
+from ..drawing import MARKERS, PALETTE, panels, save
+from ..rendering import TurnRenderer
+from ..state import MemoryState
+from ..training.features import PREFIX, FeatureCache, build_feature_cache
+from ..training.rows import make_batch, turn_text
+from ..training.run import TrainRequest, train_loaded, weights_digest
+from ..training.trainer import TrainingConfig
+from .asking import as_kept, ask_all, asked
+from .babi_world import TASKS, answer_in, spread, story
+from .batched import BatchReader
+from .outcome import Evaluation, Figure, Needs, Outcome, Progress, at_least, curve, labels_of
+
+MEAN = "mean"
+# Table 1 of Rodkin et al. 2024 (2407.04841): RMT with GPT-2 (137M) trained on BABILong, exact match in percent, at 64,000 tokens.
+PUBLISHED = {1: 99.6, 2: 72.7, 3: 51.9, 4: 51.2, 5: 88.5}
+PUBLISHED_AS = "RMT (137M) on BABILong at 64k tokens, as published in arXiv:2407.04841"
+
+
+@dataclass(frozen=True)
+class BabiConfig:
+    """What a memory is trained on, and what it is asked."""
+
+    tasks: tuple[int, ...] = field(default=tuple(TASKS), metadata={"help": "of 1 to 5, all trained into one memory"})
+    turns: tuple[int, ...] = field(default=(0, 10, 50), metadata={"help": "turns of noise among the facts of a story"})
+    stories: int = field(default=4000, metadata={"help": "stories to train on"})
+    most_noise: int = field(default=6, metadata={"help": "turns of noise in a story to train on, drawn from 0 to this"})
+    talk: int = field(
+        default=300, metadata={"help": "distinct turns of noise to train on, and as many others to test on"}
+    )
+    steps: int = field(default=600, metadata={"help": "training steps"})
+    rows: int = field(default=16, metadata={"help": "stories in a step, about"})
+    tests: int = field(default=50, metadata={"help": "stories of each task to test on"})
+    seed: int = field(default=1234, metadata={"help": "of stories and training"})
+    work: str | None = field(
+        default=None,
+        metadata={"help": "folder for hidden states and memories, used again; a temporary one if not given"},
+    )
+    max_new_tokens: int = field(default=24, metadata={"help": "longest reply, in tokens"})
+    batch_size: int = field(default=16, metadata={"help": "questions at once"})
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "stories", "talk", "steps", "rows", "tests", "max_new_tokens", "batch_size")
+        at_least(self, 0, "turns", "most_noise")
+        if not self.tasks or (unknown := set(self.tasks) - set(TASKS)):
+            raise ValueError(
+                f"tasks has {', '.join(map(str, unknown)) or 'none'}: choose of {', '.join(map(str, TASKS))}"
+            )
+
+
+def evaluate_babi(model: Any, tokenizer: Any, config: BabiConfig, progress: Progress | None = None) -> Outcome:
+    """Train one memory for all tasks on stories, then ask it for others, with more noise than training had.
+
+    A statement is a turn; attention sees one turn. What the base model says of a turn does not depend on a memory at the
+    top, so states are read from cached hidden states, in training and in the test. Replies are generated. A reply is right
+    if the last word in it that can be an answer is the one asked for.
+    """
+    began, tell = time.perf_counter(), progress or (lambda *_: None)
+    tests = make_tests(config)
+    rows, replies = [], []
+    with _folder(config.work) as work:
+        model = train_memory(model, tokenizer, config, work, tell)
+        trained = time.perf_counter() - began
+        cache = _cache(model, tokenizer, [session for sessions in tests.values() for session in sessions], work)
+        reader = BatchReader(model, tokenizer)
+        for number, ((task, turns), sessions) in enumerate(tests.items()):
+            tell("asking", number, len(tests))
+            questions = [asked(session)[0] for session in sessions]
+            states = as_kept(read_cached(model, sessions, cache, config.batch_size))
+            found = ask_all(
+                reader,
+                states,
+                range(len(sessions)),
+                [turn.user for turn in questions],
+                config.batch_size,
+                config.max_new_tokens,
+            )
+            right = [answer_in(reply) == turn.value for reply, turn in zip(found, questions, strict=True)]
+            for turn, reply in zip(questions, found, strict=True):
+                replies.append(
+                    {"task": task, "turns": turns, "question": turn.user, "value": turn.value, "reply": reply}
+                )
+            rows.append({"task": task, "turns": turns, "accuracy": sum(right) / len(right), "questions": len(right)})
+        tell("asking", len(tests), len(tests))
+    for row in rows:
+        row["published"] = PUBLISHED[row["task"]] / 100
+    for turns in config.turns:
+        same = [row for row in rows if row["turns"] == turns]
+        means = {name: sum(row[name] for row in same) / len(same) for name in ("accuracy", "published")}
+        rows.append({"task": MEAN, "turns": turns, **means, "questions": sum(row["questions"] for row in same)})
+    details = {"training_seconds": trained, "published_as": PUBLISHED_AS, "replies": replies}
+    return Outcome(config, rows, time.perf_counter() - began, details)
+
+
+def make_tests(config: BabiConfig) -> dict[tuple[int, int], list[Session]]:
+    """Stories by task and turns of noise: for every number of turns the same ones, of another seed than training's."""
+    rng, talk = Random(f"babi test {config.seed}"), _talk(config, "test")
+    tests: dict[tuple[int, int], list[Session]] = {}
+    for task in config.tasks:
+        stories = [story(task, rng) for _ in range(config.tests)]
+        for turns in config.turns:
+            tests[task, turns] = [spread(one, rng.choices(talk, k=turns), rng) for one in stories]
+    return tests
+
+
+def _talk(config: BabiConfig, part: str) -> list[Turn]:
+    """Turns of noise; the wordings of the test are held out of training."""
+    generator = FactGenerator(config.seed, phrasings=part)
+    return [generator.talk() for _ in range(config.talk)]
+
+
+def train_memory(model: Any, tokenizer: Any, config: BabiConfig, work: Path, tell: Progress) -> Any:
+    """The model with a memory trained on `config.stories` stories."""
+    rng, talk = Random(f"babi train {config.seed}"), _talk(config, "train")
+    sessions = []
+    for number in range(config.stories):
+        turns = story(config.tasks[number % len(config.tasks)], rng)
+        sessions.append(spread(turns, rng.choices(talk, k=rng.randint(0, config.most_noise)), rng))
+    out = work / f"memory-{config.seed}"
+    out.mkdir(parents=True, exist_ok=True)
+    write_jsonl(out / "stories.jsonl", sessions)
+    training = TrainingConfig(
+        steps=config.steps,
+        rows=config.rows,
+        seed=config.seed,
+        validate_every=max(1, config.steps // 4),
+        warmup_steps=50,
+    )
+    request = TrainRequest(
+        out=str(out), data=str(out / "stories.jsonl"), training=training, cache=str(work / "states"), bfloat16=False
+    )
+
+    def report(values: dict) -> None:
+        if "validation" not in values:
+            tell("training", values["step"], values["steps"])
+
+    model = train_loaded(model, tokenizer, request, report, tell)
+    model.save_memory(out, dtype=torch.float16)
+    return model
+
+
+@contextlib.contextmanager
+def _folder(name: str | None) -> Iterator[Path]:
+    if name is not None:
+        yield Path(name)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def _cache(model: Any, tokenizer: Any, sessions: Sequence[Session], work: Path) -> FeatureCache:
+    """Hidden states of every turn but the questions."""
+    turns = (turn for session in sessions for turn in session.turns if turn.kind != "ask")
+    texts = [PREFIX, *dict.fromkeys(turn_text(turn) for turn in turns)]
+    with model.disable_memory():
+        return build_feature_cache(
+            work / "states", model, backbones.before_head_of(model), backbones.blocks_of(model), TurnRenderer(tokenizer),
+            texts, model.memory_config.key_layers, f"{weights_digest(model)} float32",
+        )  # fmt: skip
+
+
+@torch.no_grad()
+def read_cached(model: Any, sessions: Sequence[Session], cache: FeatureCache, rows: int) -> MemoryState:
+    """The states after all turns of the sessions but the questions, `rows` sessions at once."""
+    memory, head = model.memory_sites()["top"], model.get_output_embeddings().weight
+    parts = []
+    for start in range(0, len(sessions), rows):
+        some = [Session(tuple(t for t in one.turns if t.kind != "ask")) for one in sessions[start : start + rows]]
+        batch = make_batch(some, cache)
+        own, extra = batch.features[..., : memory.hidden_size], batch.features[..., memory.hidden_size :]
+        state = model.initial_memory_state(len(some))
+        _, site = memory(
+            own, F.embedding(batch.tokens, head), state.sites["top"], batch.mask, batch.turn_starts,
+            extra if memory.key_size else None,
+        )  # fmt: skip
+        parts.append(
+            replace(state, sites={"top": site}, tokens=batch.mask.sum(dim=1), turns=batch.turn_starts.sum(dim=1))
+        )
+    return MemoryState.cat(parts)
+
+
+def plot_babi(runs: Sequence[dict[str, Any]], path: Any, title: str) -> None:
+    """Accuracy against turns of noise, a line for each task, with the published figures at the right."""
+    figure, (axes,) = panels(1, width=7.2, height=4.6)
+    last = max(row["turns"] for run in runs for row in run["rows"])
+    for number, task in enumerate(labels_of(runs, "task")):
+        x, mean, low, high = curve(runs, "turns", "accuracy", task=task)
+        colour = "black" if task == MEAN else PALETTE[number]
+        name = MEAN if task == MEAN else f"task {task}: {TASKS[task]}"
+        width = 2.2 if task == MEAN else 1.4
+        axes.plot(x, [100 * y for y in mean], color=colour, marker=MARKERS[number], label=name, linewidth=width)
+        axes.fill_between(x, [100 * y for y in low], [100 * y for y in high], color=colour, alpha=0.12, linewidth=0)
+        published = curve(runs, "turns", "published", task=task)[1][0]
+        axes.plot(
+            1.12 * last + 1, 100 * published, color=colour, marker=MARKERS[number], markerfacecolor="none", markersize=8
+        )
+    axes.axvline(1.06 * last + 0.5, color="0.7", linewidth=0.8)
+    axes.annotate("RMT 137M,\n64k tokens,\npublished", (1.12 * last + 1, 4), ha="center", fontsize=7)
+    axes.set(xlabel="turns of noise among the facts", ylabel="right answers (%)", ylim=(-3, 105))
+    axes.set_title(title, loc="left", fontweight="bold")
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    save(figure, path)
+
+
+BABI = Evaluation(
+    name="babi",
+    about="Questions that need one to three facts of a small world (bAbI tasks 1 to 5), with turns of noise between the facts.",
+    config=BabiConfig,
+    run=evaluate_babi,
+    needs=Needs.MODEL,
+    labels={"task": "task", "turns": "turns of noise"},
+    figures={
+        "accuracy": Figure("right answers", "share"),
+        "questions": Figure("questions", "count"),
+        "published": Figure("RMT 137M, 64k tokens, as published", "share"),
+    },
+    plot=plot_babi,
+)

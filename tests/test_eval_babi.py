@@ -1,0 +1,154 @@
+"""The small world: its answers follow from its statements, noise goes between them, states from the cache are the model's own."""
+
+from random import Random
+
+import pytest
+import torch
+from talking import talking_base, talking_tokenizer
+from tiny import one_thread  # noqa: F401 (a fixture)
+
+from gru_memory.data.sessions import Session
+from gru_memory.evaluation.babi import BabiConfig, _cache, make_tests, read_cached, train_memory
+from gru_memory.evaluation.babi_world import PEOPLE, PLACES, TASKS, THINGS, answer_in, spread, story
+from gru_memory.evaluation.batched import BatchReader
+from gru_memory.rendering import TurnRenderer
+from gru_memory.training.features import PREFIX
+from gru_memory.training.rows import make_batch
+
+SMALL = BabiConfig(turns=(0, 3), stories=10, most_noise=1, talk=4, steps=1, rows=2, tests=3, seed=3)
+
+
+def replay(statements: list[str]) -> dict:
+    """What is so after these sentences, by reading their words."""
+    place: dict[str, str] = {}
+    trail: dict[str, list[str]] = {}
+    carrier: dict[str, str] = {}
+    for text in statements:
+        words = text.rstrip(".").split()
+        person, last = words[0], words[-1]
+        if last in PLACES:
+            place[person] = last
+            for thing in (thing for thing, who in carrier.items() if who == person):
+                trail[thing].append(last)
+        elif words[1] in ("picked", "took", "grabbed"):
+            carrier[last] = person
+            trail.setdefault(last, [place[person]])
+            assert trail[last][-1] == place[person]  # nobody takes what is elsewhere
+        else:
+            assert carrier.pop(last) == person
+    return {"place": place, "trail": trail, "carrier": carrier}
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_answers_follow_from_the_statements(seed):
+    rng = Random(seed)
+    *told, asked = story(1, rng)
+    person = asked.user.removeprefix("Where is ").rstrip("?")
+    assert replay([turn.user for turn in told])["place"][person] == asked.value == answer_in(asked.assistant)
+
+    *told, asked = story(2, rng)
+    now = replay([turn.user for turn in told])
+    thing = asked.user.removeprefix("Where is the ").rstrip("?")
+    assert now["trail"][thing][-1] == asked.value == answer_in(asked.assistant)
+    assert now["carrier"].get(thing, "nobody") in asked.assistant
+
+    *told, asked = story(3, rng)
+    trail = replay([turn.user for turn in told])["trail"]
+    thing, place = asked.user.removeprefix("Where was the ").rstrip("?").split(" before the ")
+    assert trail[thing].count(place) == 1
+    assert trail[thing][trail[thing].index(place) - 1] == asked.value == answer_in(asked.assistant)
+
+    *told, asked = story(4, rng)
+    words = [turn.user.rstrip(".").split() for turn in told]
+    relations = [(one[1], one[3], one[6]) for one in words]
+    question = asked.user.rstrip("?").split()
+    if question[-1] == "of":  # What is the kitchen north of?
+        wanted = {c for a, side, c in relations if (a, side) == (question[3], question[4])}
+    else:
+        wanted = {a for a, side, c in relations if (side, c) == (question[2], question[5])}
+    assert wanted == {asked.value} == {answer_in(asked.assistant)}
+
+    *told, asked = story(5, rng)
+    giver, _, _, thing, _, taker = told[-1].user.rstrip(".").split()
+    wanted = {"Who gave": giver, "Who did": taker, "What did": thing}[" ".join(asked.user.split()[:2])]
+    assert wanted == asked.value == answer_in(asked.assistant)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_fact_that_an_answer_finds_was_told_under_its_name(task):
+    rng = Random(task)
+    for _ in range(50):
+        *told, asked = story(task, rng)
+        latest = {mark.fact: mark.value for turn in told for mark in turn.marks}
+        assert asked.marks or task == 3
+        for mark in asked.marks:
+            assert latest[mark.fact] == mark.value and mark.value in asked.assistant
+
+
+def test_noise_goes_between_the_facts_and_the_question():
+    rng = Random(0)
+    turns, noise = story(1, rng), [story(4, rng)[0] for _ in range(20)]
+    session = spread(turns, noise, rng)
+    assert len(session.turns) == len(turns) + 20
+    assert [turn for turn in session.turns if turn in turns] == turns
+    assert session.turns[0] is turns[0] and session.turns[-1] is turns[-1]
+
+
+def test_the_last_word_that_can_be_an_answer_counts():
+    assert answer_in("The milk is with Mary. Mary is in the office.") == "office"
+    assert answer_in("I do not know.") is None
+    assert answer_in("kitchens") is None
+    assert {answer_in(word + "!") for word in (*PEOPLE, *PLACES, *THINGS)} == {*PEOPLE, *PLACES, *THINGS}
+
+
+def test_tests_are_the_same_stories_for_every_number_of_turns_of_noise():
+    tests = make_tests(SMALL)
+    assert set(tests) == {(task, turns) for task in TASKS for turns in (0, 3)}
+    for task in TASKS:
+        without = [set(session.turns) for session in tests[task, 0]]
+        assert all(turns <= set(session.turns) for turns, session in zip(without, tests[task, 3], strict=True))
+        assert [len(session.turns) for session in tests[task, 3]] == [len(s.turns) + 3 for s in tests[task, 0]]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    work = tmp_path_factory.mktemp("babi")
+    model, tokenizer = talking_base("llama"), talking_tokenizer("llama")
+    return train_memory(model, tokenizer, SMALL, work, lambda *_: None), tokenizer, work
+
+
+def test_states_read_from_the_cache_are_those_that_the_model_reads(trained):
+    model, tokenizer, work = trained
+    sessions = make_tests(SMALL)[2, 3]
+    states = read_cached(model, sessions, _cache(model, tokenizer, sessions, work), rows=2)
+    reader = BatchReader(model, tokenizer)
+    read = [[(turn.user, turn.assistant) for turn in session.turns[:-1]] for session in sessions]
+    wanted = reader.read_all(reader.start(len(sessions)), read)
+    assert states.tokens.tolist() == wanted.tokens.tolist()
+    assert states.turns.tolist() == wanted.turns.tolist()
+    for name, tensor in wanted.sites["top"].items():
+        torch.testing.assert_close(states.sites["top"][name], tensor, rtol=0.02, atol=0.02)  # cached in half precision
+    assert wanted.sites["top"]["slots"].abs().max() > 0.1
+
+
+def test_a_value_can_be_written_at_other_tokens_than_its_own(trained):
+    model, tokenizer, work = trained
+    rng = Random(1)
+    turn = next(t for t in story(5, rng) if len(t.marks) == 3)
+    cache = _cache(model, tokenizer, [Session((turn,))], work)
+    batch = make_batch([Session((turn,))], cache)
+    tokens = TurnRenderer(tokenizer).turn(turn.user).ids
+    pieces = [tokenizer.decode([token]) for token in tokens]
+    start = len(cache.tokens(cache.find(PREFIX)))
+    told = batch.told[0, start:].tolist()
+    marked = [i for i, number in enumerate(told) if number]
+    full_stop = max(i for i, piece in enumerate(pieces) if "." in piece)
+    assert full_stop in marked and batch.value[0, start + full_stop] != 0
+    # The giver's name comes first in the sentence; it is written at its end and not there.
+    assert not told[pieces.index(next(piece for piece in pieces if piece.strip()))]
+
+
+@pytest.mark.parametrize(("settings", "message"), [({"tasks": (1, 9)}, "tasks has 9"), ({"tests": 0}, "tests is 0")])
+def test_wrong_settings(settings, message):
+    with pytest.raises(ValueError, match=message):
+        BabiConfig(**settings)
