@@ -18,7 +18,7 @@ from ..data.sessions import Session, Turn, read_jsonl
 from ..embedded import load_model
 from ..models import add_memory
 from ..rendering import TurnRenderer
-from .alignment import collect, fit_addresses, fit_read_gates, fit_strengths
+from .alignment import collect, fit_addresses, fit_read_gates, fit_strengths, fit_values
 from .features import PREFIX, FeatureCache, build_feature_cache
 from .replies import own_replies
 from .rows import Batch, make_batch, turn_text
@@ -180,7 +180,7 @@ def _check_sites(request: TrainRequest) -> None:
 
 
 def _align(memory, head, pool, cache, seed: int, progress: Progress | None) -> None:
-    """Addresses and strengths in closed form, from whole sessions of the pool."""
+    """Addresses, strengths and, where values are written elsewhere, values in closed form, from whole sessions of the pool."""
     rng, count = random.Random(f"align {seed}"), min(_ALIGNED_SESSIONS, _ALIGNED_SHARE * len(pool))
 
     def batches() -> Iterator[Batch]:
@@ -193,6 +193,8 @@ def _align(memory, head, pool, cache, seed: int, progress: Progress | None) -> N
     fit_addresses(memory, views)
     fit_strengths(memory, views)
     fit_read_gates(memory, views)
+    if any(mark.written for turn in pool.turns() for mark in turn.marks):
+        fit_values(memory, views, head)
 
 
 def _pools(request, model, renderer, folder, fingerprint, progress) -> tuple[Any, dict[str, Any]]:
