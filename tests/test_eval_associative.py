@@ -58,7 +58,7 @@ def test_states_that_are_too_small_are_refused(kind):
 
 
 def test_without_titans_it_says_what_to_install(monkeypatch):
-    monkeypatch.setattr("gru_memory.evaluation.mixers.missing", lambda: ["titans_pytorch"])
+    monkeypatch.setattr("gru_memory.bench.peers.find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'gru-memory\[bench\]'"):
         build("titans", **SIZE)
 

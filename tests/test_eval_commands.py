@@ -34,6 +34,8 @@ SMALL = {
                     "--width", 16, "--vocabulary", 16, "--segment", 4, "--tests", 2],
     "babi": ["--tasks", "1,3", "--turns", "0,1", "--stories", 6, "--talk", 2, "--most-noise", 1, "--steps", 1, "--rows", 2,
              "--tests", 2, "--max-new-tokens", 2],
+    "compare": ["--variants", "top,gru,RMT memory tokens,decayed average,no memory", "--steps", 1, "--rows", 1, "--facts", 1,
+                "--between", 0, "--tests", 1],
     "longdoc": ["--books", "BOOKS", "--tokens", 200, "--windows", "16,32"],
     "fading": ["--decays", "0.5,0.9", "--turns", "0,1", "--facts", 1, "--sessions", 2, "--max-new-tokens", 2],
 }  # fmt: skip

@@ -18,6 +18,7 @@ SLOW = {
     "assisted_decoding.py",
     "beams.py",
     "lora_and_memory.py",
+    "small_gpt2.py",
     "streaming.py",
     "trainer.py",
     "untrained_influence.py",

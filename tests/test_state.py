@@ -187,7 +187,9 @@ def test_numbers_that_are_not_finite_are_not_packed_away(state):
         MemoryState.from_bytes(state.to_bytes("int4"))
 
 
-@pytest.mark.parametrize("packed", ("[]", '{"site/top/slots": [1, 2]}', '{"site/top/slots": "x"}', '{"none": [1]}', "{"))
+@pytest.mark.parametrize(
+    "packed", ("[]", '{"site/top/slots": [1, 2]}', '{"site/top/slots": "x"}', '{"none": [1]}', "{")
+)
 def test_packing_that_does_not_fit_is_refused(state, tmp_path, packed):
     with pytest.raises(ValueError, match="damaged"):
         MemoryState.load(rewritten(tmp_path / "state", state, {"packed": packed}))

@@ -18,7 +18,7 @@ from gru_memory.data.sessions import Session, Turn, write_jsonl
 from gru_memory.memory import GRUMemoryWithDecay
 from gru_memory.rendering import TurnRenderer
 from gru_memory.scan import ScanInputs
-from gru_memory.training.alignment import Views, collect, fit_addresses, fit_read_gates, fit_strengths
+from gru_memory.training.alignment import Views, collect, fit_addresses, fit_read_gates, fit_strengths, fit_values
 from gru_memory.training.features import PREFIX, build_feature_cache
 from gru_memory.training.objective import address_loss, compute_loss, recall, write_loss
 from gru_memory.training.rows import make_batch, turn_text
@@ -323,12 +323,34 @@ def test_alignment_finds_what_was_told_without_a_step_of_training(model, pool, b
     batch = make_batch(sessions, build(pool.turns()))
     views = collect(memory, model.get_output_embeddings().weight.detach(), [batch])
     assert len(views.told) == len(views.asked) == len(views.first) == int((batch.asked > 0).sum())
+    assert (views.written == views.wanted).float().mean() > 0.9  # facts are written at their own tokens
     assert int(views.telling.sum()) == int((batch.told > 0).sum())
     with pytest.raises(ValueError, match="nothing to align"):
         talk = make_batch([Session((pool.talk[0],))], build(pool.turns()))
         collect(memory, model.get_output_embeddings().weight.detach(), [talk])
     with pytest.raises(ValueError, match="address_rank"):
         fit_addresses(make_memory(), views)
+
+
+def test_a_value_written_elsewhere_is_read_off_the_hidden_state(model):
+    """At token 7 one of four words is wanted, which the hidden state knows; at the words themselves nothing is added."""
+    torch.manual_seed(0)
+    head, memory = model.get_output_embeddings().weight.detach().float(), make_memory(address_rank=12)
+    wanted = torch.randint(20, 24, (600,))
+    elsewhere = torch.rand(600) < 0.5
+    hidden = F.rms_norm(torch.randn(8, 32)[wanted - 20 + 4 * elsewhere], (32,))
+    nothing = torch.zeros(0)
+    views = Views(*(nothing,) * 7, hidden, torch.where(elsewhere, 7, wanted), wanted)
+    normed = F.rms_norm(head, head.shape[-1:])
+
+    def error() -> torch.Tensor:
+        value = memory.value_embed(normed[views.written]) + memory.value_hidden(hidden)
+        return (value - memory.value_embed(normed[wanted])).pow(2).sum(-1).sqrt()
+
+    before = error()
+    assert before[elsewhere].min() > 0.1 and before[~elsewhere].max() < 1e-5
+    fit_values(memory, views, head)
+    assert error().max() < 0.1 * before[elsewhere].mean()
 
 
 def test_outdated_values_do_not_count(build, pool):

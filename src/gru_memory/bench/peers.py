@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from importlib.util import find_spec
 
 import torch
@@ -35,13 +36,31 @@ def missing() -> list[str]:
     return [name for name in ("titans_pytorch", "peft") if find_spec(name) is None]
 
 
-def titans_memory(hidden_size: int) -> nn.Module | None:
-    """titans-pytorch's `NeuralMemory` with its defaults and chunks of 64 tokens; None where it is not installed."""
+def titans_memory(hidden_size: int, chunk_size: int = 64, heads: int = 1, size: int | None = None) -> nn.Module | None:
+    """titans-pytorch's `NeuralMemory`; None where it is not installed.
+
+    Args:
+        hidden_size: of what it reads and returns.
+        chunk_size: tokens between two updates of its weights.
+        heads: memories side by side.
+        size: each is one matrix of so many rows and columns; the default network over `hidden_size` if None.
+    """
     if find_spec("titans_pytorch") is None:
         return None
-    from titans_pytorch import NeuralMemory
+    from titans_pytorch import MemoryMLP, NeuralMemory
 
-    return NeuralMemory(dim=hidden_size, chunk_size=64)
+    if size is None:
+        return NeuralMemory(dim=hidden_size, chunk_size=chunk_size)
+    network = MemoryMLP(size, depth=1)
+    memory = NeuralMemory(hidden_size, chunk_size=chunk_size, heads=heads, dim_head=size, model=network)
+    for parameter in memory.parameters():  # some are views that share numbers, which no optimiser can step
+        parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+    return memory
+
+
+def titans_size(floats: int, heads: int) -> int:
+    """The largest `size` whose carried weights and momentum, 2 heads (size^2 + size), are at most `floats` numbers."""
+    return int((math.sqrt(1 + 2 * floats / heads) - 1) / 2)
 
 
 def with_lora(model: nn.Module, rank: int = 8) -> nn.Module | None:

@@ -218,9 +218,7 @@ class FactPool:
         every = (turn for fact in self.facts for turn in fact.turns())
         return iter(dict.fromkeys([*every, *self.talk, *(question.turn for question in self.untold)]))
 
-    def session(
-        self, rng: Random, num_facts: int, between: int, shuffle: bool = True, num_untold: int = 0
-    ) -> Session:
+    def session(self, rng: Random, num_facts: int, between: int, shuffle: bool = True, num_untold: int = 0) -> Session:
         """A session of pool members, with `num_untold` questions about things not told in it among the unrelated turns.
 
         Half of those ask for what somebody told of another owner, as far as the pool has such. See

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .associative import ASSOCIATIVE
 from .babi import BABI
+from .compare import COMPARE
 from .continual import CONTINUAL
 from .drift import DRIFT
 from .editing import EDITING
@@ -29,6 +30,7 @@ _ALL = (
     LONGDOC,
     ASSOCIATIVE,
     BABI,
+    COMPARE,
     INSPECT,
     EDITING,
     CONTINUAL,

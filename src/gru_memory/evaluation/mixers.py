@@ -6,19 +6,18 @@ embeddings. The convolution lets every kind see the token before, as those of Ma
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..bench.peers import missing
+from ..bench.peers import titans_memory, titans_size
 from ..memory import GRUMemoryWithDecay
 
 KERNEL = 3  # tokens that a convolution sees
 HEADS = 4
 SLOT_SIZE = 16  # of our memory
 TITANS_HEADS, TITANS_CHUNK = 2, 8  # memories a layer, and tokens between two updates of one
+TITANS_MISSING = "titans-pytorch is not installed: pip install 'gru-memory[bench]'"
 KINDS = ("gru", "mingru", "rmt", "titans", "attention")
 
 
@@ -169,18 +168,12 @@ class Titans(nn.Module):
 
     def __init__(self, width: int, floats: int) -> None:
         super().__init__()
-        if "titans_pytorch" in missing():
-            raise ModuleNotFoundError("titans-pytorch is not installed: pip install 'gru-memory[bench]'")
-        from titans_pytorch import MemoryMLP, NeuralMemory
-
-        size = int((math.sqrt(1 + 2 * floats / TITANS_HEADS) - 1) / 2)  # 2 heads (size^2 + size) <= floats
+        size = titans_size(floats, TITANS_HEADS)
         _enough(size, "titans", 4 * floats)
-        self.norm = nn.RMSNorm(width)
-        self.memory = NeuralMemory(
-            width, chunk_size=TITANS_CHUNK, heads=TITANS_HEADS, dim_head=size, model=MemoryMLP(size, depth=1)
-        )
-        for parameter in self.memory.parameters():  # some are views that share numbers, which no optimiser can step
-            parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+        memory = titans_memory(width, TITANS_CHUNK, TITANS_HEADS, size)
+        if memory is None:
+            raise ModuleNotFoundError(TITANS_MISSING)
+        self.norm, self.memory = nn.RMSNorm(width), memory
 
     def forward(self, x: Tensor, embeds: Tensor) -> Tensor:
         return x + self.memory(self.norm(x))[0]

@@ -135,7 +135,22 @@ def _softmax_into(out, logits):
 
 @_compiled
 def _write_and_read_one(
-    like, weights, decay, slots, after, ticks, visible, values, address, strength, wanted, gates, learned, signed, signature, reads
+    like,
+    weights,
+    decay,
+    slots,
+    after,
+    ticks,
+    visible,
+    values,
+    address,
+    strength,
+    wanted,
+    gates,
+    learned,
+    signed,
+    signature,
+    reads,
 ):
     """The recurrence and the read. Arrays as in `site_one`, those of the tokens for its rows alone.
 

@@ -22,6 +22,7 @@ from .rows import Batch
 
 _REFINE_RATE, _REFINE_TEMPERATURE, _REFINE_PULL = 1e-3, 0.3, 5.0
 _FOUND = 0.3  # of a token's weight that a head must meet to count as having found it
+_TRUSTING = 1.5  # added to the bias of trust: who doubts a right head loses an answer, a wrong one is outvoted
 _LOUDNESS = 0.2  # root mean square of rank projections, whose scale says nothing: so much Adam moves them a step
 
 
@@ -36,18 +37,24 @@ class Views:
     own: Tensor  # (P, F) of the token's own position
     telling: Tensor  # (P,) bool, whether the token is told
     asking: Tensor  # (P,) bool, whether the token after it is one of an answer that was told
+    writing: Tensor | None = None  # (M, D) norm of the hidden state of the token that is told
+    written: Tensor | None = None  # (M,) that token
+    wanted: Tensor | None = (
+        None  # (M,) the token that the answer has there; another one where a value is told elsewhere
+    )
 
 
 def collect(memory: GRUMemoryWithDecay, head: Tensor, batches: Iterable[Batch], positions: int = 60_000) -> Views:
     """The views that `batches` of whole sessions give, at most about `positions` of them for the strengths."""
-    told, asked, first, before, own, telling, asking = ([] for _ in range(7))
+    told, asked, first, before, own, telling, asking, writing, written, wanted = ([] for _ in range(10))
     for batch in batches:
         extra = batch.features[..., memory.hidden_size :]
-        keys = memory.keys_of(
+        normed, _, keys = memory.keys_of(
             batch.features[..., : memory.hidden_size],
             F.embedding(batch.tokens, head),
             extra if memory.key_size else None,
-        )[2].detach()
+        )
+        keys = keys.detach()
         for row in range(len(keys)):
             row_keys, row_told, row_asked = keys[row], batch.told[row], batch.asked[row]
             where = {int(row_told[t]): t for t in (row_told > 0).nonzero().flatten().tolist() if t}
@@ -59,6 +66,10 @@ def collect(memory: GRUMemoryWithDecay, head: Tensor, batches: Iterable[Batch], 
                 asked.append(row_keys[list(asks)])
                 value = batch.value[row]
                 first.append(torch.tensor([bool(value[t] != value[t + 1]) for t in tells]))
+                there = torch.tensor(tells) + 1
+                writing.append(normed[row][there].detach())
+                written.append(batch.tokens[row][there])
+                wanted.append(batch.labels[row][list(asks)])
             if sum(map(len, own)) < positions:
                 last = int(batch.mask[row].sum())
                 before.append(row_keys[: last - 1].half())
@@ -67,7 +78,8 @@ def collect(memory: GRUMemoryWithDecay, head: Tensor, batches: Iterable[Batch], 
                 asking.append(row_asked[1:last] > 0)
     if not told:
         raise ValueError("no session asks for what it tells: nothing to align addresses by")
-    return Views(*(torch.cat(parts) for parts in (told, asked, first, before, own, telling, asking)))
+    parts = (told, asked, first, before, own, telling, asking, writing, written, wanted)
+    return Views(*(torch.cat(part) for part in parts))
 
 
 @torch.no_grad()
@@ -199,8 +211,25 @@ def fit_trust(memory: GRUMemoryWithDecay, head: Tensor, batches: Iterable[Batch]
     if not features:
         raise ValueError("no session asks for anything: nothing to fit trust by")
     weight, bias, loss = _logistic(torch.cat(features), torch.cat(target), decay=0.0)
-    memory.trust.copy_(torch.tensor([*weight.tolist(), bias]))
+    memory.trust.copy_(torch.tensor([*weight.tolist(), bias + _TRUSTING]))
     return loss
+
+
+@torch.no_grad()
+def fit_values(memory: GRUMemoryWithDecay, views: Views, head: Tensor, ridge: float = 0.003) -> None:
+    """What the hidden state adds to a value: at a full stop, what turns it into the word that is to be kept there.
+
+    With W_e the value projection of token embeddings, e^ the normed embedding of a token and x^ the normed hidden state, W_x
+    is the least-squares map from x^ to W_e (e^ of the token wanted - e^ of the token written). That is zero for values told
+    at their own tokens; for others (`Mark.written`) it reads off the hidden state what was said before.
+    """
+    normed = F.rms_norm(head.float(), head.shape[-1:], eps=1e-6)
+    taught = views.wanted >= 0
+    hidden = views.writing[taught]
+    change = (normed[views.wanted[taught]] - normed[views.written[taught]]) @ memory.value_embed.weight.t()
+    moment = hidden.t() @ hidden / len(hidden)
+    moment.diagonal().add_(ridge * moment.diagonal().mean())
+    memory.value_hidden.weight.copy_(torch.linalg.solve(moment, hidden.t() @ change / len(hidden)).t())
 
 
 def _logistic(features: Tensor, target: Tensor, decay: float = 1e-3, steps: int = 60) -> tuple[Tensor, float, float]:

@@ -18,7 +18,7 @@ from ..data.sessions import Session, Turn, read_jsonl
 from ..embedded import load_model
 from ..models import add_memory
 from ..rendering import TurnRenderer
-from .alignment import collect, fit_addresses, fit_read_gates, fit_strengths, fit_trust
+from .alignment import collect, fit_addresses, fit_read_gates, fit_strengths, fit_trust, fit_values
 from .features import PREFIX, FeatureCache, build_feature_cache
 from .replies import own_replies
 from .rows import Batch, make_batch, turn_text
@@ -186,7 +186,7 @@ def _check_sites(request: TrainRequest) -> None:
 
 
 def _align(memory, head, pool, cache, seed: int, progress: Progress | None) -> None:
-    """Addresses and strengths in closed form, from whole sessions of the pool."""
+    """Addresses, strengths and, where values are written elsewhere, values in closed form, from whole sessions of the pool."""
     rng, count = random.Random(f"align {seed}"), min(_ALIGNED_SESSIONS, _ALIGNED_SHARE * len(pool))
 
     def batches(count: int, untold: int = 0) -> Iterator[Batch]:
@@ -199,6 +199,8 @@ def _align(memory, head, pool, cache, seed: int, progress: Progress | None) -> N
     fit_addresses(memory, views)
     fit_strengths(memory, views)
     fit_read_gates(memory, views)
+    if any(mark.written for turn in pool.turns() for mark in turn.marks):
+        fit_values(memory, views, head)
     if memory.signature_size:
         fit_trust(memory, head, batches(min(_TRUSTED_SESSIONS, count), untold=2))
 
@@ -263,7 +265,9 @@ def book_pages(folder: str | Path, count: int, rng: random.Random) -> list[str]:
 
 def _validation_batch(pool: Any, cache: FeatureCache) -> Batch:
     rng = random.Random(5)
-    return make_batch([pool.session(rng, 3, 3, shuffle=False, num_untold=1) for _ in range(_VALIDATION_SESSIONS)], cache)
+    return make_batch(
+        [pool.session(rng, 3, 3, shuffle=False, num_untold=1) for _ in range(_VALIDATION_SESSIONS)], cache
+    )
 
 
 def _training_gate(head: torch.Tensor, width: int) -> float:
