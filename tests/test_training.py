@@ -13,15 +13,23 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from gru_memory import MemoryConfig, add_memory, backbones
-from gru_memory.data.facts import FactGenerator, FactPool
+from gru_memory.data.facts import UNTOLD, FactGenerator, FactPool
 from gru_memory.data.sessions import Session, Turn, write_jsonl
 from gru_memory.memory import GRUMemoryWithDecay
 from gru_memory.rendering import TurnRenderer
 from gru_memory.scan import ScanInputs
-from gru_memory.training.alignment import Views, collect, fit_addresses, fit_read_gates, fit_strengths, fit_values
+from gru_memory.training.alignment import (
+    Views,
+    collect,
+    fit_addresses,
+    fit_read_gates,
+    fit_strengths,
+    fit_trust,
+    fit_values,
+)
 from gru_memory.training.features import PREFIX, build_feature_cache
 from gru_memory.training.objective import address_loss, compute_loss, recall, write_loss
-from gru_memory.training.rows import make_batch, turn_text
+from gru_memory.training.rows import Batch, make_batch, turn_text
 from gru_memory.training.run import FilePool, book_pages
 from gru_memory.training.trainer import MemoryTrainer, TrainingConfig
 
@@ -384,3 +392,60 @@ def test_pages_come_from_the_books(tmp_path):
     assert len(pages) == 5 and all(100 < len(page) <= 1500 for page in pages)
     with pytest.raises(FileNotFoundError, match=r"\.txt"):
         book_pages(tmp_path / "nothing", 1, random.Random(0))
+
+
+def test_trust_begins_where_signatures_tell_what_was_found_from_what_was_not(build):
+    """Two things told under keys of their own; one is asked for by its key, then something nobody told."""
+    torch.manual_seed(0)
+    memory = GRUMemoryWithDecay(
+        32,
+        num_heads=8,
+        num_slots=32,
+        slot_size=8,
+        cell="mingru",
+        decay=1.0,
+        gate_init=1.0,
+        address_rank=12,
+        signature_size=4,
+    )
+    rows, length = 24, 6
+    features = torch.randn(rows, length, 32)  # told: 1 under the key of 0, 3 under that of 2
+    features[:, 4] = features[:, 0]  # asked for the first; position 5 asks for what nobody told
+    batch = Batch(
+        **{name: torch.zeros(rows, length, dtype=torch.bool) for name in ("turn_starts", "base", "begins", "unknown")},
+        **{name: torch.zeros(rows, length, dtype=torch.long) for name in ("tokens", "told", "asked", "fact", "value")},
+        labels=torch.full((rows, length), -100),
+        features=features,
+        mask=torch.ones(rows, length, dtype=torch.bool),
+        stands_for=torch.ones(rows, length),
+    )
+    batch.told[:, 1], batch.told[:, 3], batch.asked[:, 4], batch.unknown[:, 5] = 1, 2, 1, True
+    head = torch.randn(4, 32)
+    assert 0 < fit_trust(memory, head, [batch]) < 0.4  # a coin is worth 0.69 nats
+    assert memory.trust[0] > 0 and torch.isfinite(memory.trust).all()
+    batch.asked[:], batch.unknown[:] = 0, False
+    with pytest.raises(ValueError, match="nothing to fit trust"):
+        fit_trust(memory, head, [batch])
+
+
+def test_positions_that_were_left_out_count_all_the_same(pool, build):
+    """What a thinned row keeps of the rest stands for all of it."""
+    session = pool.session(random.Random(1), 3, 4)
+    cache = build(pool.turns())
+    whole, thinned = make_batch([session], cache), make_batch([session], cache, keep=0.3, rng=random.Random(2))
+    assert thinned.num_tokens < whole.num_tokens and (whole.stands_for == 1).all()
+    assert thinned.stands_for.unique().tolist() == pytest.approx([1.0, 1 / 0.3])
+    assert (thinned.stands_for[(thinned.told > 0) | (thinned.labels >= 0)] == 1).all()
+    assert thinned.stands_for.sum().item() == pytest.approx(whole.num_tokens, rel=0.35)
+
+
+def test_questions_about_things_never_told_ask_for_nothing_that_was(build):
+    pool = FactPool(FactGenerator(0), 30, 4, 1, 1, num_untold=40)
+    rng, met = random.Random(0), 0
+    for _ in range(60):
+        session = pool.session(rng, 4, 1, num_untold=3)
+        asked = {turn.user for turn in session.turns if turn.assistant == UNTOLD}
+        told = {fact.fact.attribute for fact in pool.facts for turn in session.turns if turn in fact.tells}
+        assert not told & {question.attribute for question in pool.untold if question.turn.user in asked}
+        met += len(asked)
+    assert met > 100
