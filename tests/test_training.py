@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+import gru_memory.training.calibration
 from gru_memory import MemoryConfig, add_memory, backbones
 from gru_memory.data.facts import UNTOLD, FactGenerator, FactPool
 from gru_memory.data.sessions import Session, Turn, write_jsonl
@@ -27,6 +28,7 @@ from gru_memory.training.alignment import (
     fit_trust,
     fit_values,
 )
+from gru_memory.training.calibration import calibrate_trust
 from gru_memory.training.features import PREFIX, build_feature_cache
 from gru_memory.training.objective import address_loss, compute_loss, recall, write_loss
 from gru_memory.training.rows import Batch, make_batch, turn_text
@@ -426,6 +428,36 @@ def test_trust_begins_where_signatures_tell_what_was_found_from_what_was_not(bui
     batch.asked[:], batch.unknown[:] = 0, False
     with pytest.raises(ValueError, match="nothing to fit trust"):
         fit_trust(memory, head, [batch])
+
+
+def test_trust_is_calibrated_to_where_most_replies_are_right(build, model):
+    """A memory that doubts everything is made to speak again, and is never made worse."""
+    pool = FactPool(FactGenerator(0), 12, 4, 1, 1, num_untold=6)
+    cache, head = build(pool.turns()), model.get_output_embeddings().weight.detach()
+    batch = make_batch([pool.session(random.Random(0), 2, 0, num_untold=1) for _ in range(4)], cache)
+    memory = make_memory(address_rank=12, signature_size=3)
+
+    def right():
+        with torch.no_grad():
+            return compute_loss(memory, head, batch, torch.Generator().manual_seed(0)).right_answers
+
+    before, start = right(), memory.trust[2].item()
+    assert calibrate_trust(memory, head, [batch]) == right() >= before
+    assert memory.trust[2].item() == pytest.approx(start)  # nothing to choose between: as it was
+    with pytest.raises(ValueError, match="nothing to calibrate"):
+        calibrate_trust(memory, head, [])
+
+
+def test_calibration_takes_the_best_of_its_shifts(monkeypatch):
+    memory = make_memory(address_rank=12, signature_size=3)
+    start = memory.trust[2].item()
+    monkeypatch.setattr(
+        gru_memory.training.calibration,
+        "_right",
+        lambda memory, head, batch: -abs(memory.trust[2].item() - start - 1.5),
+    )
+    assert calibrate_trust(memory, torch.zeros(1), [None]) == pytest.approx(0, abs=1e-6)
+    assert memory.trust[2].item() == pytest.approx(start + 1.5)
 
 
 def test_positions_that_were_left_out_count_all_the_same(pool, build):

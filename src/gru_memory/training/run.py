@@ -19,6 +19,7 @@ from ..embedded import load_model
 from ..models import add_memory
 from ..rendering import TurnRenderer
 from .alignment import collect, fit_addresses, fit_read_gates, fit_strengths, fit_trust, fit_values
+from .calibration import calibrate_trust
 from .features import PREFIX, FeatureCache, build_feature_cache
 from .replies import own_replies
 from .rows import Batch, make_batch, turn_text
@@ -177,6 +178,8 @@ def train_loaded(
         if config.address_rank and not trainer.resume():
             _align(memory, head, pool, cache, request.training.seed, progress)
         trainer.train()
+        if memory.signature_size:
+            calibrate_trust(memory, head, [batch for batches in validation.values() for batch in batches])
     return model
 
 
