@@ -70,7 +70,7 @@ TRIALS = {
         "`transformers serve`, without memory: no slower at 1, faster at 32",
         load.run,
         full={},
-        short={"chats": (1, 2), "new_tokens": 4, "rounds": 1},
+        short={"chats": (1, 2), "new_tokens": 2, "rounds": 1},
     ),
     "soak": Trial(
         "one hour at full load: flat memory, no growth in latency",
