@@ -40,9 +40,9 @@ def main() -> None:
     parser.add_argument("--out", help="folder for model, memory and plots; all of it is dropped if not given")
     parser.add_argument("--model-steps", type=int, default=2000, help="training steps of the model")
     parser.add_argument("--dialogues", type=int, default=24_000, help="distinct ones, to train the model on")
-    parser.add_argument("--steps", type=int, default=700, help="training steps of the memory")
-    parser.add_argument("--facts", type=int, default=6000, help="distinct facts, to train the memory on")
-    parser.add_argument("--sessions", type=int, default=30, help="conversations that each figure is measured on")
+    parser.add_argument("--steps", type=int, default=300, help="training steps of the memory")
+    parser.add_argument("--facts", type=int, default=4000, help="distinct facts, to train the memory on")
+    parser.add_argument("--sessions", type=int, default=20, help="conversations that each figure is measured on")
     arguments = parser.parse_args()
     if arguments.out is None:
         arguments.model_steps, arguments.dialogues, arguments.steps = 4, 60, 2

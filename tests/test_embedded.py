@@ -207,8 +207,14 @@ def test_reading_gguf_without_its_packages_says_what_to_install(monkeypatch, tmp
 
 @pytest.mark.needs_model
 @pytest.mark.slow
-def test_the_real_model_loads_and_survives_save_pretrained(tmp_path):
+def test_the_real_model_loads_and_survives_save_pretrained(tmp_path, monkeypatch):
+    import gguf
+
+    parsed, parse, reader = [], gguf.GGUFReader._build_fields, gguf.GGUFReader
+    monkeypatch.setattr(reader, "_build_fields", lambda self, *place: parsed.append(self) or parse(self, *place))
     model, tokenizer = embedded.load_model()
+    assert len(parsed) == 1  # which takes seconds, and transformers does it three times
+    assert gguf.GGUFReader is reader
     assert not model.training
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     inputs = tokenizer("The capital of France is", return_tensors="pt")

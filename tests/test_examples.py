@@ -1,5 +1,6 @@
 """Every script in examples/ runs, from any folder and without a network."""
 
+import json
 import os
 import subprocess
 import sys
@@ -33,21 +34,32 @@ def _parameter(script: Path):
     return pytest.param(script, marks=marks, id=script.stem)
 
 
-@pytest.mark.parametrize("script", [_parameter(script) for script in sorted(EXAMPLES.glob("*.py"))])
-def test_example_runs(script, tmp_path):
-    """It ends well, says something, and leaves nothing in the folder it is called from."""
-    result = subprocess.run(
-        [sys.executable, "-W", "error::DeprecationWarning:__main__", str(script), *ARGUMENTS.get(script.name, [])],
-        cwd=tmp_path,
+@pytest.fixture(scope="module")
+def runner():
+    """A process that has imported what the scripts import, and becomes one after the other; see forking.py."""
+    process = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("forking.py"))],
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
-        check=False,
-        timeout=240,
     )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.strip()
-    assert not list(tmp_path.iterdir())
+    yield process
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.parametrize("script", [_parameter(script) for script in sorted(EXAMPLES.glob("*.py"))])
+def test_example_runs(script, runner, tmp_path):
+    """It ends well, says something, and leaves nothing in the folder it is called from."""
+    folder, out, err = (tmp_path / name for name in ("folder", "out", "err"))
+    folder.mkdir()
+    job = {"script": script, "folder": folder, "out": out, "err": err}
+    arguments = ARGUMENTS.get(script.name, [])
+    print(json.dumps({**{k: str(v) for k, v in job.items()}, "arguments": arguments}), file=runner.stdin, flush=True)
+    assert runner.stdout.readline().strip() == "0", err.read_text()
+    assert out.read_text().strip()
+    assert not list(folder.iterdir())
 
 
 def test_the_lists_name_scripts_that_exist():

@@ -16,6 +16,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -79,7 +80,7 @@ def load_model(
     """Load a causal language model, in eval mode, and its tokenizer; see `resolve_model` for `name`.
 
     `kwargs` go to `AutoModelForCausalLM.from_pretrained`. A GGUF model comes back as an ordinary dense model,
-    so that `save_pretrained` works on it. Reading the embedded model takes about 10 seconds.
+    so that `save_pretrained` works on it. Reading the embedded model takes about 6 seconds.
     """
     source = resolve_model(name)
     if source.gguf_file is not None:
@@ -176,7 +177,7 @@ def _load_gguf(
 
     # Dense weights even where transformers could compute on packed ones: the memory reads the LM head's.
     kwargs = {"quantization_config": GgufConfig(dequantize=True), **kwargs}
-    with _garbage_collection_paused():
+    with _garbage_collection_paused(), _read_once():
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file)
         model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf_file, dtype=dtype, **kwargs)
     _forget_quantization(model)
@@ -194,6 +195,41 @@ def _garbage_collection_paused() -> Iterator[None]:
         yield
     finally:
         gc.enable()
+
+
+@contextlib.contextmanager
+def _read_once() -> Iterator[None]:
+    """transformers parses a GGUF file anew for the tokenizer, for the config and for the weights: here it is parsed once.
+
+    And from a plain array: a slice of a `numpy.memmap`, of which this takes a million, costs several times as much.
+    """
+    import gguf
+    import numpy as np
+
+    original, lock, known = gguf.GGUFReader, threading.Lock(), {}
+
+    class Plain(original):
+        @property
+        def data(self) -> np.ndarray:
+            return self._data
+
+        @data.setter
+        def data(self, mapped: np.ndarray) -> None:
+            self._data = np.asarray(mapped)
+
+    def reader(path: str | os.PathLike[str], mode: str = "r") -> Any:
+        with lock:
+            if mode != "r":
+                return original(path, mode)
+            if str(path) not in known:
+                known[str(path)] = Plain(path)
+            return known[str(path)]
+
+    gguf.GGUFReader = reader
+    try:
+        yield
+    finally:
+        gguf.GGUFReader = original
 
 
 def _forget_quantization(model: PreTrainedModel) -> None:

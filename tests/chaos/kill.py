@@ -44,7 +44,7 @@ def run(kills: int, conversations: int = 20, replayed: int = 5, seed: int = 0) -
             refused += sum(talkers.refused.values())
             result.expect(not talkers.refused, f"the server refused: {dict(talkers.refused)}")
             with SessionStore(str(path)) as store:
-                extra = check(store, talks, result, seen)
+                extra, _ = check(store, talks, result, seen)
                 with store.engine.connect() as connection:
                     said = connection.exec_driver_sql("PRAGMA integrity_check").scalar()
                 result.expect(said == "ok", f"SQLite finds its file damaged: {said}")

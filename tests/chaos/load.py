@@ -16,28 +16,33 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
+import torch
 
 from .result import Result
 from .soak import cpu_seconds
 
 OURS, THEIRS, PAGED = "gru-memory serve", "transformers serve", "transformers serve --continuous-batching"
+LEAST = 8  # replies a level
 MESSAGE = "Tell me a long story about lighthouse number {number}."
 
 
-def run(chats: tuple[int, ...] = (1, 8, 32), new_tokens: int = 32, rounds: int = 3, threads: int = 1) -> Result:
+def run(chats: tuple[int, ...] = (1, 8, 32), new_tokens: int = 8, rounds: int = 2, threads: int = 1) -> Result:
     """Start each server in turn, several times over, and let `chats` clients ask it at once for a reply of `new_tokens`.
 
+    All have the same float32 weights, tokenizer, chat template and threads, and stream greedy replies of the same length.
+
     Args:
-        chats: clients at once.
+        chats: clients at once; there are `LEAST` replies at least, so that a single client asks several times.
         new_tokens: of a reply.
         rounds: how often each server is started; its figures are medians over them.
         threads: of torch, for every server.
     """
-    result, found = Result(), {}
+    result, found, began = Result(), {}, time.monotonic()
     with tempfile.TemporaryDirectory(prefix="gru-chaos-") as folder:
         from gru_memory.embedded import load_model
 
         model, tokenizer = load_model()
+        result.expect(model.dtype == torch.float32, f"the embedded model is loaded in {model.dtype}, theirs in float32")
         model.save_pretrained(f"{folder}/base")
         tokenizer.save_pretrained(f"{folder}/base")
         del model
@@ -48,8 +53,8 @@ def run(chats: tuple[int, ...] = (1, 8, 32), new_tokens: int = 32, rounds: int =
                         _ask(url, model_name, 0, 2)  # what is loaded on first use
                         for count in chats:
                             before = cpu_seconds(process_id)
-                            first, tokens, seconds = _measure(url, model_name, count, new_tokens, tokenizer)
-                            kept = found.setdefault((name, count), ([], [], []))
+                            first, seconds = _measure(url, model_name, count, new_tokens)
+                            kept, tokens = found.setdefault((name, count), ([], [], [])), new_tokens * len(first)
                             kept[0].extend(first)
                             kept[1].append(tokens / seconds)
                             kept[2].append((cpu_seconds(process_id) - before) / tokens)
@@ -69,7 +74,7 @@ def run(chats: tuple[int, ...] = (1, 8, 32), new_tokens: int = 32, rounds: int =
             result.expect(ours > 0.95 * theirs, f"{count} at once: {ours:.1f} tokens/s, theirs {theirs:.1f}")
         elif count == max(chats):
             result.expect(ours > theirs, f"{count} at once: {ours:.1f} tokens/s, theirs {theirs:.1f}")
-    result.figures["threads, for each server"] = f"{threads}"
+    result.figures |= {"threads, for each server": f"{threads}", "time": f"{time.monotonic() - began:.0f} s"}
     return result
 
 
@@ -118,42 +123,43 @@ def _started(command: list[str], threads: int, log: Path) -> Iterator[tuple[str,
             process.wait(30)
 
 
-def _ask(url: str, model: str, number: int, new_tokens: int) -> tuple[float, str]:
-    """Seconds to the first text of a reply, and the reply."""
+def _ask(url: str, model: str, number: int, new_tokens: int) -> float:
+    """Seconds to the first text of a reply, which has `new_tokens` tokens, none more or less."""
     body = {
         "model": model, "messages": [{"role": "user", "content": MESSAGE.format(number=number)}], "stream": True,
         "temperature": 0, "max_tokens": new_tokens,
     }  # fmt: skip
     if model == "smollm2":
         body["session_id"] = f"chat {number}"
-    began, first, text = time.monotonic(), None, ""
+    began, first, finish = time.monotonic(), None, None
     with httpx2.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=600) as answer:
         if answer.status_code != 200:
             raise RuntimeError(f"{answer.status_code}: {answer.read()[:500]!r}")
         for line in answer.iter_lines():
             if not line.startswith("data: ") or line == "data: [DONE]":
                 continue
-            choices = json.loads(line[6:]).get("choices") or [{}]
-            if delta := (choices[0].get("delta") or {}).get("content"):
-                first = first if first is not None else time.monotonic() - began
-                text += delta
-    if first is None:
-        raise RuntimeError("a reply without text")
-    return first, text
+            choice = (json.loads(line[6:]).get("choices") or [{}])[0]
+            finish = choice.get("finish_reason") or finish
+            if first is None and (choice.get("delta") or {}).get("content"):
+                first = time.monotonic() - began
+    if first is None or finish != "length":
+        raise RuntimeError(f"a reply that ended with {finish!r}, not after {new_tokens} tokens")
+    return first
 
 
-def _measure(url: str, model: str, count: int, new_tokens: int, tokenizer: object) -> tuple[list[float], int, float]:
-    """Seconds to each first token, tokens of all replies together, and seconds until the last of them ended."""
-    replies: list[tuple[float, str]] = []
+def _measure(url: str, model: str, count: int, new_tokens: int) -> tuple[list[float], float]:
+    """Seconds to the first token of each reply, and seconds until the last of them ended."""
+    firsts: list[float] = []
     wrong: list[Exception] = []
 
     def chat(number: int) -> None:
         try:
-            replies.append(_ask(url, model, number, new_tokens))
+            for again in range(max(1, LEAST // count)):
+                firsts.append(_ask(url, model, number + 100 * again, new_tokens))
         except Exception as error:
             wrong.append(error)
 
-    threads = [threading.Thread(target=chat, args=(1000 * count + number,)) for number in range(count)]
+    threads = [threading.Thread(target=chat, args=(10_000 * count + number,)) for number in range(count)]
     began = time.monotonic()
     for thread in threads:
         thread.start()
@@ -162,5 +168,4 @@ def _measure(url: str, model: str, count: int, new_tokens: int, tokenizer: objec
     seconds = time.monotonic() - began
     if wrong:
         raise wrong[0]
-    tokens = sum(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for _, text in replies)
-    return [first for first, _ in replies], tokens, seconds
+    return firsts, seconds

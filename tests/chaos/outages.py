@@ -84,8 +84,15 @@ def locked(times: int, wait_seconds: float | None = None) -> Result:
     return result
 
 
-def postgres(times: int, kills: int, down_seconds: float = 1.0) -> Result:
-    """Restart the PostgreSQL of a running server, politely and as if it had crashed; then kill servers that use it."""
+def postgres(times: int, kills: int, turns_a_kill: int, down_seconds: float = 1.0) -> Result:
+    """Restart the PostgreSQL of a running server, politely and as if it had crashed; then kill servers that use it.
+
+    Args:
+        times: restarts.
+        kills: of servers.
+        turns_a_kill: acknowledged by each of them before.
+        down_seconds: how long PostgreSQL stays away.
+    """
     from postgres import Postgres
 
     cluster = Postgres()
@@ -109,7 +116,7 @@ def postgres(times: int, kills: int, down_seconds: float = 1.0) -> Result:
             talkers = Talkers(talks)
             with victim(url_of_store) as (process, url):
                 talkers.start(url)
-                talkers.wait_for(5)
+                talkers.wait_for(turns_a_kill, seconds=300)
                 process.kill()
                 talkers.stop()
         with SessionStore(url_of_store) as store:
@@ -159,8 +166,12 @@ def _outages(url: str, outage: Callable[[], Any], times: int) -> tuple[Result, l
 
 
 def _check(store: SessionStore, talks: list[Talk], result: Result) -> None:
-    check(store, talks, result, {})
-    result.figures["acknowledged turns, all there"] = f"{sum(len(talk.acknowledged) for talk in talks):,}"
+    extra, gone = check(store, talks, result, {})
+    result.figures |= {
+        "acknowledged turns, all there": f"{sum(len(talk.acknowledged) for talk in talks):,}",
+        "further turns kept whose answer was lost on the way": f"{extra:,}",
+        f"snapshots let go, each with {store.limits.max_states} newer ones": f"{gone:,}",
+    }
     if store.engine.dialect.name == "sqlite":
         with store.engine.connect() as connection:
             said = connection.exec_driver_sql("PRAGMA integrity_check").scalar()

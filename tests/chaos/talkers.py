@@ -109,8 +109,11 @@ def _code(answer: httpx2.Response) -> str:
         return ""
 
 
-def check(store: SessionStore, talks: list[Talk], result: Result, seen: dict[str, int]) -> int:
-    """Every acknowledged turn is there, in order, and every session can be read. Returns turns that nobody acknowledged.
+def check(store: SessionStore, talks: list[Talk], result: Result, seen: dict[str, int]) -> tuple[int, int]:
+    """Every acknowledged turn is there, in order, and every session can be read.
+
+    Of the snapshots, exactly those are gone that `Limits.max_states` lets go of. Returns how many turns were kept that
+    nobody acknowledged, and how many acknowledged ones have lost their snapshots.
 
     Args:
         store: after whatever happened to it.
@@ -118,7 +121,7 @@ def check(store: SessionStore, talks: list[Talk], result: Result, seen: dict[str
         result: is told what does not hold.
         seen: name -> acknowledged turns whose snapshots were read at an earlier check; brought up to date.
     """
-    extra = 0
+    extra = gone = 0
     for talk in talks:
         if not talk.acknowledged:
             continue
@@ -143,12 +146,14 @@ def check(store: SessionStore, talks: list[Talk], result: Result, seen: dict[str
         result.expect(len(set(counts)) == 1, f"{talk.name}: session, state and transcript count {counts} turns")
         still = {identity for _, _, identity in kept[-store.limits.max_states :]}  # older ones lose their states
         for turn in talk.acknowledged[seen.get(talk.name, 0) :]:
-            if turn.response_id not in still:
-                continue
             try:
                 MemoryState.from_bytes(store.snapshot(turn.response_id).state)
-            except (SessionNotFound, ValueError) as error:
+                result.expect(turn.response_id in still, f"{talk.name}: {turn.response_id} kept its state for too long")
+            except SessionNotFound as error:
+                result.expect(turn.response_id not in still, f"{talk.name}: a snapshot is gone: {error}")
+                gone += 1
+            except ValueError as error:
                 result.broken.append(f"{talk.name}: the snapshot {turn.response_id} cannot be read: {error}")
         seen[talk.name] = len(talk.acknowledged)
         extra += len(kept) - len(told)
-    return extra
+    return extra, gone

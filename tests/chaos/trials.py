@@ -42,8 +42,8 @@ TRIALS = {
         "PostgreSQL is restarted under a server, every other time as if it had crashed, and servers are killed: clear "
         "errors, nothing lost, recovers by itself",
         outages.postgres,
-        full={"times": 20, "kills": 20},
-        short={"times": 2, "kills": 1, "down_seconds": 0.0},
+        full={"times": 20, "kills": 20, "turns_a_kill": 30},
+        short={"times": 2, "kills": 1, "turns_a_kill": 5, "down_seconds": 0.0},
     ),
     "states": Trial(
         "1,000 corrupted or truncated states and as many session files, and foreign, NaN and oversized ones: refused, one "
@@ -70,7 +70,7 @@ TRIALS = {
         "`transformers serve`, without memory: no slower at 1, faster at 32",
         load.run,
         full={},
-        short={"chats": (1, 2), "new_tokens": 4, "rounds": 1},
+        short={"chats": (1, 2), "new_tokens": 2, "rounds": 1},
     ),
     "soak": Trial(
         "one hour at full load: flat memory, no growth in latency",

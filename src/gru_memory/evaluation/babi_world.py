@@ -144,7 +144,7 @@ def _two_facts(rng: Random) -> list[Turn] | None:
     place = world.trail[thing][-1]
     carrier = world.carrier.get(thing)
     if carrier is None:
-        answer, marks = f"The {thing} is with nobody, in the {place}.", (Mark(f"carrier of {thing}", "nobody"),)
+        answer, marks = f"The {thing} is with nobody. It is in the {place}.", (Mark(f"carrier of {thing}", "nobody"),)
     else:
         answer = f"The {thing} is with {carrier}. {carrier} is in the {place}."
         marks = (Mark(f"carrier of {thing}", carrier), Mark(f"place of {carrier}", place))
@@ -225,7 +225,7 @@ def _ask_taker(thing: str, giver: str, taker: str) -> Turn:
 
 def _ask_thing(thing: str, giver: str, taker: str) -> Turn:
     mark = Mark(f"given by {giver}", thing)
-    return _question(f"What did {giver} give to {taker}?", f"To {taker}, {giver} gave the {thing}.", thing, mark)
+    return _question(f"What did {giver} give to {taker}?", f"{giver} gave {taker} the {thing}.", thing, mark)
 
 
 _STORIES: dict[int, Callable[[Random], list[Turn] | None]] = {

@@ -100,9 +100,9 @@ def evaluate_compare(model: Any, tokenizer: Any, config: CompareConfig, progress
         start = time.perf_counter()
         courses[name] = train(subject, collate, config, step)
         seconds = time.perf_counter() - start
-        bytes = {"bytes": 4 * subject.floats, "parameters": sum(p.numel() for p in subject.parameters)}
+        sizes = {"bytes": 4 * subject.floats, "parameters": sum(p.numel() for p in subject.parameters)}
         rows.append(
-            {"about": VARIANTS[name][0], "memory": name, **measure(subject, tests), **bytes, "seconds": seconds}
+            {"about": VARIANTS[name][0], "memory": name, **measure(subject, tests), **sizes, "seconds": seconds}
         )
     return Outcome(config, rows, time.perf_counter() - began, {"losses": courses, "reference": _TOP})
 
