@@ -481,3 +481,16 @@ def test_questions_about_things_never_told_ask_for_nothing_that_was(build):
         assert not told & {question.attribute for question in pool.untold if question.turn.user in asked}
         met += len(asked)
     assert met > 100
+
+
+def test_key_dropout_reaches_keys_and_nothing_else(build, pool, model):
+    """What the model itself would say stays; where is read and written changes at some positions."""
+    batch = make_batch([pool.session(random.Random(3), 3, 1)], build(pool.turns()))
+    memory, head = make_memory(gate=0.0, address_rank=6), model.get_output_embeddings().weight.detach()
+    with torch.no_grad():
+        states, plain = recall(memory, head, batch)
+        torch.manual_seed(0)
+        noisy_states, noisy = recall(memory, head, batch, key_dropout=0.5)
+    assert torch.equal(states, noisy_states)  # the gate is shut: only the hidden states are left
+    changed = (plain.query != noisy.query).flatten(2).any(-1)[batch.mask].float().mean()
+    assert 0.25 < changed < 0.75

@@ -27,9 +27,18 @@ class LossReport:
     right_values: float
 
 
-def recall(memory: GRUMemoryWithDecay, head: Tensor, batch: Batch) -> tuple[Tensor, ScanInputs]:
-    """Final hidden states with what the memory recalls added (R, T, D), and where it wrote and read."""
+def recall(
+    memory: GRUMemoryWithDecay, head: Tensor, batch: Batch, key_dropout: float = 0.0
+) -> tuple[Tensor, ScanInputs]:
+    """Final hidden states with what the memory recalls added (R, T, D), and where it wrote and read.
+
+    With `key_dropout`, so much of the output of `key_layers` is dropped at every other position, drawn at random: what is
+    asked in new words agrees less with what was told than anything in training would.
+    """
     own, extra = batch.features[..., : memory.hidden_size], batch.features[..., memory.hidden_size :]
+    if key_dropout:
+        there = torch.rand(*extra.shape[:2], 1, device=extra.device) < 0.5
+        extra = torch.where(there, F.dropout(extra, key_dropout), extra)
     with torch.autocast(own.device.type, torch.bfloat16):  # the projections; the recurrence stays in float32
         return memory.run(
             own,
@@ -95,6 +104,7 @@ def compute_loss(
     base_positions: int = 512,
     negatives: int = 4096,
     hard_negatives: int = 16,
+    key_dropout: float = 0.0,
 ) -> LossReport:
     """Cross-entropy on answers, plus `base_weight` times KL(base || memory) on turns that must stay as they were, plus
     `address_weight` times `address_loss` and `write_weight` times `write_loss`.
@@ -103,7 +113,7 @@ def compute_loss(
     step, and the `hard_negatives` likeliest of the whole vocabulary at every token of a value asked for. The full softmax
     would be most of the arithmetic.
     """
-    states, inputs = recall(memory, head, batch)
+    states, inputs = recall(memory, head, batch, key_dropout)
     with torch.no_grad():
         hard = _logits(states[(batch.asked > 0) & (batch.labels >= 0)], head).topk(hard_negatives, dim=-1).indices
     vocabulary, labels = _sample_vocabulary(batch, hard, len(head), negatives, generator)

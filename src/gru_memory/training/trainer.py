@@ -45,6 +45,9 @@ class TrainingConfig:
     )
     curriculum_steps: int = field(default=100, metadata={"help": "steps over which max_facts grows from 2"})
     keep: float = field(default=0.15, metadata={"help": "share of what is neither told nor answered that a row keeps"})
+    key_dropout: float = field(
+        default=0.2, metadata={"help": "share of the key layers' output dropped at every other position"}
+    )
     base_weight: float = field(default=1.0, metadata={"help": "weight of staying close to the base model"})
     address_weight: float = field(default=1.0, metadata={"help": "weight of reading where the answer was written"})
     write_weight: float = field(default=1.0, metadata={"help": "weight of writing what is told and nothing else"})
@@ -107,6 +110,7 @@ class MemoryTrainer:
                 config.base_weight,
                 config.address_weight,
                 config.write_weight,
+                key_dropout=config.key_dropout,
             )
             self.optimizer.zero_grad(set_to_none=True)
             outcome.loss.backward()
