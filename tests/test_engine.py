@@ -237,3 +237,17 @@ def test_a_model_whose_caches_cannot_be_joined_decodes_one_by_one(loaded, monkey
         assert job.wait().reply == alone(loaded, [], job.text, max_new_tokens=6)[0]
     assert max(largest) == 1
     engine.close()
+
+
+def test_the_last_token_goes_into_memory_without_the_head(loaded):
+    """Nobody asks for the logits after it."""
+    counted, head = [], loaded[0].get_output_embeddings()
+    hook = head.register_forward_hook(lambda module, inputs, output: counted.append(output.shape[1]))
+    engine = Engine(*loaded)
+    job = Watched(Conversation(*loaded), TEXTS[0], max_new_tokens=6)
+    engine.submit(job)
+    done = job.wait()
+    engine.close()
+    hook.remove()
+    assert counted == [1] * done.completion_tokens + [0]
+    assert_same_state(job.conversation.state, alone(loaded, [], TEXTS[0], max_new_tokens=6)[1].state)

@@ -343,7 +343,8 @@ class Engine:
 
     def _decode_step(self, batch: tuple[Rows, list[Job]]) -> None:
         rows, jobs = batch
-        logits = rows.step(self.model, [job.tokens[-1] for job in jobs])
+        ends = all(job.finish is not None for job in jobs)
+        logits = rows.step(self.model, [job.tokens[-1] for job in jobs], ends)
         self.on_step(len(jobs), len(jobs))
         stay = []
         for row, job in enumerate(jobs):
