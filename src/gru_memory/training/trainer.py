@@ -41,7 +41,7 @@ class TrainingConfig:
     max_facts: int = field(default=8, metadata={"help": "facts in a session, drawn from 1 to this"})
     max_between: int = field(default=4, metadata={"help": "unrelated turns in a session, drawn from 0 to this"})
     max_untold: int = field(
-        default=3, metadata={"help": "questions about things never told in a session, drawn from 0 to this"}
+        default=2, metadata={"help": "questions about things never told in a session, drawn from 0 to this"}
     )
     curriculum_steps: int = field(default=100, metadata={"help": "steps over which max_facts grows from 2"})
     keep: float = field(default=0.15, metadata={"help": "share of what is neither told nor answered that a row keeps"})
