@@ -136,6 +136,7 @@ def make_subject(model: Any, name: str) -> _Subject:
     for place, module in model.memory_sites().items():
         if place == "top" and isinstance(module, GRUMemoryWithDecay):
             module.match_embeddings(head)
+            nn.init.ones_(module.gate)  # what it says goes to the logits alone
 
     def logits(batch: dict[str, Tensor]) -> Tensor:
         inputs = {key: value for key, value in batch.items() if key != "labels"}
@@ -152,8 +153,7 @@ def _config(settings: dict[str, Any], floats: int) -> MemoryConfig:
     settings, heads = dict(settings), 4
     size = min(settings.pop("size"), max(1, floats // heads))
     slots = max(1, floats // len(settings["sites"]) // heads // size)
-    gate = 1.0 if settings["sites"] == ("top",) else 0.1
-    return MemoryConfig(num_heads=heads, num_slots=slots, slot_size=size, gate_init=gate, **settings)
+    return MemoryConfig(num_heads=heads, num_slots=slots, slot_size=size, gate_init=0.1, **settings)
 
 
 def train(
@@ -241,17 +241,24 @@ def plot_compare(runs: Sequence[dict[str, Any]], path: Any, title: str) -> None:
     lines = spread(runs, COMPARE)
     figure = figure_class()(figsize=(8.5, 1.8 + 0.36 * len(lines)), layout="constrained")
     axes = figure.add_subplot()
+    longest = 5.0
     for number, (key, name) in enumerate((("values", "whole values"), ("tokens", "tokens of values"))):
         places = [row + 0.2 * (2 * number - 1) for row in range(len(lines))]
         means = [100 * figures[key].mean for _, figures in lines]
         errors = [100 * (figures[key].deviation or 0) for _, figures in lines]
-        axes.barh(places, means, 0.38, xerr=errors, color=PALETTE[number], label=name, ecolor="black", capsize=2)
+        whiskers = errors if len(runs) > 1 else None
+        axes.barh(places, means, 0.38, xerr=whiskers, color=PALETTE[number], label=name, ecolor="black", capsize=2)
+        longest = max([longest, *(mean + error for mean, error in zip(means, errors, strict=True))])
         for place, mean, error in zip(places, means, errors, strict=True):
-            axes.text(mean + error + 1, place, f"{mean:.0f}", va="center", fontsize=7)
+            axes.annotate(
+                f"{mean:.0f}", (mean + error, place), (4, 0), textcoords="offset points", va="center", fontsize=7
+            )
     axes.set_yticks(range(len(lines)), [f"{labels['about']}: {labels['memory']}" for labels, _ in lines], fontsize=8)
     axes.invert_yaxis()
     axes.margins(y=0.01)
-    axes.set(xlabel="right under teacher forcing (%), values that training never had", xlim=(0, 108))
+    axes.set(
+        xlabel="right under teacher forcing (%), values that training never had", xlim=(0, min(108, 1.12 * longest))
+    )
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(title, loc="left", fontweight="bold")
     figure.legend(loc="outside lower center", ncols=2, fontsize=9, frameon=False)
