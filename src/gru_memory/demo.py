@@ -75,6 +75,7 @@ class DemoResult:
     stored: list[StoredToken]  # of which most is left after all turns
     slots: list[DemoSlot]  # in which most is left of what was told
     state_bytes: int  # as a conversation is kept
+    kept_in: str  # see `MemoryConfig.kept_in`
     kv_bytes: int  # keys and values of the full history
     history_tokens: int
     seconds: float
@@ -120,6 +121,7 @@ def run_demo(model: Any, tokenizer: Any, max_new_tokens: int = 24, progress: Pro
         stored=stored_tokens(whole, by="left"),
         slots=_slots(model, tokenizer, whole),
         state_bytes=len(told.to_bytes(AS_KEPT)),
+        kept_in=told.kept_in,
         kv_bytes=full.kv_bytes,
         history_tokens=full.history_tokens,
         seconds=time.perf_counter() - began,

@@ -93,7 +93,7 @@ def demo(
 
     console.print(
         f"\nThe memory of this conversation is a file of {kilobytes(result.state_bytes)} "
-        "(half precision), however long it gets. "
+        f"({result.kept_in}), however long it gets. "
         f"The KV cache of its {result.history_tokens} tokens is {kilobytes(result.kv_bytes)}.",
         highlight=False,
     )
