@@ -107,7 +107,7 @@ def test_a_value_is_right_if_all_its_tokens_are():
 
 def test_the_top_learns_what_it_is_trained_on_and_a_model_without_memory_cannot():
     base = talking_base("gpt2")
-    budget = {"steps": 60, "rows": 4, "facts": 1, "between": 0, "learning_rate": 0.02}
+    budget = {"steps": 100, "rows": 4, "facts": 1, "between": 0, "learning_rate": 0.01}
     config = CompareConfig(variants=("top", "no memory"), tests=8, seed=5, **budget)
     outcome = evaluate_compare(base, talking_tokenizer("gpt2"), config)
     losses = outcome.details["losses"]["top"]

@@ -351,10 +351,15 @@ def test_what_was_told_under_another_key_is_not_trusted():
     assert heard[0] > 50 * heard[1] and heard[1] == pytest.approx(heard[2])
 
 
-def test_queries_of_format_3_are_refused_with_what_to_do():
-    memory = site(address_rank=5)
-    with pytest.raises(ValueError, match="train it again"):
-        memory.load_state_dict({**memory.state_dict(), "query.weight": memory.key.weight})
+def test_queries_of_their_own_ask_elsewhere():
+    """Memories of format 3 and before have them behind an address rank as well."""
+    tied, own = site(address_rank=5), site(address_rank=5, tied_queries=False)
+    missing, unexpected = tied.load_state_dict(own.state_dict(), strict=False)
+    assert not missing and unexpected == ["query.weight", "query.bias"]
+    x, e = stream()
+    inputs = [memory.prepare(x, e, memory.initial_state(2), None, None, None).inputs for memory in (tied, own)]
+    assert_close(inputs[0].write, inputs[1].write)
+    assert not torch.allclose(inputs[0].query, inputs[1].query)
 
 
 def test_signatures_need_room_and_a_rank():

@@ -472,6 +472,22 @@ def test_a_memory_of_format_2_loads(family, tmp_path):
         memory_model("llama" if family == "gpt2" else "gpt2").load_memory(tmp_path)
 
 
+def test_a_memory_of_format_3_asks_by_queries_of_its_own(tmp_path):
+    """Behind an address rank; its config knows nothing of them."""
+    model = memory_model("llama", address_rank=6, tied_queries=False)
+    model.save_memory(tmp_path)
+    path = tmp_path / "memory_config.json"
+    values = json.loads(path.read_text())
+    del values["tied_queries"], values["signature_size"], values["kept_in"]
+    path.write_text(json.dumps({**values, "format_version": 3}))
+    again = add_memory(base_model("llama")).double()
+    again.load_memory(tmp_path)
+    assert torch.equal(again(random_ids()).logits, model(random_ids()).logits)
+    assert again.memory_fingerprint() == model.memory_fingerprint()
+    again.save_memory(tmp_path / "new")
+    assert json.loads((tmp_path / "new" / "memory_config.json").read_text())["tied_queries"] is False
+
+
 def test_a_memory_of_format_1_is_saved_in_the_present_one(family, tmp_path):
     folder = DATA / "format-1" / family
     model = AutoModelWithGRUMemory.from_pretrained(folder / "model", folder / "memory")

@@ -9,15 +9,16 @@ from typing import Any
 
 CONFIG_NAME = "memory_config.json"
 # 2: base models by name and weights, own sites by class, several memories in a config.json. 3: gates of shape (1,), not ().
-# 4: a memory with an address rank asks by the projection it writes by.
+# 4: a memory with an address rank asks by the projection it writes by, unless its queries are not tied.
 FORMAT_VERSION = 4
+_TIED_SINCE = 4
 
 CELLS = ("gru", "mingru")
 CLOCKS = ("token", "turn")
 MODES = ("persistent", "ephemeral")
 KEPT_IN = ("float32", "float16", "int4")
 # How a memory is used, began and is stored, not what a state of it means.
-_USE = ("mode", "gate_init", "kept_in")
+_USE = ("mode", "gate_init", "kept_in", "tied_queries")  # the last one shows in which weights there are
 _FORMAT_1_MEANING = (
     "format_version",
     "sites",
@@ -59,6 +60,9 @@ class MemoryConfig:
     address_rank: int = field(
         default=0, metadata={"help": "numbers that keys and queries pass through; 0 addresses by the whole key"}
     )
+    tied_queries: bool = field(
+        default=True, metadata={"help": "behind an address rank, ask by the projection that is written by"}
+    )
     signature_size: int = field(
         default=0, metadata={"help": "of the floats in a slot, those that say what it was written under; 0 for none"}
     )
@@ -92,6 +96,8 @@ class MemoryConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
                 raise ValueError(f"{name} is {value!r}: it must be a whole number, 0 for none")
+        if not isinstance(self.tied_queries, bool):
+            raise ValueError(f"tied_queries is {self.tied_queries!r}: it must be True or False")
         check_signature(self.signature_size, self.slot_size, self.address_rank)
         if self.kept_in not in KEPT_IN:
             raise ValueError(f"kept_in is {self.kept_in!r}: choose one of {KEPT_IN}")
@@ -126,6 +132,8 @@ class MemoryConfig:
             raise ValueError(
                 f"memory format {version} is newer than this library reads ({FORMAT_VERSION}): upgrade gru-memory"
             )
+        if version < _TIED_SINCE:
+            values.setdefault("tied_queries", not values.get("address_rank"))
         unknown = set(values) - {f.name for f in fields(cls)}
         if unknown:
             raise ValueError(

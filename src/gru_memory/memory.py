@@ -69,6 +69,7 @@ class GRUMemoryWithDecay(nn.Module):
         address_rank: r, numbers that keys and queries pass through; 0 addresses by the whole key.
         persistent_slots: P, learned slots a head that reads may choose.
         signature_size: f of the d floats of a slot, those that say what it was written under; needs `address_rank`.
+        tied_queries: W_q is W_k, where there is an `address_rank`; False for memories of format 3 and before.
 
     Raises:
         ValueError: an argument out of range; the message says which values are allowed.
@@ -89,6 +90,7 @@ class GRUMemoryWithDecay(nn.Module):
         address_rank: int = _DEFAULTS["address_rank"],
         persistent_slots: int = _DEFAULTS["persistent_slots"],
         signature_size: int = _DEFAULTS["signature_size"],
+        tied_queries: bool = _DEFAULTS["tied_queries"],
     ) -> None:
         super().__init__()
         if cell not in CELLS:
@@ -121,8 +123,8 @@ class GRUMemoryWithDecay(nn.Module):
             self.key_rank = nn.Linear(key_width, address_rank)
             self.query_rank = nn.Linear(key_width, address_rank)
         self.key = nn.Linear(address_rank or key_width, num_heads * num_slots)
-        if not address_rank:
-            self.query = nn.Linear(key_width, num_heads * num_slots)
+        if not (address_rank and tied_queries):
+            self.query = nn.Linear(address_rank or key_width, num_heads * num_slots)
         if signature_size:
             self.signature = nn.Linear(address_rank, num_heads * signature_size, bias=False)
             self.trust = nn.Parameter(torch.empty(3))  # c_1, c_2, c_3
@@ -156,7 +158,7 @@ class GRUMemoryWithDecay(nn.Module):
             nn.init.orthogonal_(self.key_rank.weight)
             nn.init.zeros_(self.key_rank.bias)
             self.query_rank.load_state_dict(self.key_rank.state_dict())
-        else:
+        if hasattr(self, "query"):
             self.query.load_state_dict(self.key.state_dict())
         if self.signature_size:
             nn.init.normal_(self.signature.weight, std=2 / math.sqrt(self.address_rank))
@@ -206,11 +208,6 @@ class GRUMemoryWithDecay(nn.Module):
         gate = state_dict.get(f"{prefix}gate")
         if gate is not None and gate.dim() == 0:  # as before format 3
             state_dict[f"{prefix}gate"] = gate.reshape(1)
-        if self.address_rank and f"{prefix}query.weight" in state_dict:
-            raise ValueError(
-                "this memory asks by a projection of its own behind its address_rank, as up to format 3: train it again, or "
-                "use the version of gru-memory that wrote it"
-            )
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     @property
@@ -362,7 +359,7 @@ class GRUMemoryWithDecay(nn.Module):
         ticks = mask if self.decay_every == "token" else mask & _or_false(turn_starts, mask)
         keep = torch.where(ticks[..., None, None], self.decay.to(dtype), 1.0).expand(batch, length, N, S)
         asked = _rms_norm(self.query_rank(keys)) if self.address_rank else keys
-        query = (self.key if self.address_rank else self.query)(asked)
+        query = getattr(self, "query", self.key)(asked)
         query = query.to(dtype).unflatten(-1, (N, S)).softmax(dim=-1)
         signature = None
         if self.signature_size:

@@ -151,6 +151,7 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, FingerprintMixin, Na
                 address_rank=config.address_rank,
                 persistent_slots=config.persistent_slots,
                 signature_size=config.signature_size,
+                tied_queries=config.tied_queries,
             )
 
     def _remove_memory_hooks(self) -> None:

@@ -292,7 +292,7 @@ def site_one(
     else:
         address, asked = held, keys
         decided = _times(weights[KEY], weights[KEY_BIAS], heads * count, keys)
-    asking, asking_bias = (KEY, KEY_BIAS) if ranked else (QUERY, QUERY_BIAS)
+    asking, asking_bias = (QUERY, QUERY_BIAS) if weights[QUERY] != 0 else (KEY, KEY_BIAS)
     wanted = _times(weights[asking], weights[asking_bias], heads * count, asked)
     signed = _times(weights[SIGNATURE], 0, heads * marks, held)
     signature = _times(weights[SIGNATURE], 0, heads * marks, asked)

@@ -124,6 +124,8 @@ def fit_addresses(
         linear.bias.copy_(-weight @ centre)
     hashes = torch.randn(memory.num_heads * memory.num_slots, rank) * sharpness / rank**0.5
     memory.key.weight.copy_(hashes)
+    if hasattr(memory, "query"):
+        memory.query.weight.copy_(hashes)
     return correlations[:rank]
 
 
