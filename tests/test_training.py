@@ -32,7 +32,7 @@ from gru_memory.training.calibration import calibrate_trust
 from gru_memory.training.features import PREFIX, build_feature_cache
 from gru_memory.training.objective import address_loss, compute_loss, recall, write_loss
 from gru_memory.training.rows import Batch, make_batch, turn_text
-from gru_memory.training.run import FilePool, book_pages
+from gru_memory.training.run import FilePool, book_pages, conversation_memory
 from gru_memory.training.trainer import MemoryTrainer, TrainingConfig
 
 TEMPLATE = (
@@ -446,6 +446,12 @@ def test_trust_is_calibrated_to_where_most_replies_are_right(build, model):
     assert memory.trust[2].item() == pytest.approx(start)  # nothing to choose between: as it was
     with pytest.raises(ValueError, match="nothing to calibrate"):
         calibrate_trust(memory, head, [])
+
+
+@pytest.mark.parametrize("blocks", (1, 2, 3, 12, 30, 48))
+def test_conversations_have_a_memory_for_models_of_any_depth(blocks):
+    config = conversation_memory(blocks)
+    assert config.key_layers and max(config.key_layers) < blocks
 
 
 def test_calibration_takes_the_best_of_its_shifts(monkeypatch):

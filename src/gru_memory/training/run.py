@@ -81,7 +81,7 @@ def conversation_memory(num_blocks: int, **changes: Any) -> MemoryConfig:
         "decay": 0.998,
         "decay_every": "turn",
         "cell": "mingru",
-        "key_layers": (4 * num_blocks // 7, 7 * num_blocks // 9),
+        "key_layers": tuple(dict.fromkeys((4 * num_blocks // 7, 7 * num_blocks // 9))),  # one in shallow models
         "kept_in": "int4",
     }
     return MemoryConfig(**{**best, **changes})
