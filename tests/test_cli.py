@@ -117,7 +117,7 @@ def test_the_demo_shows_three_answers(run, tiny, tmp_path):
     result = run("demo", "--out", tmp_path)
     assert result.exit_code == 0, result.output
     assert "My boat is called" in result.output
-    assert "half precision" in result.output
+    assert "(float16)" in result.output
 
 
 def test_without_its_packages_the_command_says_what_to_install(monkeypatch):
