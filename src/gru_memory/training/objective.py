@@ -28,17 +28,22 @@ class LossReport:
 
 
 def recall(
-    memory: GRUMemoryWithDecay, head: Tensor, batch: Batch, key_dropout: float = 0.0
+    memory: GRUMemoryWithDecay,
+    head: Tensor,
+    batch: Batch,
+    key_dropout: float = 0.0,
+    generator: torch.Generator | None = None,
 ) -> tuple[Tensor, ScanInputs]:
     """Final hidden states with what the memory recalls added (R, T, D), and where it wrote and read.
 
-    With `key_dropout`, so much of the output of `key_layers` is dropped at every other position, drawn at random: what is
+    With `key_dropout`, so much of the output of `key_layers` is dropped at every other position, drawn by `generator`: what is
     asked in new words agrees less with what was told than anything in training would.
     """
     own, extra = batch.features[..., : memory.hidden_size], batch.features[..., memory.hidden_size :]
     if key_dropout:
-        there = torch.rand(*extra.shape[:2], 1, device=extra.device) < 0.5
-        extra = torch.where(there, F.dropout(extra, key_dropout), extra)
+        there = torch.rand(*extra.shape[:2], 1, generator=generator) < 0.5
+        kept = torch.rand(extra.shape, generator=generator) >= key_dropout
+        extra = torch.where(there.to(extra.device), extra * kept.to(extra) / (1 - key_dropout), extra)
     with torch.autocast(own.device.type, torch.bfloat16):  # the projections; the recurrence stays in float32
         return memory.run(
             own,
@@ -113,7 +118,7 @@ def compute_loss(
     step, and the `hard_negatives` likeliest of the whole vocabulary at every token of a value asked for. The full softmax
     would be most of the arithmetic.
     """
-    states, inputs = recall(memory, head, batch, key_dropout)
+    states, inputs = recall(memory, head, batch, key_dropout, generator)
     with torch.no_grad():
         hard = _logits(states[(batch.asked > 0) & (batch.labels >= 0)], head).topk(hard_negatives, dim=-1).indices
     vocabulary, labels = _sample_vocabulary(batch, hard, len(head), negatives, generator)
