@@ -6,6 +6,7 @@
 # make compatibility   run every check on every family of models, and write docs/compatibility.md
 # make chaos    try to break the server and its store         (make chaos CHAOS="kill tenants" for some, CHAOS=--short for seconds)
 # make bench    speed against peers, in results/bench.json and bench.png   (make bench BENCH="decode prefill" for some)
+# make results  every evaluation with three seeds, in results/, and docs/results.md of it: many hours   (needs BOOKS=<folder of .txt>)
 # make clean    remove everything that can be made again, .venv included
 #
 # PYTHON=python3.12 picks the Python that .venv is made with. TORCH_INDEX=<index URL> takes torch from another
@@ -16,12 +17,16 @@ TORCH_INDEX ?=
 TESTS ?=
 BENCH ?=
 CHAOS ?=
+BOOKS ?=
+SEEDS ?= 3
+EVALUATIONS ?= grid untold people isolation fading inspect editing associative babi continual timeline
+BOOK_EVALUATIONS ?= harm drift longdoc
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 STAMP := .venv/.installed
 
-.PHONY: setup demo test lint format bench chaos compatibility clean
+.PHONY: setup demo test lint format bench chaos compatibility results clean
 
 setup: $(STAMP)
 
@@ -63,6 +68,19 @@ chaos: setup
 bench: setup
 	$(PIP) -c constraints.txt -q -e '.[bench]'
 	$(BIN)/gru-memory bench $(BENCH)
+
+# What is in results/ already is not run again.
+results: setup
+	@test -n "$(BOOKS)" || { echo "Name a folder of plain-text books: make results BOOKS=<folder>"; exit 1; }
+	$(PIP) -c constraints.txt -q -e '.[bench]'
+	test -f results/recall.json || $(BIN)/gru-memory eval recall --suite --seeds $(SEEDS)
+	for name in $(EVALUATIONS); do \
+	  test -f results/$$name.json || $(BIN)/gru-memory eval $$name --seeds $(SEEDS) || exit 1; done
+	for name in $(BOOK_EVALUATIONS); do \
+	  test -f results/$$name.json || $(BIN)/gru-memory eval $$name --books $(BOOKS) --seeds $(SEEDS) || exit 1; done
+	test -d runs/small-gpt2/memory || $(BIN)/python examples/small_gpt2.py --books $(BOOKS) --out runs/small-gpt2
+	test -f results/compare.json || $(BIN)/gru-memory eval compare --model runs/small-gpt2/model --seeds $(SEEDS)
+	$(BIN)/gru-memory eval results --folder results --out docs/results.md
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist src/*.egg-info

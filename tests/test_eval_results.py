@@ -34,7 +34,7 @@ def test_the_page_gives_means_spread_and_origin(tmp_path):
     few = results_page(tmp_path, tmp_path / "docs" / "results.md")
     page = (tmp_path / "docs" / "results.md").read_text()
     assert few == []
-    assert "| 3 | 10 | 60.0% ± 10.0 | 50.0% ± 10.0 | 70.0% ± 10.0 | 40 ± 0 |" in page
+    assert "| 3 | 10 | 60.0% ± 10.0 | 50.0% ± 10.0 | 70.0% ± 10.0 | 40 |" in page
     assert "    gru-memory eval grid --seeds 3\n" in page
     assert "seeds 1, 2, 3 (3)" in page
     assert "model smollm2, memory shipped (`abcdef012345`)" in page
@@ -52,14 +52,24 @@ def test_recall_is_a_run_a_seed(tmp_path):
     assert results_page(tmp_path, tmp_path / "results.md") == [RECALL.name]
     page = (tmp_path / "results.md").read_text()
     assert "(2, fewer than 3: the spread is not known)" in page
-    assert (
-        "| 3 facts, 2 turns between, unseen values | 70.0% ± 14.1 | 0.0% ± 0.0 |  | 10 ± 0 | 30.0 KB ± 0.0 KB |" in page
-    )
+    assert "| 3 facts, 2 turns between, unseen values | 70.0% ± 14.1 | 0.0% ± 0.0 |  | 10 | 30.0 KB |" in page
     assert "| 3 facts, 2 turns between, unseen values, corrected | 90.0% ± 0.0 | 0.0% ± 0.0 | 0.0% ± 0.0 |" in page
     one, corrected = pooled(results)
     assert (one.memory.hits, one.memory.total, one.full_history) == (14, 20, None)
     assert corrected.memory.hits == 18
     assert len(recall_runs([result.to_json() for result in results])) == 2
+
+
+def test_the_page_does_not_say_where_things_lie_on_the_machine(tmp_path):
+    command = (
+        "gru-memory eval grid --model /opt/me/models/small --out=/tmp/r/out --memory '/data/a/my-memory' --turns 1/2"
+    )
+    about = {"model": "/opt/me/models/small", "memory": {"from": "/data/a/my-memory"}}
+    write_report(tmp_path / "grid.json", command, 1, [grid(1, 0.5)], evaluation="grid", **about)
+    results_page(tmp_path, tmp_path / "results.md")
+    page = (tmp_path / "results.md").read_text()
+    assert "    gru-memory eval grid --model small --out=out --memory 'my-memory' --turns 1/2\n" in page
+    assert "- model small, memory my-memory\n" in page
 
 
 def test_what_is_no_report_is_refused_or_left_out(tmp_path):

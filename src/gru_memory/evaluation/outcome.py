@@ -179,7 +179,7 @@ def at_least(config: Any, least: float, *names: str) -> None:
 def _with_spread(figure: Figure, found: Spread | None) -> str:
     if found is None:
         return ""
-    if found.deviation is None:
+    if found.deviation is None or (found.deviation == 0 and figure.form in ("count", "bytes")):
         return figure.text(found.mean)
     deviation = figure.text(found.deviation).lstrip("+").removesuffix("%").removesuffix(" s")
     return f"{figure.text(found.mean)} ± {deviation}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -82,15 +83,20 @@ def _origin(report: dict[str, Any], runs: Sequence[dict[str, Any]]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items() if version)
     return "\n".join(
         (
-            f"    {report['command']}",
+            f"    {_named(report['command'])}",
             "",
-            f"- model {report.get('model', 'unknown')}, memory {memory.get('from', 'unknown')}{_short(memory)}",
+            _named(f"- model {report.get('model', 'unknown')}, memory {memory.get('from', 'unknown')}{_short(memory)}"),
             f"- seeds {', '.join(map(str, seeds))} ({len(seeds)}{enough})",
             f"- commit {about.get('commit') or 'unknown'}; {versions}; Python {about['python']}",
             f"- {about['cpu']}, {about['cores']} cores, {about['threads']} threads; "
             f"{sum(run['seconds'] for run in runs):,.0f} s",
         )
     )
+
+
+def _named(text: str) -> str:
+    """Absolute paths by their last part: where something lies on the machine that measured says nothing to others."""
+    return re.sub(r"(?<![^\s=,'\"])/(?:[^\s,'\"/]+/)+(?=[^\s,'\"/])", "", text)
 
 
 def _short(memory: dict[str, Any]) -> str:
