@@ -1,6 +1,6 @@
 # make setup    a virtual environment in .venv, with the library, its tools and the embedded model
 # make demo     a conversation with a memory, on the embedded model
-# make test     all tests                       (make test TESTS="-m 'not slow'" for some)
+# make test     all tests, in two processes     (make test TESTS="-m 'not slow'" for some, WORKERS=0 for one process)
 # make lint     what CI checks besides the tests
 # make format   let ruff put things right
 # make compatibility   run every check on every family of models, and write docs/compatibility.md
@@ -15,6 +15,7 @@
 PYTHON ?= python3
 TORCH_INDEX ?=
 TESTS ?=
+WORKERS ?= 2
 BENCH ?=
 CHAOS ?=
 BOOKS ?=
@@ -48,7 +49,7 @@ demo: setup
 	$(BIN)/gru-memory demo
 
 test: setup
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""What all tests share: no network, two threads, and what to do without the embedded model or the books."""
+"""What all tests share: no network, few threads, and what to do without the embedded model or the books."""
 
 import importlib.util
 import os
@@ -8,6 +8,11 @@ from pathlib import Path
 # spin, or the tests of a machine that does something else as well take ten times as long.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER" in os.environ:  # side by side with another one, as are the processes that its tests start
+    os.environ["OMP_NUM_THREADS"] = "1"
+# readline, which pytest imports, tells the processes that it starts how large the terminal is; a console made there keeps to that.
+os.environ.pop("COLUMNS", None)
+os.environ.pop("LINES", None)
 if not Path("/dev/nvidiactl").exists():  # without a GPU, Triton's kernels run in its interpreter
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
@@ -15,13 +20,21 @@ import pytest
 import torch
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+LONGEST = ("matrix", "examples", "chaos", "shipped", "distributed", "compiled", "ray", "harness")  # files of tests
 
 
 def pytest_configure(config: pytest.Config) -> None:
     from gru_memory import Conversation
 
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, os.cpu_count() or 1))
     Conversation.kept_in = None  # tests compare every bit; half precision has a test of its own
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Processes side by side begin with what takes longest: none of them is left alone with it in the end."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        places = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

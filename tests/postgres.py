@@ -37,7 +37,7 @@ class Postgres:
         self.user = USER_IF_ROOT if os.geteuid() == 0 else None
         if self.user:
             shutil.chown(self.folder, self.user)
-        self.data, self.port = self.folder / "data", _free_port()
+        self.data, self.port = self.folder / "data", free_port()
         self.process: subprocess.Popen | None = None
         self._run("initdb", "-D", self.data, "-U", "tests", "--auth=trust", "--no-sync", "-E", "UTF8", "--no-locale")
         self.start()
@@ -99,7 +99,8 @@ def has_package(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """One of the loopback that nobody listens at."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from postgres import free_port
 from safetensors.torch import load_file
 from talking import talking_model, talking_tokenizer
 from transformers import LlamaForCausalLM
@@ -41,7 +42,7 @@ pytestmark = [
 
 
 def start(how: str, *arguments: str) -> str:
-    command, port = HOW[how], 29_500 + os.getpid() % 2_000 + 2_000 * list(HOW).index(how)
+    command, port = HOW[how], free_port()
     if how != "one":
         command = [*command[:4], "--main_process_port", str(port), *command[4:]]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}

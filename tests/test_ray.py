@@ -103,9 +103,15 @@ def test_ray_knows_the_settings_of_the_command(cluster):
     from ray import serve
     from ray.serve.context import _get_global_client  # what `serve status` shows, without the dashboard that it asks
 
-    status = serve.status().applications[APPLICATION]
-    replica = status.deployments[DEPLOYMENT]
-    assert (status.status, replica.status, replica.replica_states) == ("RUNNING", "HEALTHY", {"RUNNING": 2})
+    wanted, deadline = ("RUNNING", "HEALTHY", {"RUNNING": 2}), time.monotonic() + 120
+    while True:  # the first replica answers before the second one has started
+        status = serve.status().applications[APPLICATION]
+        replica = status.deployments[DEPLOYMENT]
+        found = status.status, replica.status, replica.replica_states
+        if found == wanted or time.monotonic() > deadline:
+            break
+        time.sleep(0.2)
+    assert found == wanted
     made = _get_global_client().get_serve_details()["applications"][APPLICATION]["deployments"][DEPLOYMENT]
     settings = made["deployment_config"]
     scaling = {name: settings["autoscaling_config"][name] for name in ("min_replicas", "max_replicas")}
