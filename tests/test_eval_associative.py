@@ -7,10 +7,15 @@ import pytest
 import torch
 from tiny import one_thread  # noqa: F401 (a fixture)
 
+from gru_memory.evaluation import associative
 from gru_memory.evaluation.associative import IGNORED, NAMES, AssociativeConfig, evaluate_associative, make_sequences
 from gru_memory.evaluation.mixers import KINDS, build
 
-INSTALLED = [kind for kind in KINDS if kind != "titans" or importlib.util.find_spec("titans_pytorch")]
+HAVE_TITANS = importlib.util.find_spec("titans_pytorch") is not None
+needs_titans = pytest.mark.skipif(
+    not HAVE_TITANS, reason="titans-pytorch is not installed: pip install 'gru-memory[bench]'"
+)
+EVERY_KIND = [pytest.param(kind, marks=[needs_titans] if kind == "titans" else []) for kind in KINDS]
 SIZE = {"vocabulary": 32, "width": 16, "layers": 2, "state_bytes": 2048, "segment": 4}
 
 
@@ -26,7 +31,7 @@ def test_every_key_is_asked_for_once_and_wants_the_value_told_after_it():
         assert all(key == 0 for key, label in zip(row[14:], labels[14:], strict=True) if label == IGNORED)
 
 
-@pytest.mark.parametrize("kind", INSTALLED)
+@pytest.mark.parametrize("kind", EVERY_KIND)
 def test_no_model_sees_a_later_token_and_all_see_the_first_one(kind):
     torch.manual_seed(0)
     model = build(kind, **SIZE)
@@ -41,7 +46,7 @@ def test_no_model_sees_a_later_token_and_all_see_the_first_one(kind):
         ).abs().max() > 1e-6  # through the memory of five segments, for RMT
 
 
-@pytest.mark.parametrize("kind", INSTALLED)
+@pytest.mark.parametrize("kind", EVERY_KIND)
 def test_states_have_at_most_the_size_that_was_asked_for(kind):
     model = build(kind, **SIZE)
     short, long = model.state_bytes(10), model.state_bytes(1000)
@@ -51,10 +56,15 @@ def test_states_have_at_most_the_size_that_was_asked_for(kind):
         assert 0.5 * SIZE["state_bytes"] < short == long <= SIZE["state_bytes"]
 
 
-@pytest.mark.parametrize("kind", [kind for kind in INSTALLED if kind != "attention"])
+@pytest.mark.parametrize("kind", [kind for kind in EVERY_KIND if kind.values != ("attention",)])
 def test_states_that_are_too_small_are_refused(kind):
     with pytest.raises(ValueError, match="too few for a state"):
         build(kind, **{**SIZE, "state_bytes": 8})
+
+
+@pytest.mark.parametrize("kind", ("gru", "mingru"))
+def test_our_memory_lets_nothing_fade(kind):
+    assert all((part.site.decay == 1).all() for part in build(kind, **SIZE).parts)
 
 
 def test_without_titans_it_says_what_to_install(monkeypatch):
@@ -76,6 +86,31 @@ def test_our_memory_learns_it_in_a_few_steps_and_the_untrained_one_does_not_know
     assert accuracy[NAMES["rmt"], 4] < 0.9
     untrained = evaluate_associative(None, None, replace(SMALL, kinds=("mingru",), steps=1, learning_rates=(1e-9,)))
     assert untrained.rows[-1]["accuracy"] < 0.5
+
+
+def test_models_are_tested_on_sequences_that_training_did_not_have(monkeypatch):
+    made = []
+
+    def spy(*arguments):
+        ids, wanted = make_sequences(*arguments)
+        made.append(set(map(tuple, ids.tolist())))
+        return ids, wanted
+
+    monkeypatch.setattr(associative, "make_sequences", spy)
+    evaluate_associative(None, None, replace(SMALL, kinds=("mingru",), pairs=(4,), steps=3))
+    *trained, tested = made
+    assert len(trained) == 3 and len(tested) == SMALL.tests
+    assert not tested & set.union(*trained)
+
+
+def test_a_seed_gives_the_same_figures_again():
+    def figures(seed):
+        torch.rand(seed)  # what has been drawn before does not matter
+        few = replace(SMALL, kinds=("mingru",), steps=2, learning_rates=(0.01, 0.003))
+        outcome = evaluate_associative(None, None, few)
+        return [row["accuracy"] for row in outcome.rows], outcome.details["models"][0]["last_losses"]
+
+    assert figures(3) == figures(5)
 
 
 def test_the_learning_rate_with_the_lower_loss_is_kept():

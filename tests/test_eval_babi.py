@@ -7,8 +7,18 @@ import torch
 from talking import talking_base, talking_tokenizer
 from tiny import one_thread  # noqa: F401 (a fixture)
 
-from gru_memory.data.sessions import Session
-from gru_memory.evaluation.babi import BabiConfig, _cache, make_tests, read_cached, train_memory
+from gru_memory.data.sessions import Session, read_jsonl
+from gru_memory.evaluation import babi
+from gru_memory.evaluation.asking import as_kept
+from gru_memory.evaluation.babi import (
+    MEAN,
+    BabiConfig,
+    _cache,
+    evaluate_babi,
+    make_tests,
+    read_cached,
+    train_memory,
+)
 from gru_memory.evaluation.babi_world import PEOPLE, PLACES, TASKS, THINGS, answer_in, spread, story
 from gru_memory.evaluation.batched import BatchReader
 from gru_memory.rendering import TurnRenderer
@@ -129,6 +139,46 @@ def test_states_read_from_the_cache_are_those_that_the_model_reads(trained):
     for name, tensor in wanted.sites["top"].items():
         torch.testing.assert_close(states.sites["top"][name], tensor, rtol=0.02, atol=0.02)  # cached in half precision
     assert wanted.sites["top"]["slots"].abs().max() > 0.1
+
+
+def test_training_and_test_share_neither_stories_nor_talk(trained):
+    _, _, work = trained
+    seen = list(read_jsonl(work / f"memory-{SMALL.seed}" / "stories.jsonl"))
+    tests = [session for sessions in make_tests(SMALL).values() for session in sessions]
+
+    def parts(sessions, noise):
+        return {tuple(t.user for t in s.turns if (t.kind == "talk") == noise) for s in sessions} - {()}
+
+    assert len(seen) == SMALL.stories
+    assert not parts(seen, False) & parts(tests, False)
+    words = [{text for texts in parts(sessions, True) for text in texts} for sessions in (seen, tests)]
+    assert all(words) and not words[0] & words[1]
+
+
+def test_what_is_asked_and_how_it_counts(trained, monkeypatch):
+    """States are those of a conversation that was kept; tasks weigh the same in the mean; published figures are shares."""
+    model, tokenizer, _ = trained
+    asked = []
+
+    def ask_all(reader, states, rows, questions, *_):
+        again = as_kept(states)
+        assert all(torch.equal(again.sites["top"][name], tensor) for name, tensor in states.sites["top"].items())
+        task, turns = list(make_tests(SMALL))[len(asked)]
+        asked.append([session.turns[-1] for session in make_tests(SMALL)[task, turns]])
+        assert list(questions) == [turn.user for turn in asked[-1]] and len(rows) == states.batch_size
+        return [turn.assistant if task == 1 else "I do not know." for turn in asked[-1]]
+
+    monkeypatch.setattr(babi, "train_memory", lambda *_: model)
+    monkeypatch.setattr(babi, "ask_all", ask_all)
+    outcome = evaluate_babi(model, tokenizer, SMALL)
+    found = {(row["task"], row["turns"]): row for row in outcome.rows}
+    assert set(found) == {(task, turns) for task in (*TASKS, MEAN) for turns in (0, 3)}
+    for (task, _), row in found.items():
+        assert row["accuracy"] == pytest.approx({1: 1.0, MEAN: 1 / 5}.get(task, 0.0))
+        assert row["questions"] == (15 if task == MEAN else 3)
+    assert found[1, 0]["published"] == 0.996
+    assert found[MEAN, 3]["published"] == pytest.approx(0.72780)
+    assert [reply["value"] for reply in outcome.details["replies"]] == [t.value for turns in asked for t in turns]
 
 
 def test_a_value_can_be_written_at_other_tokens_than_its_own(trained):

@@ -226,6 +226,10 @@ def test_items_come_in_pages(client):
         ]
         assert numbers == sorted(range(7), reverse=order == "desc")
     assert client.conversations.items.list(made.id, after=first.data[0].id, order="desc").data == []
+    assert not client.conversations.items.list(made.id, limit=7).has_more
+    client.conversations.items.create(made.id, items=[message("user", "And more.")] * 15)
+    page = client.conversations.items.list(made.id)
+    assert (len(page.data), page.has_more, len(list(page))) == (20, True, 22)
     for limit in (0, 101):
         with pytest.raises(openai.BadRequestError, match="limit"):
             client.conversations.items.list(made.id, limit=limit)
@@ -267,6 +271,31 @@ def test_items_that_memory_cannot_take_in_are_refused(server, client, items):
     before = server.store.get(made.id, ADA)
     with pytest.raises(openai.BadRequestError):
         client.conversations.items.create(made.id, items=items)
+    assert server.store.get(made.id, ADA) == before
+
+
+def test_a_system_prompt_among_added_items_is_seen_from_there_on(server, client, loaded):
+    made = client.conversations.create(items=[message("user", BOAT)])
+    client.conversations.items.create(made.id, items=[message("system", "Be brief."), message("user", HOME)])
+    alone = Conversation(*loaded, max_new_tokens=8)
+    alone.read(BOAT)
+    alone.use_system("Be brief.")
+    alone.read(HOME)
+    assert_same_state(MemoryState.from_bytes(server.store.head(server.store.get(made.id, ADA)).state), alone.state)
+
+
+def test_parameters_that_do_nothing_are_refused(server, client):
+    made = client.conversations.create(items=[message("user", BOAT)])
+    (item,) = client.conversations.items.list(made.id).data
+    before = server.store.get(made.id, ADA)
+    items, odd = client.conversations.items, {"extra_query": {"include": "all"}}
+    for call in (
+        lambda: items.create(made.id, items=[message("user", HOME)], **odd),
+        lambda: items.retrieve(item.id, conversation_id=made.id, **odd),
+        lambda: items.delete(item.id, conversation_id=made.id, **odd),
+    ):
+        with pytest.raises(openai.BadRequestError, match="not supported"):
+            call()
     assert server.store.get(made.id, ADA) == before
 
 

@@ -22,6 +22,15 @@ def test_what_fits_exactly_comes_back_exactly():
     assert torch.equal(pack_int4(unpack_int4(pack_int4(numbers), [15])), pack_int4(numbers))
 
 
+def test_the_bytes_of_a_file_keep_their_meaning():
+    """Codes 1 to 15, the earlier of two numbers in the low half."""
+    assert pack_int4(torch.tensor([-1.0, 1.0, 0.0])).tolist() == [0xF1, 0x08]
+
+
+def test_numbers_out_of_range_become_the_nearest_in_it():
+    assert torch.equal(pack_int4(torch.tensor([3.0, -3.0, 1.1])), pack_int4(torch.tensor([1.0, -1.0, 1.0])))
+
+
 @pytest.mark.parametrize("shape", ([3, 3], [4], [-1, -8], []))
 def test_bytes_of_another_number_are_refused(shape):
     with pytest.raises(KeyError):

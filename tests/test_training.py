@@ -460,9 +460,9 @@ def test_calibration_takes_the_best_of_its_shifts(monkeypatch):
     monkeypatch.setattr(
         gru_memory.training.calibration,
         "_right",
-        lambda memory, head, batch: -abs(memory.trust[2].item() - start - 1.5),
+        lambda memory, head, batch: batch - abs(memory.trust[2].item() - start - 1.5),
     )
-    assert calibrate_trust(memory, torch.zeros(1), [None]) == pytest.approx(0, abs=1e-6)
+    assert calibrate_trust(memory, torch.zeros(1), [0.2, 0.6]) == pytest.approx(0.4, abs=1e-6)  # their mean
     assert memory.trust[2].item() == pytest.approx(start + 1.5)
 
 

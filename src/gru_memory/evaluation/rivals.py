@@ -108,8 +108,12 @@ class MemoryTokens(nn.Module):
             seen = torch.stack([F.pad(torch.ones(b - a), (longest - b + a, 0)) for a, b in spans])
             around = torch.ones(len(active), m)
             whole = torch.cat([memory[active], embed(some), memory[active]], dim=1)
+            mask = torch.cat([around, seen, around], dim=1)
             hidden = model.get_decoder()(
-                inputs_embeds=whole, attention_mask=torch.cat([around, seen, around], dim=1), use_cache=False
+                inputs_embeds=whole,
+                attention_mask=mask,
+                position_ids=mask.long().cumsum(1) - 1,  # padding stands between the first memory and the turn
+                use_cache=False,
             ).last_hidden_state
             logits = head(hidden[:, m : m + longest])
             for at, (r, (a, b)) in enumerate(zip(active, spans)):
