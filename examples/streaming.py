@@ -1,6 +1,6 @@
 """Replies word by word, to the terminal and out of a thread, with a memory that goes on from turn to turn.
 
-python examples/streaming.py
+    python examples/streaming.py
 """
 
 import threading
