@@ -1,6 +1,8 @@
 """Replies word by word, to the terminal and out of a thread, with a memory that goes on from turn to turn.
 
     python examples/streaming.py
+
+What the first turn tells, the second one asks for: only the memory carries it over.
 """
 
 import threading
