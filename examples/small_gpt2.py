@@ -29,8 +29,9 @@ from gru_memory.training.run import TrainRequest, train
 from gru_memory.training.trainer import TrainingConfig
 
 END = "<|endoftext|>"
-ROWS, WINDOW = 8, 128  # of a step of training: rows, and tokens in each
+ROWS, WINDOW = 4, 256  # of a step of training: rows, and tokens in each; most questions find their answer in the row
 RATE = 2e-3
+KEY_LAYERS = (0, 1, 2)  # of four blocks; what is asked for is clearest in the lower ones
 ASKED_AFTER = (0, 1, 2, 5, 10, 20)  # turns
 
 
@@ -38,10 +39,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--books", help="folder of plain-text books (.txt); dialogues alone if not given")
     parser.add_argument("--out", help="folder for model, memory and plots; all of it is dropped if not given")
-    parser.add_argument("--model-steps", type=int, default=2000, help="training steps of the model")
+    parser.add_argument("--model-steps", type=int, default=3000, help="training steps of the model")
     parser.add_argument("--dialogues", type=int, default=24_000, help="distinct ones, to train the model on")
-    parser.add_argument("--steps", type=int, default=300, help="training steps of the memory")
-    parser.add_argument("--facts", type=int, default=4000, help="distinct facts, to train the memory on")
+    parser.add_argument("--steps", type=int, default=500, help="training steps of the memory")
+    parser.add_argument("--facts", type=int, default=8000, help="distinct facts, to train the memory on")
     parser.add_argument("--sessions", type=int, default=20, help="conversations that each figure is measured on")
     arguments = parser.parse_args()
     if arguments.out is None:
@@ -63,7 +64,7 @@ def run(out: Path, arguments: argparse.Namespace) -> None:
         out=str(memory),
         model=str(base),
         training=TrainingConfig(steps=arguments.steps, validate_every=max(1, arguments.steps // 7)),
-        memory={"num_heads": 4, "num_slots": 8} if tiny else {},
+        memory={"num_heads": 4, "num_slots": 8} if tiny else {"key_layers": KEY_LAYERS},
         pool_facts=arguments.facts,
         pool_talk=max(8, arguments.facts // 8),
         replied=0,
@@ -105,7 +106,7 @@ def make_model(folder: Path, arguments: argparse.Namespace, width: int, layers: 
         else []
     )
     facts = FactGenerator(0, corrected=0.1)
-    sessions = [facts.session(rng.randint(1, 3), rng.randint(0, 2), shuffle=True) for _ in range(arguments.dialogues)]
+    sessions = [facts.session(rng.randint(1, 4), rng.randint(0, 2), shuffle=True) for _ in range(arguments.dialogues)]
     tokenizer = make_tokenizer(
         [*texts, *(turn.user for session in sessions[:4000] for turn in session.turns)], vocabulary
     )
@@ -134,7 +135,7 @@ def make_model(folder: Path, arguments: argparse.Namespace, width: int, layers: 
         for group in optimizer.param_groups:
             decayed = 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / arguments.model_steps))
             group["lr"] = RATE * min(1, (step + 1) / 100) * decayed
-        kind = 1 if len(streams) == 2 and step % 4 == 3 else 0  # one step in four is books
+        kind = 1 if len(streams) == 2 and step % 8 == 7 else 0  # one step in eight is books
         stream, begins = streams[kind]
         starts = begins[begins <= len(stream) - WINDOW]
         starts = starts[torch.randint(len(starts), (ROWS,))].tolist()
@@ -145,7 +146,7 @@ def make_model(folder: Path, arguments: argparse.Namespace, width: int, layers: 
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        if step % 100 >= 98:
+        if step % 200 >= 198:
             name = ("dialogues", "books")[kind]
             print(f"step {step + 1}, {time.perf_counter() - began:.0f} s: loss {loss.item():.3f} ({name})", flush=True)
     model.save_pretrained(folder)
