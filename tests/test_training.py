@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 import gru_memory.training.calibration
 from gru_memory import MemoryConfig, add_memory, backbones
 from gru_memory.data.facts import UNTOLD, FactGenerator, FactPool
-from gru_memory.data.sessions import Session, Turn, write_jsonl
+from gru_memory.data.sessions import Mark, Session, Turn, write_jsonl
 from gru_memory.memory import GRUMemoryWithDecay
 from gru_memory.rendering import TurnRenderer
 from gru_memory.scan import ScanInputs
@@ -218,6 +218,22 @@ def test_resumed_run_has_the_curve_of_an_uninterrupted_one(model, pool, build, t
         MemoryTrainer(make_memory(), torch.zeros(1, 1), pool, cache, {}, trainer_config, tmp_path / "b").train()
 
 
+@pytest.mark.parametrize("by_replies", [False, True])
+def test_the_best_checkpoint_is_picked_by_values_or_by_whole_replies(
+    model, pool, build, tmp_path, monkeypatch, by_replies
+):
+    scores = iter([{"seen": 0.9, "seen_replies": 0.1}, {"seen": 0.5, "seen_replies": 0.8}])
+    monkeypatch.setattr(MemoryTrainer, "validate", lambda self: next(scores))
+    cache, config = build(pool.turns()), TrainingConfig(steps=2, rows=2, validate_every=1, warmup_steps=1, max_facts=2)
+    batch = make_batch([pool.session(random.Random(9), 2, 0)], cache)
+    head = model.get_output_embeddings().weight.detach()
+    trainer = MemoryTrainer(make_memory(), head, pool, cache, {"seen": [batch]}, config, tmp_path, None, by_replies)
+    assert trainer.train() == (0.8 if by_replies else 0.9)
+    last = {k.removeprefix("memory."): v for k, v in load_file(tmp_path / "last.safetensors").items()}
+    same = all(torch.equal(v, last[k]) for k, v in load_file(tmp_path / "best.safetensors").items())
+    assert same == by_replies
+
+
 @pytest.mark.parametrize(("cell", "steps"), [("mingru", 60), ("gru", 25)])
 def test_training_learns(model, pool, build, tmp_path, cell, steps):
     memory = make_memory(gate=20.0, cell=cell)
@@ -268,7 +284,7 @@ def test_thinned_rows_keep_what_is_told_and_answered(pool, build):
     assert thin.num_tokens < 0.8 * whole.num_tokens
     for row in range(3):
         for name in ("told", "asked"):
-            for column in ("tokens", "labels", "fact", "value", name):
+            for column in ("tokens", "labels", "fact", "value", "asked_fact", "asked_value", name):
                 before, after = (getattr(b, column)[row][getattr(b, name)[row] > 0] for b in (whole, thin))
                 assert torch.equal(before, after)
         assert int(whole.turn_starts[row].sum()) == int(thin.turn_starts[row].sum())
@@ -290,7 +306,9 @@ def test_address_loss_is_its_definition(pool, build):
         right = whole = 0.0
         for u in range(t):
             outdated = (
-                batch.told[r, u] > 0 and batch.fact[r, u] == batch.fact[r, t] and batch.value[r, u] != batch.value[r, t]
+                batch.told[r, u] > 0
+                and batch.fact[r, u] == batch.asked_fact[r, t]
+                and batch.value[r, u] != batch.asked_value[r, t]
             )
             share = float((query[r, t] * write[r, u]).sum())
             whole += 0.0 if outdated else share
@@ -363,6 +381,26 @@ def test_a_value_written_elsewhere_is_read_off_the_hidden_state(model):
     assert error().max() < 0.1 * before[elsewhere].mean()
 
 
+def test_a_reply_may_ask_and_tell(build, tokenizer):
+    """What is asked for is found where the reply says it first, what is told where the turn says it last."""
+    asks, tells = (Mark("old", "Rex"),), (Mark("new", "Max"), Mark("way", "Rex"))
+    turn = Turn("Rex, not Max!", "Rex left, Max came for Rex.", learn="answer", kind="tell", more=asks, notes=tells)
+    session = Session((turn,))
+    assert Session.from_json(json.loads(json.dumps(session.to_json()))) == session
+    batch = make_batch([session], build([turn]))
+    text = tokenizer.decode(batch.tokens[0])  # a token a letter, but for <s> and </s>
+    letters = list(text.replace("<s>", "[").replace("</s>", "]"))
+
+    def marked(column):
+        return "".join(letters[i] for i in column[0].nonzero().flatten().tolist())
+
+    assert marked(batch.told) == "Max Rex." and marked(batch.asked) == " Rex"  # asked: the positions before "Rex "
+    reply = "".join(letters).index("Rex left")
+    assert batch.asked[0].nonzero()[0].item() == reply - 1
+    assert batch.fact[0].unique().numel() == 3 and batch.asked_fact[0].unique().numel() == 2
+    assert not batch.unknown.any()
+
+
 def test_outdated_values_do_not_count(build, pool):
     corrected = next(turns for turns in pool.facts if turns.corrections)
     session = Session((corrected.tells[0], corrected.corrections[0], corrected.asks[0]))
@@ -370,7 +408,7 @@ def test_outdated_values_do_not_count(build, pool):
     everywhere = torch.ones(1, batch.tokens.shape[1], 1, 1)
     told = (batch.told > 0).float()[..., None, None]
     inputs = ScanInputs(everywhere, everywhere, told, everywhere, everywhere)
-    value = batch.value[batch.asked > 0][0]
+    value = batch.asked_value[batch.asked > 0][0]
     tokens = int(((batch.value == value) & (batch.told > 0)).sum())
     # Every told token of the new value is read alike, none of the old one's: one in `tokens` is right.
     assert address_loss(inputs, batch).item() == pytest.approx(math.log(tokens), rel=1e-4)
@@ -415,7 +453,10 @@ def test_trust_begins_where_signatures_tell_what_was_found_from_what_was_not(bui
     features[:, 4] = features[:, 0]  # asked for the first; position 5 asks for what nobody told
     batch = Batch(
         **{name: torch.zeros(rows, length, dtype=torch.bool) for name in ("turn_starts", "base", "begins", "unknown")},
-        **{name: torch.zeros(rows, length, dtype=torch.long) for name in ("tokens", "told", "asked", "fact", "value")},
+        **{
+            name: torch.zeros(rows, length, dtype=torch.long)
+            for name in ("tokens", "told", "asked", "fact", "value", "asked_fact", "asked_value")
+        },
         labels=torch.full((rows, length), -100),
         features=features,
         mask=torch.ones(rows, length, dtype=torch.bool),

@@ -87,7 +87,9 @@ def _batch(ids: Tensor, width: int) -> Batch:
         "base": place % 8 == 2,
         "told": told,
         "asked": asked,
-        "fact": told + asked,
-        "value": told + asked,
+        "fact": told,
+        "value": told,
+        "asked_fact": asked,
+        "asked_value": asked,
     }
     return Batch(**{f.name: known.get(f.name, torch.zeros_like(ids)) for f in fields(Batch)})

@@ -31,6 +31,7 @@ class Turn:
     value: str | None = None
     fact: str | None = None  # ties a tell or a correction to its ask
     more: tuple[Mark, ...] = ()  # what it tells or asks for besides `value`
+    notes: tuple[Mark, ...] = ()  # what a reply that is learned tells, for later turns to ask for
 
     @property
     def marks(self) -> tuple[Mark, ...]:
@@ -100,8 +101,9 @@ def _messages(index: int, turn: Turn) -> list[dict]:
     if turn.user is not None and turn.assistant is not None:
         messages.append({"role": "assistant", "content": turn.assistant, "turn": index})
     messages[-1]["learn"] = turn.learn
-    if turn.more:
-        messages[0]["more"] = [list(mark) for mark in turn.more]
+    for name in ("more", "notes"):
+        if marks := getattr(turn, name):
+            messages[0][name] = [list(mark) for mark in marks]
     return [{key: value for key, value in message.items() if value is not None} for message in messages]
 
 
@@ -136,6 +138,7 @@ def _turn(index: int, messages: dict[str, dict]) -> Turn:
             value=user.get("value"),
             fact=user.get("fact"),
             more=tuple(Mark(*mark) for mark in user.get("more", ())),
+            notes=tuple(Mark(*mark) for mark in user.get("notes", ())),
         )
     except (TypeError, ValueError) as error:
         raise ValueError(f"turn {index}: {error}") from error

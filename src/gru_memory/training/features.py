@@ -37,7 +37,7 @@ class FeatureCache:
     def __init__(self, folder: Path, shards: Sequence[str], texts: Sequence[Text], width: int, tokenizer: Any) -> None:
         self.folder, self.width, self.tokenizer = folder, width, tokenizer
         self._pieces: dict[int, str] = {}
-        self._spans: dict[tuple[int, str], tuple[int, int]] = {}
+        self._spans: dict[tuple[int, str, int | None], tuple[int, int]] = {}
         self._index = {text: i for i, text in enumerate(texts)}
         parts = [np.load(folder / f"{shard}.npz") for shard in shards]
         self._ids = np.concatenate([part["ids"] for part in parts])
@@ -64,24 +64,27 @@ class FeatureCache:
     def reply_start(self, i: int) -> int:
         return int(self._reply_starts[i])
 
-    def value_span(self, i: int, value: str) -> tuple[int, int]:
-        """Which tokens of turn `i` spell `value` (its last occurrence), as (start, stop); (0, 0) if none do."""
-        if (i, value) not in self._spans:
-            self._spans[i, value] = self._find(self.tokens(i).tolist(), value)
-        return self._spans[i, value]
+    def value_span(self, i: int, value: str, after: int | None = None) -> tuple[int, int]:
+        """Which tokens of turn `i` spell `value`, as (start, stop); (0, 0) if none do.
 
-    def _find(self, ids: list[int], value: str) -> tuple[int, int]:
+        Its last occurrence, or with `after` the first one that begins at that token or later.
+        """
+        if (i, value, after) not in self._spans:
+            self._spans[i, value, after] = self._find(self.tokens(i).tolist(), value, after)
+        return self._spans[i, value, after]
+
+    def _find(self, ids: list[int], value: str, after: int | None) -> tuple[int, int]:
         for token in ids:
             if token not in self._pieces:
                 self._pieces[token] = self.tokenizer.decode([token])
-        ends = np.cumsum([len(self._pieces[token]) for token in ids])  # of each token, in characters
+        ends = np.cumsum([0, *(len(self._pieces[token]) for token in ids)])  # of each token, in characters
         text = "".join(self._pieces[token] for token in ids)
         if value not in text:  # a character that is spread over several tokens, such as the euro sign: do without it
             value = max(re.findall(r"[ -~]+", value), key=len, default="")
-        start = text.rfind(value)
+        start = text.rfind(value) if after is None else text.find(value, int(ends[after]))
         if start < 0 or not value:
             return 0, 0
-        first, last = np.searchsorted(ends, [start, start + len(value) - 1], side="right")
+        first, last = np.searchsorted(ends[1:], [start, start + len(value) - 1], side="right")
         return int(first), int(last) + 1
 
     def features(self, i: int) -> np.ndarray:

@@ -76,8 +76,8 @@ def address_loss(inputs: ScanInputs, batch: Batch) -> Tensor:
     shared = query @ inputs.write.flatten(2).transpose(1, 2)  # (R, A, T)
     time = torch.arange(shared.shape[2], device=shared.device)
     asked, told = there(batch.asked), batch.told.unsqueeze(1)
-    outdated = (told > 0) & (batch.fact.unsqueeze(1) == there(batch.fact)) & (
-        batch.value.unsqueeze(1) != there(batch.value)
+    outdated = (told > 0) & (batch.fact.unsqueeze(1) == there(batch.asked_fact)) & (
+        batch.value.unsqueeze(1) != there(batch.asked_value)
     )  # fmt: skip
     counted = (time < position.unsqueeze(2)) & ~outdated & batch.mask.unsqueeze(1)
     right = counted & (told == asked) & (asked > 0)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.sessions import Session, Turn
+from ..data.sessions import Mark, Session, Turn
 from .features import PREFIX, FeatureCache, Text
 
 _RUN = 6  # tokens
@@ -35,8 +35,10 @@ class Batch:
     begins: Tensor  # (R, T) bool, those of them at which a reply begins
     told: Tensor  # (R, T) int64, which token of which value this is where it is told, 0 for none
     asked: Tensor  # (R, T) int64, the same number where that token is the one to come in an answer
-    fact: Tensor  # (R, T) int64, the fact that `told` or `asked` is about, 0 for none
+    fact: Tensor  # (R, T) int64, the fact that `told` is about, 0 for none
     value: Tensor  # (R, T) int64, its value: a corrected fact has two
+    asked_fact: Tensor  # (R, T) int64, the fact that `asked` is about, which a reply may tell at the same position
+    asked_value: Tensor  # (R, T) int64, its value
 
     @property
     def num_tokens(self) -> int:
@@ -77,7 +79,8 @@ def _row(session: Session, cache: FeatureCache) -> dict[str, np.ndarray]:
     turns = [(i, turn) for i, turn in turns if len(cache.tokens(i))]
     length = sum(len(cache.tokens(i)) for i, _ in turns)
     row = {name: np.zeros(length, dtype=bool) for name in ("turn_starts", "base", "unknown", "begins")}
-    row |= {name: np.zeros(length, dtype=np.int64) for name in ("told", "asked", "fact", "value")}
+    columns = ("told", "asked", "fact", "value", "asked_fact", "asked_value")
+    row |= {name: np.zeros(length, dtype=np.int64) for name in columns}
     row |= {"mask": np.ones(length, dtype=bool), "labels": np.full(length, -100, dtype=np.int64)}
     row["stands_for"] = np.ones(length, dtype=np.float32)
     row["tokens"] = np.concatenate([cache.tokens(i) for i, _ in turns]).astype(np.int64)
@@ -91,21 +94,30 @@ def _row(session: Session, cache: FeatureCache) -> dict[str, np.ndarray]:
         if learn == "answer":
             first = start + cache.reply_start(i)
             row["labels"][first - 1 : stop - 1] = row["tokens"][first:stop]
-            row["unknown"][first - 1 : stop - 1] = not turn.marks
+            row["unknown"][first - 1 : stop - 1] = not (turn.marks or turn.notes)
         elif learn == "base":
             row["base"][start : stop - 1] = True
             first = start + cache.reply_start(i) - 1
             row["begins"][first : min(first + _BEGINNING, stop - 1)] = True
-        for mark in turn.marks if turn else ():
-            first, last = cache.value_span(i, mark.written or mark.value)
+        for mark, asks in _marks(turn):
+            # What is asked for is where the reply says it first; what is told, where the turn says it last.
+            first, last = cache.value_span(i, mark.written or mark.value, cache.reply_start(i) if asks else None)
             last = min(last + 1, stop - start) if last else 0
-            before = learn == "answer"  # the position that predicts the token, not the token's own
-            span = slice(start + first - before, start + last - before)
+            span = slice(start + first - asks, start + last - asks)  # of asking: the position that predicts the token
             names = [(mark.fact,), (mark.fact, mark.value), *((mark.fact, mark.value, k) for k in range(last - first))]
             fact, value, *tokens = (numbers.setdefault(name, len(numbers) + 1) for name in names)
-            row["fact"][span], row["value"][span], row["asked" if before else "told"][span] = fact, value, tokens
+            told = ("asked_fact", "asked_value", "asked") if asks else ("fact", "value", "told")
+            for name, numbered in zip(told, (fact, value, tokens), strict=True):
+                row[name][span] = numbered
         start = stop
     return row
+
+
+def _marks(turn: Turn | None) -> list[tuple[Mark, bool]]:
+    """What a turn asks for (True) and tells (False)."""
+    if turn is None:
+        return []
+    return [*((mark, turn.learn == "answer") for mark in turn.marks), *((mark, False) for mark in turn.notes)]
 
 
 def _thin(row: dict[str, np.ndarray], keep: float, rng: Random) -> dict[str, np.ndarray]:

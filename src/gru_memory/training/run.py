@@ -174,7 +174,9 @@ def train_loaded(
         validation = {name: [_validation_batch(p, features(name, p.turns()))] for name, p in validation_pools.items()}
     memory.float()
     with _no_denormals():
-        trainer = MemoryTrainer(memory, head, pool, cache, validation, request.training, out, report)
+        # The generator's answers are one wording around one value; those of a file may be anything.
+        by_replies = request.data != "facts"
+        trainer = MemoryTrainer(memory, head, pool, cache, validation, request.training, out, report, by_replies)
         if config.address_rank and not trainer.resume():
             _align(memory, head, pool, cache, request.training.seed, progress)
         trainer.train()

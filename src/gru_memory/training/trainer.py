@@ -59,7 +59,7 @@ class MemoryTrainer:
     """Trains `memory` on sessions recombined from a pool of facts.
 
     Every step draws fresh sessions, so no two are alike although each turn's hidden states are computed once.
-    `validation` maps a name to fixed batches; the mean share of right values picks the best checkpoint.
+    `validation` maps a name to fixed batches; the mean share of right values, or of whole replies, picks the best checkpoint.
 
     Args:
         memory: the site to train.
@@ -67,6 +67,7 @@ class MemoryTrainer:
         pool, cache: sessions and the features of their turns.
         folder: receives checkpoints and `log.jsonl`; a run found there goes on where it stopped.
         report: called with a dict after every step and validation.
+        by_replies: whether the share of whole replies picks the best checkpoint.
     """
 
     def __init__(
@@ -79,8 +80,9 @@ class MemoryTrainer:
         config: TrainingConfig,
         folder: str | Path,
         report: Callable[[dict], None] | None = None,
+        by_replies: bool = False,
     ) -> None:
-        self.memory, self.head, self.pool, self.cache = memory, head, pool, cache
+        self.memory, self.head, self.pool, self.cache, self.by_replies = memory, head, pool, cache, by_replies
         self.validation, self.config, self.folder = validation, config, Path(folder)
         self.report = report or (lambda values: None)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -178,7 +180,8 @@ class MemoryTrainer:
 
     def _checkpoint(self) -> None:
         scores = self.validate()
-        score = sum(scores[name] for name in self.validation) / max(1, len(self.validation))
+        named = [f"{name}_replies" if self.by_replies else name for name in self.validation]
+        score = sum(map(scores.__getitem__, named)) / max(1, len(named))
         weights = {k: v.detach().contiguous() for k, v in self.memory.state_dict().items()}
         if score > self.best:
             self.best = score
