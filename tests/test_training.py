@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -342,7 +343,7 @@ def test_alignment_finds_what_was_told_without_a_step_of_training(model, pool, b
     correlations = fit_addresses(memory, views)
     assert correlations.shape == (12,) and (correlations[:-1] >= correlations[1:]).all()
     assert read_where_written() > 0.75
-    assert fit_strengths(memory, views) < 0.1 and fit_read_gates(memory, views) < 0.1
+    assert fit_strengths(memory, torch.empty(0), views) < 0.1 and fit_read_gates(memory, views) < 0.1
     strength = memory.strength_key(before) + memory.strength_embed(own)
     assert ((strength > 0) == telling[:, None]).float().mean() > 0.98
     assert ((memory.read_gate(own) > 0) == asking[:, None]).float().mean() > 0.98
@@ -495,16 +496,62 @@ def test_conversations_have_a_memory_for_models_of_any_depth(blocks):
     assert config.key_layers and max(config.key_layers) < blocks
 
 
-def test_calibration_takes_the_best_of_its_shifts(monkeypatch):
+def test_calibration_takes_the_best_of_its_shifts(build, model, monkeypatch):
     memory = make_memory(address_rank=12, signature_size=3)
     start = memory.trust[2].item()
+    pool = FactPool(FactGenerator(0), 4, 0, 1, 1)
+    cache = build(pool.turns())
+    batches = [make_batch([pool.session(random.Random(i), 2, 0)], cache) for i in range(2)]
+    shares = dict(zip(map(id, batches), (0.2, 0.6), strict=True))
     monkeypatch.setattr(
         gru_memory.training.calibration,
-        "_right",
-        lambda memory, head, batch: batch - abs(memory.trust[2].item() - start - 1.5),
+        "shares_of_right",
+        lambda batch, *_: (shares[id(batch)] - abs(memory.trust[2].item() - start - 1.5), 0.0),
     )
-    assert calibrate_trust(memory, torch.zeros(1), [0.2, 0.6]) == pytest.approx(0.4, abs=1e-6)  # their mean
+    head = model.get_output_embeddings().weight.detach()
+    assert calibrate_trust(memory, head, batches) == pytest.approx(0.4, abs=1e-6)  # their mean
     assert memory.trust[2].item() == pytest.approx(start + 1.5)
+
+
+def test_strengths_learn_from_texts_that_only_look_as_if_they_told_something(build, model):
+    """The views lack the texts in which the same words tell nothing; a feature of the hidden state sets those apart."""
+    torch.manual_seed(0)
+    memory, head = make_memory(address_rank=12), model.get_output_embeddings().weight.detach()
+    pool = FactPool(FactGenerator(0, silent=1.0), 60, 0, 1, 1)
+    cache = build(pool.turns())
+    views = collect(memory, head, [make_batch([pool.session(random.Random(i), 2, 0) for i in range(40)], cache)])
+    told = make_batch([Session(fact.tells[:1]) for fact in pool.facts], cache)
+    features = told.features.clone()
+    features[..., 0] += 20
+    story = replace(told, features=features, told=torch.zeros_like(told.told))
+
+    def written(batch):
+        own, extra = batch.features[..., : memory.hidden_size], batch.features[..., memory.hidden_size :]
+        state, embeds = memory.initial_state(len(own)), F.embedding(batch.tokens, head)
+        with torch.no_grad():
+            inputs = memory.prepare(
+                own, embeds, state, batch.mask, batch.turn_starts, extra if memory.key_size else None
+            ).inputs
+        return inputs.write.sum(-1).mean(-1)
+
+    fit_strengths(memory, head, views)
+    before = written(story).sum().item()
+    fit_strengths(memory, head, views, [story, told])
+    assert written(story).sum().item() < before / 5
+    assert written(story)[told.told > 0].mean() < written(told)[told.told > 0].mean() / 5
+
+
+def test_a_reply_that_says_a_value_again_is_not_where_it_is_told(build):
+    turn = Turn("My boat is called Ara.", "Ara is a lovely name.", kind="tell", value="Ara", fact="f1")
+    answer = Turn("Is it Ara?", "Yes, it is Ara.", learn="answer", kind="ask", value="Ara", fact="f1")
+    said = Turn("Do you know more?", "Ara is a boat.", kind="tell", value="Ara", fact="f2")
+    cache = build([turn, answer, said])
+    starts = {t: cache.reply_start(cache.find((t.user, t.assistant))) for t in (turn, answer, said)}
+    batch = make_batch([Session((t,)) for t in (turn, answer, said)], cache)
+    prefix = len(cache.tokens(cache.find(PREFIX)))
+    assert (batch.told[0] > 0).nonzero().max() < prefix + starts[turn]
+    assert (batch.asked[1] > 0).nonzero().min() >= prefix + starts[answer] - 1
+    assert (batch.told[2] > 0).nonzero().min() >= prefix + starts[said]
 
 
 def test_positions_that_were_left_out_count_all_the_same(pool, build):

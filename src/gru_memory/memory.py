@@ -280,18 +280,22 @@ class GRUMemoryWithDecay(nn.Module):
         key_states: Tensor | None,
     ) -> tuple[Tensor, SiteState, recurrence.ScanInputs]:
         """`forward` without its checks; the third result says where it wrote and read."""
-        inputs, last_key, read_gate, persistent, signature = self.prepare(
-            hidden_states, token_embeds, state, mask, turn_starts, key_states
-        )
-        reads, slots = self.recur(inputs, state["slots"])
+        prepared = self.prepare(hidden_states, token_embeds, state, mask, turn_starts, key_states)
+        reads, slots = self.recur(prepared.inputs, state["slots"])
+        recalled = self.recalled(reads, prepared.read_gate, prepared.persistent, prepared.signature)
+        return hidden_states + recalled.to(hidden_states.dtype), {"slots": slots, **prepared.last_key}, prepared.inputs
+
+    def recalled(
+        self, reads: Tensor, read_gate: Tensor, persistent: Tensor | None, signature: Tensor | None
+    ) -> Tensor:
+        """What is added to the hidden states (..., D), of reads (..., N, d) and the parts of `Prepared` for the same positions."""
         if signature is not None:
             reads = self._trusted(reads, signature)
         reads = read_gate * reads
         if persistent is not None:
             learned = (self.gate * self.persistent).to(reads.dtype)
-            reads = reads + torch.einsum("btnp,npd->btnd", persistent, learned)
-        recalled = self.output(reads.flatten(2).to(self.output.weight.dtype))
-        return hidden_states + recalled.to(hidden_states.dtype), {"slots": slots, **last_key}, inputs
+            reads = reads + torch.einsum("...np,npd->...nd", persistent, learned)
+        return self.output(reads.flatten(-2).to(self.output.weight.dtype))
 
     def recur(self, inputs: recurrence.ScanInputs, slots: Tensor) -> tuple[Tensor, Tensor]:
         """The recurrence alone: what is read at every position (B, T, N, d), and the slots (B, N, S, d) after the last."""

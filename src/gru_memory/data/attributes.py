@@ -110,6 +110,12 @@ def _noun_wordings(base: Base, owner: str):
         Ask(f"what would my {x} be", f"what my {x} would be"),
         Ask(f"can you name my {x}", f"the thing that is my {x}"),
         Ask(f"what did I tell you about my {x}", f"what I told you about my {x}"),
+        Ask(f"what have I told you my {x} is", f"what I have told you my {x} is"),
+        Ask(f"what did I mention as my {x}", f"what I mentioned as my {x}"),
+        Ask(f"what do you have noted for my {x}", f"what you have noted for my {x}"),
+        Ask(f"how would you answer if somebody asked about my {x}", f"what you know of my {x}"),
+        Ask(f"what is it that I have as my {x}", f"what it is that I have as my {x}"),
+        Ask(f"which answer did I give you for my {x}", f"which answer I gave you for my {x}"),
     ]
     unseen_tells = [f"when it comes to my {x}, it is {{v}}", f"here is my {x}, it is {{v}}"]
     unseen_asks = [
@@ -157,6 +163,12 @@ def _called_wordings(base: Base, owner: str):
         Ask(f"how is my {x} called", f"how my {x} is called"),
         Ask(f"do you remember my {x}'s name", f"my {x}'s name"),
         Ask(f"what did I tell you my {x} is called", f"what I told you my {x} is called"),
+        Ask(f"what have I told you my {x} is called", f"what I have told you my {x} is called"),
+        Ask(f"what do people call my {x}", f"what people call my {x}"),
+        Ask(f"by which name is my {x} known", f"by which name my {x} is known"),
+        Ask(f"which name belongs to my {x}", f"which name belongs to my {x}"),
+        Ask(f"which name did I mention for my {x}", f"which name I mentioned for my {x}"),
+        Ask(f"what would one call out to greet my {x} by name", f"what my {x} answers to"),
     ]
     unseen_asks = [
         Ask(f"what name does my {x} have", f"what name my {x} has"),
@@ -195,6 +207,9 @@ def _verb_wordings(base: Base, owner: str):
     asks = [
         Ask(_join(wh, question, asked_tail), f"{wh} {asked}"),
         Ask(f"{wh} did I tell you {asked}", f"{wh} I told you {asked}"),
+        Ask(f"{wh} have I told you {asked}", f"{wh} I have told you {asked}"),
+        Ask(f"{wh} did I mention that {asked}", f"{wh} I mentioned that {asked}"),
+        Ask(f"{wh} do you think {asked}", f"{wh} you think {asked}"),
     ]
     unseen_asks = [Ask(f"{wh} did I say {asked}", f"{wh} I said {asked}")]
     corrections = [sentence]

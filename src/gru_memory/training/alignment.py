@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from ..memory import GRUMemoryWithDecay, agreements
 from .rows import Batch
 
 _REFINE_RATE, _REFINE_TEMPERATURE, _REFINE_PULL = 1e-3, 0.3, 5.0
+_EASY, _HARD = 0.1, 50  # share of positions kept for the fit of strengths, and what a probability of 1 adds to it
 _FOUND = 0.3  # of a token's weight that a head must meet to count as having found it
 _TRUSTING = 1.5  # added to the bias of trust: who doubts a right head loses an answer, a wrong one is outvoted
 _LOUDNESS = 0.2  # root mean square of rank projections, whose scale says nothing: so much Adam moves them a step
@@ -72,10 +73,10 @@ def collect(memory: GRUMemoryWithDecay, head: Tensor, batches: Iterable[Batch], 
                 wanted.append(batch.labels[row][list(asks)])
             if sum(map(len, own)) < positions:
                 last = int(batch.mask[row].sum())
-                before.append(row_keys[: last - 1].half())
-                own.append(row_keys[1:last].half())
-                telling.append(row_told[1:last] > 0)
-                asking.append(row_asked[1:last] > 0)
+                before.append(F.pad(row_keys[: last - 1], (0, 0, 1, 0)).half())  # nothing comes before the first
+                own.append(row_keys[:last].half())
+                telling.append(row_told[:last] > 0)
+                asking.append(row_asked[:last] > 0)
     if not told:
         raise ValueError("no session asks for what it tells: nothing to align addresses by")
     parts = (told, asked, first, before, own, telling, asking, writing, written, wanted)
@@ -106,6 +107,8 @@ def fit_addresses(
     if not rank:
         raise ValueError("addresses are fitted through their rank: give the memory an address_rank")
     counts = torch.where(views.first, first_weight, 1)
+    scale = _even(memory, views.told)
+    views = replace(views, told=views.told * scale, asked=views.asked * scale)
     told, asked = (view.repeat_interleave(counts, dim=0) for view in (views.told, views.asked))
     centres = told.mean(0), asked.mean(0)
     told, asked = told - centres[0], asked - centres[1]
@@ -119,14 +122,26 @@ def fit_addresses(
         directions = _refine(directions, white, views.first, refine_steps)
     for linear, way, root, centre in zip((memory.key_rank, memory.query_rank), directions, roots, centres, strict=True):
         weight = way @ root
-        weight *= _LOUDNESS / weight.pow(2).mean().sqrt()
-        linear.weight.copy_(weight)
+        weight *= _LOUDNESS / (weight * scale).pow(2).mean().sqrt()
+        linear.weight.copy_(weight * scale)
         linear.bias.copy_(-weight @ centre)
     hashes = torch.randn(memory.num_heads * memory.num_slots, rank) * sharpness / rank**0.5
     memory.key.weight.copy_(hashes)
     if hasattr(memory, "query"):
         memory.query.weight.copy_(hashes)
     return correlations[:rank]
+
+
+def _even(memory: GRUMemoryWithDecay, keys: Tensor) -> Tensor:
+    """What to multiply keys (M, F) by, (F,), so that every block's output in them is as loud as any other's.
+
+    Hidden states grow from block to block, and a ridge would take the quiet ones for noise.
+    """
+    width = memory.hidden_size
+    others = [width] * (memory.key_size // width) + [memory.key_size % width]
+    sizes = [size for size in (width, *others, memory.embed_size) if size]
+    loud = [part.pow(2).mean().sqrt().clamp_min(1e-6).expand(part.shape[1]) for part in keys.split(sizes, dim=1)]
+    return 1 / torch.cat(loud)
 
 
 def _refine(directions: list[Tensor], views: list[Tensor], first: Tensor, steps: int) -> list[Tensor]:
@@ -161,10 +176,31 @@ def _refine(directions: list[Tensor], views: list[Tensor], first: Tensor, steps:
     return [tensor.detach() for tensor in tensors]
 
 
-def fit_strengths(memory: GRUMemoryWithDecay, views: Views) -> float:
-    """Write strengths as the probability that a token is told, the same in all heads. Returns the loss in nats a token."""
+def fit_strengths(memory: GRUMemoryWithDecay, head: Tensor, views: Views, batches: Iterable[Batch] = ()) -> float:
+    """Write strengths as the probability that a token is told, the same in all heads. Returns the loss in nats a token.
+
+    A first fit, to the positions of `views`, says which others are hard: those are added of all in `batches`, as are all
+    that are told, and of the easy ones a share that weighs the more (importance sampling). Few texts tell nothing and look as
+    if they did, and a stray write wears away what its slots hold, so they have to be sought.
+    """
     count = views.own.shape[1]
-    weight, bias, loss = _logistic(torch.cat([views.before, views.own], dim=1).float(), views.telling.float())
+    features = torch.cat([views.before, views.own], dim=1)
+    weight, bias, loss = _logistic(features, views.telling)
+    found = [(features, views.telling, torch.ones(len(features)))]
+    for batch in batches:
+        extra = batch.features[..., memory.hidden_size :] if memory.key_size else None
+        own = batch.features[..., : memory.hidden_size]
+        keys = memory.keys_of(own, F.embedding(batch.tokens, head), extra)[2].detach()
+        there = batch.mask[:, 1:] & ~batch.turn_starts[:, 1:]
+        both = torch.cat([keys[:, :-1][there], keys[:, 1:][there]], dim=1)
+        told = batch.told[:, 1:][there] > 0
+        share = (_EASY + _HARD * torch.sigmoid(both @ weight + bias)).clamp_max(1)
+        share[told] = 1
+        kept = torch.rand(len(share)) < share
+        found.append((both[kept].to(features), told[kept], 1 / share[kept]))
+    features, told, stands_for = (torch.cat(part) for part in zip(*found, strict=True))
+    del found
+    weight, bias, loss = _logistic(features, told, stands_for, decay=1e-4, steps=100)
     with torch.no_grad():
         memory.strength_key.weight.copy_(weight[:count].expand(memory.num_heads, -1))
         memory.strength_embed.weight.copy_(weight[count:].expand(memory.num_heads, -1))
@@ -174,7 +210,7 @@ def fit_strengths(memory: GRUMemoryWithDecay, views: Views) -> float:
 
 def fit_read_gates(memory: GRUMemoryWithDecay, views: Views) -> float:
     """Read gates as the probability that a told token is asked for, the same in all heads. Returns the loss in nats."""
-    weight, bias, loss = _logistic(views.own.float(), views.asking.float())
+    weight, bias, loss = _logistic(views.own, views.asking)
     with torch.no_grad():
         memory.read_gate.weight.copy_(weight.expand(memory.num_heads, -1))
         memory.read_gate.bias.fill_(bias)
@@ -234,16 +270,24 @@ def fit_values(memory: GRUMemoryWithDecay, views: Views, head: Tensor, ridge: fl
     memory.value_hidden.weight.copy_(torch.linalg.solve(moment, hidden.t() @ change / len(hidden)).t())
 
 
-def _logistic(features: Tensor, target: Tensor, decay: float = 1e-3, steps: int = 60) -> tuple[Tensor, float, float]:
-    """Logistic regression of target (P,) on features (P, F) by L-BFGS: weight (F,), bias and loss."""
+def _logistic(
+    features: Tensor, target: Tensor, stands_for: Tensor | None = None, decay: float = 1e-3, steps: int = 60
+) -> tuple[Tensor, float, float]:
+    """Logistic regression of target (P,) on features (P, F) by L-BFGS: weight (F,), bias and loss.
+
+    A position counts `stands_for` (P,) times.
+    """
+    features, target = features.to(torch.float32, copy=True), target.float()
     mean, spread = features.mean(0), features.std(0) + 1e-2
-    features = (features - mean) / spread
+    features.sub_(mean).div_(spread)  # in place: there may be gigabytes of them
+    if stands_for is not None:
+        stands_for = stands_for / stands_for.mean()
     weight = torch.zeros(features.shape[1], requires_grad=True)
     bias = torch.tensor([-2.0], requires_grad=True)
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=steps, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
-        return F.binary_cross_entropy_with_logits(features @ weight + bias, target)
+        return F.binary_cross_entropy_with_logits(features @ weight + bias, target, stands_for)
 
     def closure() -> Tensor:
         optimizer.zero_grad()

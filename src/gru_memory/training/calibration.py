@@ -6,9 +6,10 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..memory import GRUMemoryWithDecay
-from .objective import compute_loss
+from .objective import shares_of_right
 from .rows import Batch
 
 _SHIFTS = tuple(step / 2 for step in range(-2, 11))  # of the bias of trust
@@ -19,23 +20,32 @@ def calibrate_trust(memory: GRUMemoryWithDecay, head: Tensor, batches: Iterable[
     """Shift the bias of trust to where most replies come out whole, answers as well as those that say that nothing was told.
 
     What a memory was trained on it finds with ease, so it learns to doubt too much: questions in new words, about new
-    things, agree less with what was told, and are still right. `batches` hold such questions and some about things never
-    told. The smallest shift of those that do best is taken.
+    things, long after, agree less with what was told, and are still right. `batches` hold such questions and some about
+    things never told. The smallest shift of those that do best is taken.
 
     Returns:
         the share of replies, over all batches, that are then right to the last token under teacher forcing.
     """
-    batches, start = list(batches), memory.trust[2].item()
-    if not batches:
+    start = memory.trust[2].item()
+    right = dict.fromkeys(sorted(_SHIFTS, key=abs), 0.0)
+    count = 0
+    for batch in batches:
+        asked = batch.labels >= 0
+        state = memory.initial_state(len(batch.tokens))
+        own, extra = batch.features[..., : memory.hidden_size], batch.features[..., memory.hidden_size :]
+        prepared = memory.prepare(
+            own, F.embedding(batch.tokens, head), state, batch.mask, batch.turn_starts, extra if memory.key_size else None
+        )
+        reads = memory.recur(prepared.inputs, state["slots"])[0][asked]
+        parts = [None if part is None else part[asked] for part in prepared[2:]]
+        for shift in right:
+            memory.trust[2] = start + shift
+            states = own[asked] + memory.recalled(reads, *parts)
+            correct = (states.to(torch.bfloat16) @ head.to(torch.bfloat16).t()).argmax(-1) == batch.labels[asked]
+            right[shift] += shares_of_right(batch, asked, correct)[0]
+        count += 1
+    if not count:
         raise ValueError("there is nothing to calibrate trust by: give at least one batch")
-    scores = {}
-    for shift in sorted(_SHIFTS, key=abs):
-        memory.trust[2] = start + shift
-        scores[shift] = sum(_right(memory, head, batch) for batch in batches) / len(batches)
-    best = max(scores, key=scores.__getitem__)  # the first of equals
+    best = max(right, key=right.__getitem__)  # the first of equals
     memory.trust[2] = start + best
-    return scores[best]
-
-
-def _right(memory: GRUMemoryWithDecay, head: Tensor, batch: Batch) -> float:
-    return compute_loss(memory, head, batch, torch.Generator().manual_seed(0)).right_answers
+    return right[best] / count

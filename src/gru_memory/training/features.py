@@ -37,7 +37,7 @@ class FeatureCache:
     def __init__(self, folder: Path, shards: Sequence[str], texts: Sequence[Text], width: int, tokenizer: Any) -> None:
         self.folder, self.width, self.tokenizer = folder, width, tokenizer
         self._pieces: dict[int, str] = {}
-        self._spans: dict[tuple[int, str, int | None], tuple[int, int]] = {}
+        self._spans: dict[tuple, tuple[int, int]] = {}
         self._index = {text: i for i, text in enumerate(texts)}
         parts = [np.load(folder / f"{shard}.npz") for shard in shards]
         self._ids = np.concatenate([part["ids"] for part in parts])
@@ -64,14 +64,20 @@ class FeatureCache:
     def reply_start(self, i: int) -> int:
         return int(self._reply_starts[i])
 
-    def value_span(self, i: int, value: str, after: int | None = None) -> tuple[int, int]:
+    def value_span(
+        self, i: int, value: str, after: int | None = None, before: int | None = None
+    ) -> tuple[int, int]:
         """Which tokens of turn `i` spell `value`, as (start, stop); (0, 0) if none do.
 
-        Its last occurrence, or with `after` the first one that begins at that token or later.
+        Its last occurrence, or with `after` the first one that begins at that token or later; with `before` the last one
+        that ends before that token, if there is one.
         """
-        if (i, value, after) not in self._spans:
-            self._spans[i, value, after] = self._find(self.tokens(i).tolist(), value, after)
-        return self._spans[i, value, after]
+        name = (i, value, after, before)
+        if name not in self._spans:
+            ids = self.tokens(i).tolist()
+            span = (0, 0) if before is None else self._find(ids[:before], value, None)
+            self._spans[name] = span if span[1] else self._find(ids, value, after)
+        return self._spans[name]
 
     def _find(self, ids: list[int], value: str, after: int | None) -> tuple[int, int]:
         for token in ids:

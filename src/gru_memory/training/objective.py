@@ -144,11 +144,11 @@ def compute_loss(
         addressing.item(),
         writing.item(),
         correct.float().mean().item(),
-        *_shares_of_right(batch, taught, correct),
+        *shares_of_right(batch, taught, correct),
     )
 
 
-def _shares_of_right(batch: Batch, taught: Tensor, correct: Tensor) -> tuple[float, float]:
+def shares_of_right(batch: Batch, taught: Tensor, correct: Tensor) -> tuple[float, float]:
     """Shares of replies, and of values asked for, in which every token is right; a value counts with where it ends.
 
     Greedy decoding would write such a reply letter by letter, and such a value wherever the reply comes to it.

@@ -100,8 +100,11 @@ def _row(session: Session, cache: FeatureCache) -> dict[str, np.ndarray]:
             first = start + cache.reply_start(i) - 1
             row["begins"][first : min(first + _BEGINNING, stop - 1)] = True
         for mark, asks in _marks(turn):
-            # What is asked for is where the reply says it first; what is told, where the turn says it last.
-            first, last = cache.value_span(i, mark.written or mark.value, cache.reply_start(i) if asks else None)
+            # What is asked for is where the reply says it first. What is told is where the user says it last, for a reply may
+            # say it again, and a note where the reply does.
+            reply = cache.reply_start(i)
+            said = {"after": reply} if asks else {"before": reply} if mark in turn.marks else {}
+            first, last = cache.value_span(i, mark.written or mark.value, **said)
             last = min(last + 1, stop - start) if last else 0
             span = slice(start + first - asks, start + last - asks)  # of asking: the position that predicts the token
             names = [(mark.fact,), (mark.fact, mark.value), *((mark.fact, mark.value, k) for k in range(last - first))]

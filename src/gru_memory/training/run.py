@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ _ALIGNED_SESSIONS = 3600  # of three facts each: what addresses and strengths be
 _ALIGNED_SHARE = 8  # sessions of a member of a small pool: more would say the same again
 _TRUSTED_SESSIONS = 160  # what trust begins with
 _VALIDATION_SESSIONS = 32
+_CALIBRATED_BETWEEN = 12  # turns of talk: trust falls as they wear away what is stored
 _VALIDATION = {
     "values": {"values": "test"},
     "phrasings": {"values": "test", "phrasings": "test"},
@@ -52,7 +53,7 @@ class TrainRequest:
     )
     training: TrainingConfig = field(default_factory=TrainingConfig)
     pool_facts: int = field(default=8000, metadata={"help": "distinct facts"})
-    pool_talk: int = field(default=1500, metadata={"help": "distinct unrelated turns"})
+    pool_talk: int = field(default=4000, metadata={"help": "distinct unrelated turns"})
     corrected: float = field(default=0.15, metadata={"help": "share of facts that are corrected later"})
     pool_untold: int = field(default=1500, metadata={"help": "distinct questions about things that were not told"})
     replied: int = field(default=550, metadata={"help": "turns that get the model's own reply"})
@@ -171,7 +172,8 @@ def train_loaded(
             )  # fmt: skip
 
         cache = features("training", pool.turns())
-        validation = {name: [_validation_batch(p, features(name, p.turns()))] for name, p in validation_pools.items()}
+        kept = {name: (p, features(name, p.turns())) for name, p in validation_pools.items()}
+        validation = {name: [_validation_batch(*pair)] for name, pair in kept.items()}
     memory.float()
     with _no_denormals():
         # The generator's answers are one wording around one value; those of a file may be anything.
@@ -181,7 +183,7 @@ def train_loaded(
             _align(memory, head, pool, cache, request.training.seed, progress)
         trainer.train()
         if memory.signature_size:
-            calibrate_trust(memory, head, [batch for batches in validation.values() for batch in batches])
+            calibrate_trust(memory, head, (_validation_batch(*pair, _CALIBRATED_BETWEEN) for pair in kept.values()))
     return model
 
 
@@ -202,12 +204,24 @@ def _align(memory, head, pool, cache, seed: int, progress: Progress | None) -> N
 
     views = collect(memory, head, batches(count))
     fit_addresses(memory, views)
-    fit_strengths(memory, views)
+    fit_strengths(memory, head, views, _alone(pool, cache, rng, progress))
     fit_read_gates(memory, views)
     if any(mark.written for turn in pool.turns() for mark in turn.marks):
         fit_values(memory, views, head)
     if memory.signature_size:
         fit_trust(memory, head, batches(min(_TRUSTED_SESSIONS, count), untold=2))
+
+
+def _alone(pool, cache, rng: random.Random, progress: Progress | None) -> Iterator[Batch]:
+    """Every turn of a pool on its own, but questions, of which a tenth does."""
+    turns = [turn for turn in pool.turns() if turn.learn != "answer" or rng.random() < 0.1]
+    turns.sort(key=lambda turn: len(turn.user or "") + len(turn.assistant or ""))  # little padding
+    prefix = len(cache.tokens(cache.find(PREFIX)))
+    for start in range(0, len(turns), 64):
+        if progress:
+            progress("fitting strengths", start, len(turns))
+        batch = make_batch([Session((turn,)) for turn in turns[start : start + 64]], cache)
+        yield Batch(*(getattr(batch, column.name)[:, prefix:] for column in fields(batch)))
 
 
 def _pools(request, model, renderer, folder, fingerprint, progress) -> tuple[Any, dict[str, Any]]:
@@ -268,10 +282,10 @@ def book_pages(folder: str | Path, count: int, rng: random.Random) -> list[str]:
     return pages
 
 
-def _validation_batch(pool: Any, cache: FeatureCache) -> Batch:
+def _validation_batch(pool: Any, cache: FeatureCache, between: int = 3) -> Batch:
     rng = random.Random(5)
     return make_batch(
-        [pool.session(rng, 3, 3, shuffle=False, num_untold=1) for _ in range(_VALIDATION_SESSIONS)], cache
+        [pool.session(rng, 3, between, shuffle=False, num_untold=1) for _ in range(_VALIDATION_SESSIONS)], cache
     )
 
 

@@ -39,7 +39,7 @@ class TrainingConfig:
     weight_decay: float = field(default=0.01, metadata={"help": "AdamW"})
     clip_norm: float = field(default=1.0, metadata={"help": "gradient norm"})
     max_facts: int = field(default=8, metadata={"help": "facts in a session, drawn from 1 to this"})
-    max_between: int = field(default=4, metadata={"help": "unrelated turns in a session, drawn from 0 to this"})
+    max_between: int = field(default=6, metadata={"help": "unrelated turns in a session, drawn from 0 to this"})
     max_untold: int = field(
         default=2, metadata={"help": "questions about things never told in a session, drawn from 0 to this"}
     )
