@@ -82,7 +82,8 @@ def conversation_memory(num_blocks: int, **changes: Any) -> MemoryConfig:
         "decay": 0.998,
         "decay_every": "turn",
         "cell": "mingru",
-        "key_layers": tuple(dict.fromkeys((4 * num_blocks // 7, 7 * num_blocks // 9))),  # one in shallow models
+        # One early block tells the tokens of a value apart, the later ones know what it is the value of.
+        "key_layers": tuple(dict.fromkeys((num_blocks // 6, 4 * num_blocks // 7, 7 * num_blocks // 9))),
         "kept_in": "int4",
     }
     return MemoryConfig(**{**best, **changes})
