@@ -215,3 +215,20 @@ def test_an_unreadable_line_is_named(tmp_path, line, message):
     with pytest.raises(ValueError, match=re.escape(message)) as error:
         list(read_jsonl(path))
     assert str(path) in str(error.value)
+
+
+def test_plain_questions_are_asked_in_the_first_words_of_their_attribute():
+    plain = FactGenerator(3, plain=1.0)
+    for _ in range(20):
+        fact = plain.fact()
+        direct = plain._attributes[fact.attribute].asks["train"][0].direct
+        assert (
+            fact.ask.user.lower().replace("olor", "olour").replace("avorite", "avourite").replace("eighbor", "eighbour")
+            == (direct + "?").lower()
+        )
+    some = FactGenerator(3, plain=0.5)
+    direct = [fact.ask.user.lower() for fact in (some.fact() for _ in range(40))]
+    assert 0 < sum(user.startswith(("what is", "where do", "what's")) for user in direct) < 40
+    for wrong in ({"plain": 1.5}, {"plain": 0.5, "phrasings": "test"}):
+        with pytest.raises(ValueError, match="plain"):
+            FactGenerator(0, **wrong)

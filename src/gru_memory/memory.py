@@ -285,9 +285,7 @@ class GRUMemoryWithDecay(nn.Module):
         recalled = self.recalled(reads, prepared.read_gate, prepared.persistent, prepared.signature)
         return hidden_states + recalled.to(hidden_states.dtype), {"slots": slots, **prepared.last_key}, prepared.inputs
 
-    def recalled(
-        self, reads: Tensor, read_gate: Tensor, persistent: Tensor | None, signature: Tensor | None
-    ) -> Tensor:
+    def recalled(self, reads: Tensor, read_gate: Tensor, persistent: Tensor | None, signature: Tensor | None) -> Tensor:
         """What is added to the hidden states (..., D), of reads (..., N, d) and the parts of `Prepared` for the same positions."""
         if signature is not None:
             reads = self._trusted(reads, signature)

@@ -71,7 +71,8 @@ class FactGenerator:
 
     `values`, `phrasings` and `attributes` choose the side of each split; small talk goes with `phrasings`.
     `corrected` is the share of facts told with one value, then corrected. `accept` narrows the values down. `silent` is
-    the share of told turns that get no reply.
+    the share of told turns that get no reply. `plain` is the share of questions that are asked in the plainest words there are for
+    them ("Where do I live?"); with phrasings="test" those do not count as unseen, and there are none.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class FactGenerator:
         corrected: float = 0.0,
         accept: Callable[[str], bool] | None = None,
         silent: float = p.SILENT,
+        plain: float = 0.0,
     ):
         for name, split in (("values", values), ("phrasings", phrasings)):
             if split not in ("train", "test"):
@@ -91,9 +93,11 @@ class FactGenerator:
             raise ValueError(f"corrected is a share between 0 and 1, not {corrected}")
         if not 0 <= silent <= 1:
             raise ValueError(f"silent is a share between 0 and 1, not {silent}")
+        if not 0 <= plain <= 1 or (plain and phrasings == "test"):
+            raise ValueError(f"plain is a share between 0 and 1, not {plain}, and 0 with phrasings='test'")
         self.rng = Random(f"facts {seed} {values} {phrasings} {attributes}")
         self.values, self.phrasings, self.corrected, self.accept = values, phrasings, corrected, accept
-        self.silent = silent
+        self.silent, self.plain = silent, plain
         closed = CLOSED_KINDS if values == "test" else frozenset()
         self.bases = [base for base in attrs.bases(attributes) if not closed.intersection(base.kinds)]
         self._attributes: dict[str, attrs.Attribute] = {}
@@ -182,8 +186,11 @@ class FactGenerator:
         return Turn(_fill(text, value), reply, kind=kind, value=value, fact=id)
 
     def _ask(self, attribute: attrs.Attribute, id: str, value: str) -> Turn:
-        ask = self.rng.choice(attribute.asks[self.phrasings])
-        user = p.asked(self._choose(p.ASK, value), ask.direct, ask.indirect)
+        if self.plain and self.rng.random() < self.plain:
+            frame, ask = "{Q}?", attribute.asks["train"][0]
+        else:
+            ask, frame = self.rng.choice(attribute.asks[self.phrasings]), self._choose(p.ASK, value)
+        user = p.asked(frame, ask.direct, ask.indirect)
         if self.rng.random() < AMERICAN_SHARE:
             user = p.american(user)
         return Turn(user, ANSWER.format(value), learn="answer", kind="ask", value=value, fact=id)

@@ -34,7 +34,12 @@ def calibrate_trust(memory: GRUMemoryWithDecay, head: Tensor, batches: Iterable[
         state = memory.initial_state(len(batch.tokens))
         own, extra = batch.features[..., : memory.hidden_size], batch.features[..., memory.hidden_size :]
         prepared = memory.prepare(
-            own, F.embedding(batch.tokens, head), state, batch.mask, batch.turn_starts, extra if memory.key_size else None
+            own,
+            F.embedding(batch.tokens, head),
+            state,
+            batch.mask,
+            batch.turn_starts,
+            extra if memory.key_size else None,
         )
         reads = memory.recur(prepared.inputs, state["slots"])[0][asked]
         parts = [None if part is None else part[asked] for part in prepared[2:]]

@@ -27,6 +27,7 @@ from .trainer import MemoryTrainer, TrainingConfig
 
 Progress = Callable[[str, int, int], None]  # (what is being done, done, in all)
 
+_PLAIN = 0.25  # share of questions in the plainest words: what people ask most often
 _SILENT = 0.7  # share of told turns without a reply: replies to them are all alike, facts are not
 _ALIGNED_SESSIONS = 3600  # of three facts each: what addresses and strengths begin with
 _ALIGNED_SHARE = 8  # sessions of a member of a small pool: more would say the same again
@@ -230,7 +231,7 @@ def _pools(request, model, renderer, folder, fingerprint, progress) -> tuple[Any
     if request.data != "facts":
         pool = FilePool(request.data)
         return pool, {"sessions": pool}
-    facts = FactGenerator(seed, corrected=request.corrected, silent=_SILENT)
+    facts = FactGenerator(seed, corrected=request.corrected, silent=_SILENT, plain=_PLAIN)
     pool = FactPool(facts, request.pool_facts, request.pool_talk, tells=1, asks=1, num_untold=request.pool_untold)
     rng = random.Random(f"run {seed}")
     if request.replied:
