@@ -9,6 +9,7 @@ from random import Random
 
 from . import attributes as attrs
 from . import phrasings as p
+from .attribute_lists import COMMON
 from .sessions import Session, Turn
 from .small_talk import sample_talk
 from .vocabulary import CLOSED_KINDS, article, sample_value
@@ -72,7 +73,8 @@ class FactGenerator:
     `values`, `phrasings` and `attributes` choose the side of each split; small talk goes with `phrasings`.
     `corrected` is the share of facts told with one value, then corrected. `accept` narrows the values down. `silent` is
     the share of told turns that get no reply. `plain` is the share of questions that are asked in the plainest words there are for
-    them ("Where do I live?"); with phrasings="test" those do not count as unseen, and there are none.
+    them ("Where do I live?"), and half that share of facts are such as people tell of themselves first (`COMMON`); with
+    phrasings="test" such words do not count as unseen, and there are none.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class FactGenerator:
         self.silent, self.plain = silent, plain
         closed = CLOSED_KINDS if values == "test" else frozenset()
         self.bases = [base for base in attrs.bases(attributes) if not closed.intersection(base.kinds)]
+        self._common = [base for base in self.bases if base.id in COMMON] or self.bases
         self._attributes: dict[str, attrs.Attribute] = {}
         self._refused: set[str] = set()  # kinds of value none of which `accept` lets through
         self._count = 0
@@ -107,8 +110,9 @@ class FactGenerator:
     def fact(self) -> Fact:
         """A new fact; its id is unique among the facts of this generator."""
         for _ in range(MAX_TRIES):
-            base = self.rng.choice(self.bases)
-            owner = "" if self.rng.random() < OWN_SHARE else self.rng.choice(base.owners)
+            common = bool(self.plain) and self.rng.random() < self.plain / 2
+            base = self.rng.choice(self._common if common else self.bases)
+            owner = "" if common or self.rng.random() < OWN_SHARE else self.rng.choice(base.owners)
             kind = self.rng.choice(base.kinds)
             if kind in self._refused:
                 continue

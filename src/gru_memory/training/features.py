@@ -64,9 +64,7 @@ class FeatureCache:
     def reply_start(self, i: int) -> int:
         return int(self._reply_starts[i])
 
-    def value_span(
-        self, i: int, value: str, after: int | None = None, before: int | None = None
-    ) -> tuple[int, int]:
+    def value_span(self, i: int, value: str, after: int | None = None, before: int | None = None) -> tuple[int, int]:
         """Which tokens of turn `i` spell `value`, as (start, stop); (0, 0) if none do.
 
         Its last occurrence, or with `after` the first one that begins at that token or later; with `before` the last one
