@@ -215,8 +215,8 @@ def _align(memory, head, pool, cache, seed: int, progress: Progress | None) -> N
 
 
 def _alone(pool, cache, rng: random.Random, progress: Progress | None) -> Iterator[Batch]:
-    """Every turn of a pool on its own, but questions, of which a tenth does."""
-    turns = [turn for turn in pool.turns() if turn.learn != "answer" or rng.random() < 0.1]
+    """Every turn of a pool on its own, but questions that tell nothing, of which a tenth does."""
+    turns = [turn for turn in pool.turns() if turn.learn != "answer" or turn.notes or rng.random() < 0.1]
     turns.sort(key=lambda turn: len(turn.user or "") + len(turn.assistant or ""))  # little padding
     prefix = len(cache.tokens(cache.find(PREFIX)))
     for start in range(0, len(turns), 64):
