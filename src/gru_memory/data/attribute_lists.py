@@ -274,32 +274,12 @@ full_name first_name | | was | who | named after | | | |
 """.strip().split("\n")
 
 # What people tell of themselves first; what of it is held out stays so.
-COMMON = (
-    *("verb:live in", "verb:work as a", "verb:work for", "verb:speak", "verb:drive a", "verb:play the", "verb:study"),
-    *(
-        "verb:born in",
-        "verb:born on",
-        "verb:from",
-        "verb:married to",
-        "verb:allergic to",
-        "verb:love to eat",
-        "verb:park in",
-    ),
-    *("noun:name", "noun:nickname", "noun:surname", "noun:birthday", "noun:age", "noun:address", "noun:phone number"),
-    *(
-        "noun:favourite food",
-        "noun:favourite book",
-        "noun:favourite film",
-        "noun:favourite song",
-        "noun:favourite animal",
-    ),
-    *(
-        "noun:favourite colour",
-        "noun:favourite city",
-        "noun:home town",
-        "noun:password",
-        "noun:PIN",
-        "noun:locker code",
-    ),
-    *("called:dog", "called:cat", "called:boat", "called:car", "called:company", "called:house"),
+COMMON = word_list(
+    """verb:live in, verb:work as a, verb:work for, verb:speak, verb:drive a, verb:play the,
+verb:study, verb:born in, verb:born on, verb:from, verb:married to, verb:allergic to, verb:love
+to eat, verb:park in, noun:name, noun:nickname, noun:surname, noun:birthday, noun:age,
+noun:address, noun:phone number, noun:favourite food, noun:favourite book, noun:favourite film,
+noun:favourite song, noun:favourite animal, noun:favourite colour, noun:favourite city,
+noun:home town, noun:password, noun:PIN, noun:locker code, called:dog, called:cat, called:boat,
+called:car, called:company, called:house"""
 )

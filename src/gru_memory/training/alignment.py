@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..memory import GRUMemoryWithDecay, agreements
+from .objective import read
 from .rows import Batch
 
 _REFINE_RATE, _REFINE_TEMPERATURE, _REFINE_PULL = 1e-3, 0.3, 5.0
@@ -49,12 +50,7 @@ def collect(memory: GRUMemoryWithDecay, head: Tensor, batches: Iterable[Batch], 
     """The views that `batches` of whole sessions give, at most about `positions` of them for the strengths."""
     told, asked, first, before, own, telling, asking, writing, written, wanted = ([] for _ in range(10))
     for batch in batches:
-        extra = batch.features[..., memory.hidden_size :]
-        normed, _, keys = memory.keys_of(
-            batch.features[..., : memory.hidden_size],
-            F.embedding(batch.tokens, head),
-            extra if memory.key_size else None,
-        )
+        normed, _, keys = memory.keys_of(*batch.inputs(memory, head))
         keys = keys.detach()
         for row in range(len(keys)):
             row_keys, row_told, row_asked = keys[row], batch.told[row], batch.asked[row]
@@ -185,12 +181,10 @@ def fit_strengths(memory: GRUMemoryWithDecay, head: Tensor, views: Views, batche
     """
     count = views.own.shape[1]
     features = torch.cat([views.before, views.own], dim=1)
-    weight, bias, loss = _logistic(features, views.telling)
+    weight, bias, _ = _logistic(features, views.telling)
     found = [(features, views.telling, torch.ones(len(features)))]
     for batch in batches:
-        extra = batch.features[..., memory.hidden_size :] if memory.key_size else None
-        own = batch.features[..., : memory.hidden_size]
-        keys = memory.keys_of(own, F.embedding(batch.tokens, head), extra)[2].detach()
+        keys = memory.keys_of(*batch.inputs(memory, head))[2].detach()
         there = batch.mask[:, 1:] & ~batch.turn_starts[:, 1:]
         both = torch.cat([keys[:, :-1][there], keys[:, 1:][there]], dim=1)
         told = batch.told[:, 1:][there] > 0
@@ -199,7 +193,7 @@ def fit_strengths(memory: GRUMemoryWithDecay, head: Tensor, views: Views, batche
         kept = torch.rand(len(share)) < share
         found.append((both[kept].to(features), told[kept], 1 / share[kept]))
     features, told, stands_for = (torch.cat(part) for part in zip(*found, strict=True))
-    del found
+    del found  # gigabytes
     weight, bias, loss = _logistic(features, told, stands_for, decay=1e-4, steps=100)
     with torch.no_grad():
         memory.strength_key.weight.copy_(weight[:count].expand(memory.num_heads, -1))
@@ -225,13 +219,7 @@ def fit_trust(memory: GRUMemoryWithDecay, head: Tensor, batches: Iterable[Batch]
     """
     features, target = [], []
     for batch in batches:
-        extra = batch.features[..., memory.hidden_size :] if memory.key_size else None
-        state = memory.initial_state(len(batch.tokens))
-        prepared = memory.prepare(
-            batch.features[..., : memory.hidden_size], F.embedding(batch.tokens, head), state, batch.mask,
-            batch.turn_starts, extra,
-        )  # fmt: skip
-        reads, _ = memory.recur(prepared.inputs, state["slots"])
+        prepared, reads = read(memory, head, batch)
         of_head, of_all = agreements(reads[..., memory.value_size :], prepared.signature)
         both = torch.stack([of_head, of_all.expand_as(of_head)], dim=-1)  # (R, T, N, 2)
         inputs = prepared.inputs

@@ -6,10 +6,9 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..memory import GRUMemoryWithDecay
-from .objective import shares_of_right
+from .objective import logits_of, read, shares_of_right
 from .rows import Batch
 
 _SHIFTS = tuple(step / 2 for step in range(-2, 11))  # of the bias of trust
@@ -26,27 +25,20 @@ def calibrate_trust(memory: GRUMemoryWithDecay, head: Tensor, batches: Iterable[
     Returns:
         the share of replies, over all batches, that are then right to the last token under teacher forcing.
     """
-    start = memory.trust[2].item()
+    start, weight = memory.trust[2].item(), head.to(torch.bfloat16)
     right = dict.fromkeys(sorted(_SHIFTS, key=abs), 0.0)
     count = 0
     for batch in batches:
         asked = batch.labels >= 0
-        state = memory.initial_state(len(batch.tokens))
-        own, extra = batch.features[..., : memory.hidden_size], batch.features[..., memory.hidden_size :]
-        prepared = memory.prepare(
-            own,
-            F.embedding(batch.tokens, head),
-            state,
-            batch.mask,
-            batch.turn_starts,
-            extra if memory.key_size else None,
-        )
-        reads = memory.recur(prepared.inputs, state["slots"])[0][asked]
-        parts = [None if part is None else part[asked] for part in prepared[2:]]
+        prepared, reads = read(memory, head, batch)
+        own, reads = batch.inputs(memory, head)[0][asked], reads[asked]
+        parts = [
+            None if part is None else part[asked]
+            for part in (prepared.read_gate, prepared.persistent, prepared.signature)
+        ]
         for shift in right:
             memory.trust[2] = start + shift
-            states = own[asked] + memory.recalled(reads, *parts)
-            correct = (states.to(torch.bfloat16) @ head.to(torch.bfloat16).t()).argmax(-1) == batch.labels[asked]
+            correct = logits_of(own + memory.recalled(reads, *parts), weight).argmax(-1) == batch.labels[asked]
             right[shift] += shares_of_right(batch, asked, correct)[0]
         count += 1
     if not count:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..memory import GRUMemoryWithDecay
+from ..memory import GRUMemoryWithDecay, Prepared
 from ..scan import ScanInputs
 from .rows import Batch
 
@@ -39,20 +39,28 @@ def recall(
     With `key_dropout`, so much of the output of `key_layers` is dropped at every other position, drawn by `generator`: what is
     asked in new words agrees less with what was told than anything in training would.
     """
-    own, extra = batch.features[..., : memory.hidden_size], batch.features[..., memory.hidden_size :]
-    if key_dropout:
+    own, embeds, extra = batch.inputs(memory, head)
+    if key_dropout and extra is not None:
         there = torch.rand(*extra.shape[:2], 1, generator=generator) < 0.5
         kept = torch.rand(extra.shape, generator=generator) >= key_dropout
         extra = torch.where(there.to(extra.device), extra * kept.to(extra) / (1 - key_dropout), extra)
     with torch.autocast(own.device.type, torch.bfloat16):  # the projections; the recurrence stays in float32
         return memory.run(
             own,
-            F.embedding(batch.tokens, head),
+            embeds,
             memory.initial_state(len(own)),
             batch.mask,
             batch.turn_starts,
-            extra if memory.key_size else None,
+            extra,
         )[::2]
+
+
+def read(memory: GRUMemoryWithDecay, head: Tensor, batch: Batch) -> tuple[Prepared, Tensor]:
+    """What a batch asks of an empty memory, and what its heads read at every position (R, T, N, d)."""
+    own, embeds, extra = batch.inputs(memory, head)
+    state = memory.initial_state(len(own))
+    prepared = memory.prepare(own, embeds, state, batch.mask, batch.turn_starts, extra)
+    return prepared, memory.recur(prepared.inputs, state["slots"])[0]
 
 
 def address_loss(inputs: ScanInputs, batch: Batch) -> Tensor:
@@ -120,11 +128,11 @@ def compute_loss(
     """
     states, inputs = recall(memory, head, batch, key_dropout, generator)
     with torch.no_grad():
-        hard = _logits(states[(batch.asked > 0) & (batch.labels >= 0)], head).topk(hard_negatives, dim=-1).indices
+        hard = logits_of(states[(batch.asked > 0) & (batch.labels >= 0)], head).topk(hard_negatives, dim=-1).indices
     vocabulary, labels = _sample_vocabulary(batch, hard, len(head), negatives, generator)
     weight = head[vocabulary]  # (C, D)
     taught = batch.labels >= 0
-    logits = _logits(states[taught], weight)
+    logits = logits_of(states[taught], weight)
     answer_loss = F.cross_entropy(logits, labels[taught])
     correct = logits.argmax(-1) == labels[taught]
 
@@ -132,9 +140,9 @@ def compute_loss(
     where = where[torch.randperm(len(where), generator=generator)[:base_positions]].unbind(1)
     base_kl = states.new_zeros(())
     if len(where[0]):
-        base = F.log_softmax(_logits(batch.features[..., : memory.hidden_size][where], weight), dim=-1)
+        base = F.log_softmax(logits_of(batch.features[..., : memory.hidden_size][where], weight), dim=-1)
         base_kl = F.kl_div(
-            F.log_softmax(_logits(states[where], weight), dim=-1), base, log_target=True, reduction="batchmean"
+            F.log_softmax(logits_of(states[where], weight), dim=-1), base, log_target=True, reduction="batchmean"
         )
     addressing, writing = address_loss(inputs, batch), write_loss(inputs, batch)
     return LossReport(
@@ -170,7 +178,7 @@ def _share(group: Tensor, correct: Tensor) -> float:
     return (wrong == 0).float().mean().item()
 
 
-def _logits(states: Tensor, weight: Tensor) -> Tensor:
+def logits_of(states: Tensor, weight: Tensor) -> Tensor:
     """bfloat16 products (float32 sums) where the processor has them; the softmax stays in float32."""
     return (states.to(torch.bfloat16) @ weight.to(torch.bfloat16).t()).float()
 

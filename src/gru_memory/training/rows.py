@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..data.sessions import Mark, Session, Turn
+from ..memory import GRUMemoryWithDecay
 from .features import PREFIX, FeatureCache, Text
 
 _RUN = 6  # tokens
@@ -43,6 +45,11 @@ class Batch:
     @property
     def num_tokens(self) -> int:
         return int(self.mask.sum())
+
+    def inputs(self, memory: GRUMemoryWithDecay, head: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What a memory is given of these tokens: hidden states, output embeddings and key states, if it has any."""
+        own, extra = self.features[..., : memory.hidden_size], self.features[..., memory.hidden_size :]
+        return own, F.embedding(self.tokens, head), extra if memory.key_size else None
 
 
 def turn_text(turn: Turn) -> Text:
@@ -99,11 +106,7 @@ def _row(session: Session, cache: FeatureCache) -> dict[str, np.ndarray]:
             row["base"][start : stop - 1] = True
             first = start + cache.reply_start(i) - 1
             row["begins"][first : min(first + _BEGINNING, stop - 1)] = True
-        for mark, asks in _marks(turn):
-            # What is asked for is where the reply says it first. What is told is where the user says it last, for a reply may
-            # say it again, and a note where the reply does.
-            reply = cache.reply_start(i)
-            said = {"after": reply} if asks else {"before": reply} if mark in turn.marks else {}
+        for mark, asks, said in _marks(turn, cache.reply_start(i)):
             first, last = cache.value_span(i, mark.written or mark.value, **said)
             last = min(last + 1, stop - start) if last else 0
             span = slice(start + first - asks, start + last - asks)  # of asking: the position that predicts the token
@@ -116,11 +119,16 @@ def _row(session: Session, cache: FeatureCache) -> dict[str, np.ndarray]:
     return row
 
 
-def _marks(turn: Turn | None) -> list[tuple[Mark, bool]]:
-    """What a turn asks for (True) and tells (False)."""
-    if turn is None:
-        return []
-    return [*((mark, turn.learn == "answer") for mark in turn.marks), *((mark, False) for mark in turn.notes)]
+def _marks(turn: Turn | None, reply: int) -> Iterator[tuple[Mark, bool, dict[str, int]]]:
+    """What a turn asks for (True) and tells (False), and which of its tokens to look at (see `FeatureCache.value_span`).
+
+    What is asked for is where the reply, which begins at token `reply`, says it first. What is told is where the user says it
+    last, for a reply may say it again; a note is where the reply says it last.
+    """
+    if turn is not None:
+        asks = turn.learn == "answer"
+        yield from ((mark, asks, {"after" if asks else "before": reply}) for mark in turn.marks)
+        yield from ((mark, False, {}) for mark in turn.notes)
 
 
 def _thin(row: dict[str, np.ndarray], keep: float, rng: Random) -> dict[str, np.ndarray]:

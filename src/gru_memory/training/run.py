@@ -208,7 +208,7 @@ def _align(memory, head, pool, cache, seed: int, progress: Progress | None) -> N
     fit_addresses(memory, views)
     fit_strengths(memory, head, views, _alone(pool, cache, rng, progress))
     fit_read_gates(memory, views)
-    if any(mark.written for turn in pool.turns() for mark in turn.marks):
+    if any(mark.written for turn in pool.turns() for mark in (*turn.marks, *turn.notes)):
         fit_values(memory, views, head)
     if memory.signature_size:
         fit_trust(memory, head, batches(min(_TRUSTED_SESSIONS, count), untold=2))
