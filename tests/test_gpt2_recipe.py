@@ -31,7 +31,7 @@ def test_a_memory_is_trained_for_a_plain_gpt2_by_its_name(tmp_path, small_books)
     assert result.exit_code == 0, result.output
 
     model = GPT2WithGRUMemory.from_pretrained_with_memory(tmp_path / "gpt2", memory=tmp_path / "memory")
-    assert model.memory_config.key_layers == (1, 2) and model.memory_config.address_rank == 128
+    assert model.memory_config.key_layers == (0, 1, 2) and model.memory_config.address_rank == 128
     for name, parameter in base.named_parameters():
         assert torch.equal(parameter, model.get_parameter(name)), name
     ids = torch.tensor([tokenizer("User: My boat is called Marigold.\n")["input_ids"]])
