@@ -201,6 +201,40 @@ def test_delete_removes_exactly_one(store, states):
         store.delete("first")
 
 
+@pytest.mark.parametrize("how", ["delete", "forget_turn", "purge_expired"])
+def test_what_was_deleted_is_in_no_file_any_more(tmp_path, states, clock, how):
+    """Neither in freed pages nor in SQLite's log, while the store stays open."""
+    with SessionStore(str(tmp_path / "s"), Limits(ttl_seconds=100), clock) as store:
+        _, ids = talk(store, states)
+
+        def files():
+            return b"".join(path.read_bytes() for path in tmp_path.iterdir())
+
+        assert b"Marigold" in files()
+        if how == "delete":
+            store.delete("boat")
+        elif how == "forget_turn":
+            store.forget_turn(ids[0])
+        else:
+            clock.now += 200
+            assert store.purge_expired() == 1
+        assert b"Marigold" not in files()
+        assert (b"Porto" in files()) == (how == "forget_turn")
+        talk(store, states, "next")
+
+
+def test_a_reader_in_the_way_holds_up_no_deletion(tmp_path, states):
+    with SessionStore(str(tmp_path / "s")) as store, SessionStore(str(tmp_path / "s")) as other:
+        talk(store, states)
+        with transaction(other.engine, read_only=True) as connection:
+            assert connection.exec_driver_sql("SELECT count(*) FROM sessions").scalar() == 1
+            store.delete("boat")
+        with pytest.raises(SessionNotFound):
+            other.get("boat")
+        store.purge_expired()  # the next try
+        assert not any(b"Marigold" in path.read_bytes() for path in tmp_path.iterdir())
+
+
 def test_owners_do_not_see_each_other(store, states):
     session, ids = talk(store, states, owner="ada")
     for call in (

@@ -21,6 +21,7 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, InterfaceError, NoSuchM
 from .errors import StoreError, StoreUnavailable
 
 SQLITE_WAIT_SECONDS = 10.0  # for a lock that another writer holds
+_SCRUB_SECONDS = 0.5  # for readers to get out of the way, who hold up writers meanwhile
 _MIGRATION_LOCK = 0x6772756D  # of PostgreSQL's advisory locks: any number nobody else uses
 
 
@@ -89,6 +90,26 @@ def transaction(engine: Engine, read_only: bool = False) -> Iterator[Connection]
     except (DatabaseError, InterfaceError, TimeoutError, sqlite3.Error) as error:
         reason = " ".join(str(getattr(error, "orig", None) or error).split())
         raise StoreUnavailable(f"the session store {where} cannot be used: {reason}") from error
+
+
+def scrub(engine: Engine) -> None:
+    """After something was deleted: leave nothing of it in SQLite's log, which holds pages as they were before.
+
+    Where readers or a full disk are in the way, the log stays as it is, and the next call has another try.
+    """
+    if engine.dialect.name != "sqlite":
+        return
+    with contextlib.suppress(DatabaseError, TimeoutError, sqlite3.Error):
+        connection = engine.raw_connection()
+        try:
+            cursor = connection.cursor()
+            cursor.execute(f"PRAGMA busy_timeout={round(1e3 * _SCRUB_SECONDS)}")
+            try:
+                cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            finally:
+                cursor.execute(f"PRAGMA busy_timeout={round(1e3 * SQLITE_WAIT_SECONDS)}")
+        finally:
+            connection.close()
 
 
 def _parse(url: str) -> URL:

@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 
 from ..state import MemoryState
 from . import files
-from .database import connect, migrate, transaction
+from .database import connect, migrate, scrub, transaction
 from .digests import turn_digest, user_digest
 from .errors import LimitExceeded, SessionConflict, SessionExists, SessionNotFound
 from .records import Limits, Session, Snapshot, TurnRecord
@@ -115,11 +115,14 @@ class SessionStore:
         with transaction(self.engine) as connection:
             session = self._get(connection, name, owner)
             connection.execute(delete(sessions).where(sessions.c.id == session.id))
+        scrub(self.engine)
 
     def purge_expired(self) -> int:
         """Remove the sessions whose time is over; returns how many there were."""
         with transaction(self.engine) as connection:
-            return connection.execute(delete(sessions).where(sessions.c.expires_at <= self.clock())).rowcount
+            removed = connection.execute(delete(sessions).where(sessions.c.expires_at <= self.clock())).rowcount
+        scrub(self.engine)
+        return removed
 
     # Snapshots
 
@@ -197,24 +200,8 @@ class SessionStore:
         are. A session whose settings say `{"only_responses": true}` is removed with the last turn that has an `about`.
         """
         with transaction(self.engine) as connection:
-            row = self._find(connection, snapshot_id, owner)
-            # Whoever is about to write after this turn knows it by an id that will be gone.
-            change = update(sessions).where(sessions.c.id == row.session_id)
-            connection.execute(change.values(version=sessions.c.version + 1))
-            session, mine = self._by_id(connection, row.session_id), snapshots.c.session_id == row.session_id
-            others = and_(mine, snapshots.c.about.is_not(None), snapshots.c.id != snapshot_id)
-            count = connection.execute(select(func.count()).select_from(snapshots).where(others)).scalar()
-            if session.settings.get("only_responses") and not count:
-                connection.execute(delete(sessions).where(sessions.c.id == session.id))
-                return
-            new = {"id": new_id("snap"), "about": None, "user_text": None, "reply_text": None}
-            if session.head == snapshot_id:
-                connection.execute(change.values(head=new["id"]))
-            else:
-                new["state"] = None
-            connection.execute(update(snapshots).where(snapshots.c.id == snapshot_id).values(**new))
-            children = update(snapshots).where(mine, snapshots.c.parent == snapshot_id)
-            connection.execute(children.values(parent=new["id"]))
+            self._forget_turn(connection, self._find(connection, snapshot_id, owner))
+        scrub(self.engine)
 
     def use_settings(self, session: Session, settings: dict[str, Any]) -> Session:
         """Give a session other settings; whoever writes to it meanwhile is not disturbed. Raises `SessionNotFound`."""
@@ -444,6 +431,25 @@ class SessionStore:
         if row is None:
             raise SessionNotFound(f"there is no snapshot {snapshot_id!r}, or not any more")
         return row
+
+    def _forget_turn(self, connection: Connection, row: Row) -> None:
+        # Whoever is about to write after this turn knows it by an id that will be gone.
+        change = update(sessions).where(sessions.c.id == row.session_id)
+        connection.execute(change.values(version=sessions.c.version + 1))
+        session, mine = self._by_id(connection, row.session_id), snapshots.c.session_id == row.session_id
+        others = and_(mine, snapshots.c.about.is_not(None), snapshots.c.id != row.id)
+        count = connection.execute(select(func.count()).select_from(snapshots).where(others)).scalar()
+        if session.settings.get("only_responses") and not count:
+            connection.execute(delete(sessions).where(sessions.c.id == session.id))
+            return
+        new = {"id": new_id("snap"), "about": None, "user_text": None, "reply_text": None}
+        if session.head == row.id:
+            connection.execute(change.values(head=new["id"]))
+        else:
+            new["state"] = None
+        connection.execute(update(snapshots).where(snapshots.c.id == row.id).values(**new))
+        children = update(snapshots).where(mine, snapshots.c.parent == row.id)
+        connection.execute(children.values(parent=new["id"]))
 
     def _settings(self, settings: dict[str, Any]) -> str:
         written = json.dumps(settings)
