@@ -1,6 +1,6 @@
 """Trials that try to break the server and its store, and say whether what must hold held.
 
-    make chaos                          # all of them, at full size, then writes docs/reliability.md
+    make chaos                          # all of them, at full size: some hours
     make chaos CHAOS="kill tenants"     # some
     make chaos CHAOS="--short"          # all of them, in a minute or two
 

@@ -18,7 +18,7 @@ def main() -> int:
     parser.add_argument(
         "trials", nargs="*", metavar="TRIAL", help=f"of {', '.join(TRIALS)}; all of them if none is given"
     )
-    parser.add_argument("--short", action="store_true", help="seconds instead of minutes; writes no document")
+    parser.add_argument("--short", action="store_true", help="seconds instead of minutes")
     given = parser.parse_args()
     if unknown := set(given.trials) - set(TRIALS):
         parser.error(f"there is no trial {', '.join(sorted(unknown))}: choose from {', '.join(TRIALS)}")

@@ -22,13 +22,14 @@ from serving import KEYS, MODEL, running
 from .result import Result
 from .victim import tiny
 
-SECRET = "swordfish"  # is in a session of another key: no answer may hold it
+SECRET, BOBS = "swordfish", "bob's"  # what another key has said, and in which session: no answer may hold the first
 MARK = "gru-chaos-mark"  # is in every name that looks like a path: no file that is opened may hold it
 CHECKS = "not_a_server_error,ignored_auth,use_after_free,unsupported_method,response_schema_conformance"
 LONG = 10 << 20  # characters
 _KEY = {"authorization": f"Bearer {KEYS[0]}"}
 
 NASTY = [
+    BOBS,
     "../" * 8 + MARK,
     f"..%2f..%2f{MARK}",
     f"/etc/{MARK}",
@@ -52,6 +53,30 @@ values = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
     max_leaves=12,
 )
+
+_SAID = {"role": "user", "content": "a"}
+BODIES = {  # requests as they should be; the session a is there
+    "/v1/chat/completions": {"model": MODEL, "messages": [_SAID]},
+    "/v1/responses": {"model": MODEL, "input": "a"},
+    "/v1/conversations": {"items": [_SAID], "metadata": {}},
+    "/v1/conversations/a": {"metadata": {}},
+    "/v1/conversations/a/items": {"items": [_SAID]},
+    "/v1/memory/a/fork": {"name": "b", "at": None},
+    "/v1/memory/a/forget": {"head": 0, "slot": 0},
+    "/v1/memory/a/decay": {"ticks": 1},
+    "/v1/memory/a/remember": {"text": "a"},
+    "/v1/memory/a/trace": {"text": "a"},
+}
+PLACES = [  # where a name can stand in a path
+    *(f"/v1/memory/{{}}{below}" for below in ("", "/transcript", "/trace", "/export", "/fork", "/forget", "/decay")),
+    "/v1/memory/{}/remember",
+    "/v1/models/{}",
+    "/v1/responses/{}",
+    "/v1/conversations/{}",
+    "/v1/conversations/{}/items",
+    "/v1/conversations/{0}/items/{0}",
+    "/v1/conversations/a/items/{}",
+]
 
 
 def _bombs() -> list[bytes]:
@@ -114,7 +139,7 @@ def run(examples: int, schemathesis_examples: int, seed: int = 0) -> Result:
 def _whisper(http: httpx2.Client) -> None:
     """Something that only Bob may hear of."""
     bob = {"authorization": f"Bearer {KEYS[1]}"}
-    body = {"model": MODEL, "input": f"The password is {SECRET}.", "conversation": SECRET}
+    body = {"model": MODEL, "input": f"The password is {SECRET}.", "conversation": BOBS}
     http.post("/v1/responses", headers=bob, json=body).raise_for_status()
 
 
@@ -138,19 +163,24 @@ def _hypothesis(http: httpx2.Client, examples: int, result: Result) -> Counter:
     once = settings(
         max_examples=examples, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
     )
-    chat = {"model": MODEL, "messages": [{"role": "user", "content": "a"}]}
+    send("POST", "/v1/responses", json={"model": MODEL, "input": "a", "conversation": "a"}, headers=_KEY)
 
     @once
-    @given(names, st.sampled_from(["", "/transcript", "/trace", "/export", "/fork", "/forget", "/decay", "/remember"]),
-           st.sampled_from(["GET", "POST", "DELETE"]), st.booleans())  # fmt: skip
-    def paths(name: str, below: str, method: str, whole: bool) -> None:
-        send(method, f"/v1/memory/{quote(name, safe='' if whole else '/')[:60_000]}{below}", headers=_KEY)
+    @given(names, st.sampled_from(PLACES), st.sampled_from(["GET", "POST", "DELETE"]), st.booleans())
+    def paths(name: str, place: str, method: str, whole: bool) -> None:
+        send(method, place.format(quote(name, safe="" if whole else "/")[:60_000]), headers=_KEY)
+
+    @once
+    @given(names, st.sampled_from(["after", "limit", "order", "offset", "top", "name", "stream"]),
+           st.sampled_from(["/v1/conversations/a/items", "/v1/memory", "/v1/memory/a", "/v1/memory/a/export"]))  # fmt: skip
+    def queries(value: str, parameter: str, path: str) -> None:
+        send("GET", path, params={parameter: value[:60_000]}, headers=_KEY)
 
     @once
     @given(names, st.sampled_from(["x-session-id", "x-openwebui-chat-id", "authorization", "content-type", "cookie"]))
     def headers(value: str, name: str) -> None:
         raw = value[:60_000].encode("utf-8", "surrogatepass")
-        send("POST", "/v1/chat/completions", json=chat, headers={**_KEY, name: raw})
+        send("POST", "/v1/chat/completions", json=BODIES["/v1/chat/completions"], headers={**_KEY, name: raw})
 
     @once
     @given(
@@ -161,12 +191,13 @@ def _hypothesis(http: httpx2.Client, examples: int, result: Result) -> Counter:
         send("POST", "/v1/responses", content=body, headers={**_KEY, "content-type": "application/json"})
 
     @once
-    @given(
-        st.sampled_from(["/v1/chat/completions", "/v1/responses", "/v1/memory/a/fork", "/v1/memory/a/forget"]), values
-    )
-    def bodies(path: str, value: object) -> None:
+    @given(st.sampled_from(sorted(BODIES)), values, st.integers(0, 3))
+    def bodies(path: str, value: object, field: int) -> None:
+        body = BODIES[path]
         if isinstance(value, dict):
-            value = {**chat, **value}
+            value = {**body, **value}
+        elif field < 3:  # a good body but for one field
+            value = {**body, sorted(body)[field % len(body)]: value}
         content = json.dumps(value).encode()
         send("POST", path, content=content, headers={**_KEY, "content-type": "application/json"})
 
@@ -175,10 +206,10 @@ def _hypothesis(http: httpx2.Client, examples: int, result: Result) -> Counter:
     def files(data: bytes) -> None:
         send("POST", "/v1/memory/import", params={"name": MARK}, content=data, headers=_KEY)
 
-    for check in (paths, headers, ids, bodies, files):
+    for check in (paths, queries, headers, ids, bodies, files):
         check()
     for bomb in _bombs():
-        for path in ("/v1/chat/completions", "/v1/responses"):
+        for path in ("/v1/chat/completions", "/v1/responses", "/v1/conversations/a/items"):
             send("POST", path, content=bomb, headers={**_KEY, "content-type": "application/json"})
     huge = "x" * LONG + MARK
     for field in ("conversation", "previous_response_id", "user", "session_id"):

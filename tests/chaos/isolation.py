@@ -19,7 +19,7 @@ from .result import Result
 from .victim import tiny
 
 ASKED = "What is my boat called?"
-NEW_TOKENS = 12
+NEW_TOKENS = 16  # enough for a name and the words before it
 _SYLLABLES = [consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeiou"]
 
 
@@ -114,15 +114,16 @@ def facts(conversations: int, at_once: int = 16) -> Result:
             replies = list(pool.map(lambda name: _talk(server.url, MODEL, name), boats))
             shared = _rows_a_pass(server)
     everyone, right = set(boats), 0
-    for name, (_, answer) in zip(boats, replies, strict=True):
-        said = set(re.findall(r"[A-Za-z]+", answer))
-        right += name in said
-        result.expect(not said & (everyone - {name}), f"{name} was answered {answer!r}: that is somebody else's")
+    for name, both in zip(boats, replies, strict=True):
+        said = [set(re.findall(r"[A-Za-z]+", reply)) for reply in both]
+        right += name in said[1]
+        others = set.union(*said) & (everyone - {name})
+        result.expect(not others, f"{name} was answered {both}: there is somebody else's in it")
     result.expect(right > len(boats) / 4, f"only {right} of {len(boats)} knew their own: this tried nothing")
     result.figures = {
         "conversations of SmolLM2": f"{len(boats):,}, {at_once} at once, {shared:.1f} in a forward pass on average",
         "of them answered with their own name": f"{right:,}",
-        "answered with the name of another": "0" if not result.broken else "see what broke",
+        "a reply with the name of another": "0" if not result.broken else "see what broke",
         "time": f"{time.monotonic() - began:.0f} s",
     }
     return result
