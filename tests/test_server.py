@@ -341,6 +341,7 @@ def test_other_models_and_pages_are_not_found(client, http):
     for path in ("/v1/nothing", "/docs", "/v1/memory/nothing", "/v1/memory/%2e%2e%2fetc"):
         answer = http.get(path)
         assert (answer.status_code, answer.json()["error"]["type"]) == (404, "invalid_request_error")
+    assert len(http.get(f"/v1/models/{'x' * 10_000}").text) < 500  # an answer does not grow with the question
     answer = http.put("/v1/models")
     assert (answer.status_code, answer.headers["allow"]) == (405, "GET")
 

@@ -81,9 +81,8 @@ def create_app(model: Any, tokenizer: Any, store: SessionStore, settings: Server
 
     def known(name: str) -> None:
         if name != settings.model_name:
-            raise ApiError(
-                404, f"there is no model {name!r} here: this is {settings.model_name!r}", "model_not_found", "model"
-            )
+            message = f"there is no model {name[:200]!r} here: this is {settings.model_name!r}"
+            raise ApiError(404, message, "model_not_found", "model")
 
     @app.get("/v1/models", tags=["openai"])
     async def models(owner: str = Owner) -> dict[str, Any]:
