@@ -179,6 +179,17 @@ def test_a_pool_makes_sessions_of_its_own_turns_only():
         pool.session(random.Random(0), 31, 0)
 
 
+def test_a_pool_draws_sessions_of_facts_that_are_alike():
+    pool = FactPool(FactGenerator(), 1000, 0, alike=1.0)
+    kind_of = {turns.fact.id: turns.fact.kind for turns in pool.facts}
+    drawn = [{kind_of[t.fact] for t in pool.session(random.Random(i), 2, 0).turns} for i in range(60)]
+    one_kind = sum(len(kinds) == 1 for kinds in drawn)
+    assert one_kind > 20  # kinds of fewer than 20 facts are not drawn from
+    pool.alike = 0.0
+    drawn = [{kind_of[t.fact] for t in pool.session(random.Random(i), 2, 0).turns} for i in range(60)]
+    assert sum(len(kinds) == 1 for kinds in drawn) < one_kind / 2
+
+
 def test_sessions_survive_jsonl(tmp_path):
     generator = FactGenerator(corrected=0.5)
     sessions = [generator.session(3, 2, shuffle=True) for _ in range(5)]

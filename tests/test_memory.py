@@ -303,6 +303,19 @@ def test_key_states_join_the_address_only():
         memory(x, e, key_states=keys[..., :6])
 
 
+@pytest.mark.parametrize("cell", ("gru", "mingru"))
+def test_a_write_leaves_what_max_strength_says(cell):
+    """One slot, so every write falls on it: H = (1 - b_max) H + b_max C at the greatest strength."""
+    whole, part = (site(cell, num_slots=1, decay=1.0, max_strength=most) for most in (1.0, 0.75))
+    x, e = stream(1)
+    state = random_state(whole)
+    for memory in (whole, part):
+        set_strength(memory, ALWAYS)
+        state["strength"] = memory.initial_state(2)["strength"]
+    content = whole(x, e, state)[1]["slots"]
+    assert_close(part(x, e, state)[1]["slots"], 0.25 * state["slots"] + 0.75 * content)
+
+
 def test_a_rank_addresses_by_numbers_of_fixed_length():
     memory = site(address_rank=5)
     x, e = stream()

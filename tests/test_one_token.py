@@ -64,7 +64,7 @@ SETTINGS = [
         (("gru", "turn"), ("mingru", "token")),
         (
             (0.9, 0, 0, {}),
-            ([0.9, 0.8, 0.7], 6, 0, {"signature_size": 3, "tied_queries": False}),
+            ([0.9, 0.8, 0.7], 6, 0, {"signature_size": 3, "tied_queries": False, "max_strength": 0.75}),
             ([0.9, 0.8, 0.7, 0.6, 0.5], 0, 4, {}),
             ([[0.5] * S] * N, 6, 4, {"signature_size": 2}),
         ),

@@ -273,11 +273,27 @@ def test_what_is_told_of_a_value_ends_with_the_token_after_it(tokenizer, pool, b
     batch = make_batch([Session((turns.tells[0], turns.asks[0]))], build(pool.turns()))
     value = turns.fact.old_value or turns.fact.value
     told = batch.tokens[batch.told > 0]
-    assert tokenizer.decode(told[:-1]) == value
+    assert tokenizer.decode(told[:-1]) == f" {value}"
     if not turns.fact.old_value:  # then the same value is asked for, and the reply goes on with a full stop
         asked = batch.labels[batch.asked > 0]
-        assert tokenizer.decode(asked) == f"{value}."
+        assert tokenizer.decode(asked) == f" {value}."
         assert batch.asked[batch.asked > 0].tolist() == batch.told[batch.told > 0].tolist()
+
+
+def test_a_space_of_its_own_before_a_value_is_told_and_asked_for(tokenizer, build):
+    """Tokenizers that take digits one by one begin " 46" with it, and a value in quotes has none."""
+    after, quoted = (
+        Turn(text, "Noted.", kind="tell", value="46", fact="f1") for text in ("My number is 46.", 'My number is "46".')
+    )
+    ask = Turn("What is my number?", "It's 46.", learn="answer", kind="ask", value="46", fact="f1")
+    cache = build([after, quoted, ask])
+    for tell, wanted in ((after, " 46"), (quoted, "46")):
+        batch = make_batch([Session((tell, ask))], cache)
+        told, asked = (numbers[numbers > 0].tolist() for numbers in (batch.told, batch.asked))
+        assert tokenizer.decode(batch.tokens[batch.told > 0][:-1]) == wanted
+        assert tokenizer.decode(batch.labels[batch.asked > 0]) == " 46."
+        assert asked[-3:] == told[-3:]  # 4, 6 and what ends it are the same tokens, space or not
+        assert (asked[0] == told[0]) == (tell is after)
 
 
 def test_thinned_rows_keep_what_is_told_and_answered(pool, build):
@@ -398,7 +414,7 @@ def test_a_reply_may_ask_and_tell(build, tokenizer):
     def marked(column):
         return "".join(letters[i] for i in column[0].nonzero().flatten().tolist())
 
-    assert marked(batch.told) == "Max Rex." and marked(batch.asked) == " Rex"  # asked: the positions before "Rex "
+    assert marked(batch.told) == " Max  Rex." and marked(batch.asked) == " Rex"  # asked: the positions before "Rex "
     reply = "".join(letters).index("Rex left")
     assert batch.asked[0].nonzero()[0].item() == reply - 1
     assert batch.fact[0].unique().numel() == 3 and batch.asked_fact[0].unique().numel() == 2
@@ -589,7 +605,7 @@ def test_a_reply_that_says_a_value_again_is_not_where_it_is_told(build):
     prefix = len(cache.tokens(cache.find(PREFIX)))
     assert (batch.told[0] > 0).nonzero().max() < prefix + starts[turn]
     assert (batch.asked[1] > 0).nonzero().min() >= prefix + starts[answer] - 1
-    assert (batch.told[2] > 0).nonzero().min() >= prefix + starts[said]
+    assert (batch.told[2] > 0).nonzero().min() >= prefix + starts[said] - 1  # with the space before
 
 
 def test_positions_that_were_left_out_count_all_the_same(pool, build):

@@ -34,6 +34,7 @@ _MINGRU = {
     "address_rank": 6,
     "signature_size": 3,
     "persistent_slots": 2,
+    "max_strength": 0.75,
     "cell": "mingru",
 }  # the two cells are tested with two ways to address
 

@@ -66,6 +66,9 @@ class MemoryConfig:
     signature_size: int = field(
         default=0, metadata={"help": "of the floats in a slot, those that say what it was written under; 0 for none"}
     )
+    max_strength: float = field(
+        default=1.0, metadata={"help": "the most that a write replaces of what its slots hold, in (0, 1]"}
+    )
     persistent_slots: int = field(
         default=0, metadata={"help": "learned slots a head that are read but never written and never fade"}
     )
@@ -99,6 +102,7 @@ class MemoryConfig:
         if not isinstance(self.tied_queries, bool):
             raise ValueError(f"tied_queries is {self.tied_queries!r}: it must be True or False")
         check_signature(self.signature_size, self.slot_size, self.address_rank)
+        check_max_strength(self.max_strength)
         if self.kept_in not in KEPT_IN:
             raise ValueError(f"kept_in is {self.kept_in!r}: choose one of {KEPT_IN}")
         if self.cell not in CELLS:
@@ -161,6 +165,14 @@ def check_signature(signature_size: int, slot_size: int, address_rank: int) -> N
         )
     if signature_size and not address_rank:
         raise ValueError("signatures are taken from the rank that addresses pass through: give an address_rank as well")
+
+
+def check_max_strength(max_strength: float) -> None:
+    """Raise ValueError unless writes may replace a share of what is there."""
+    if isinstance(max_strength, bool) or not isinstance(max_strength, (int, float)) or not 0 < max_strength <= 1:
+        raise ValueError(
+            f"max_strength is {max_strength!r}: it must be in (0, 1]; 1 lets a write replace all that is there"
+        )
 
 
 def check_decay(decay: float | list, num_heads: int, num_slots: int) -> list[list[float]]:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from . import one_token
 from . import scan as recurrence
-from .config import CELLS, CLOCKS, MemoryConfig, check_decay, check_signature
+from .config import CELLS, CLOCKS, MemoryConfig, check_decay, check_max_strength, check_signature
 
 SiteState = dict[str, Tensor]
 
@@ -37,7 +37,7 @@ class GRUMemoryWithDecay(nn.Module):
     With x_t the hidden state, e_t the output embedding of token t, and for each of N heads on its own (index left out):
 
         address   a_t = softmax(W_k k_{t-1})            k_t = [norm(x_t), norm(key_states_t) where given, norm(e_t)]
-        strength  b_t = sigmoid(w_b [k_{t-1}, norm(e_t)])
+        strength  b_t = b_max sigmoid(w_b [k_{t-1}, norm(e_t)])
         value     v_t = W_e norm(e_t) + W_x norm(x_t)
         decay     H~  = lambda * H_{t-1}                at each tick of the clock
         content   c_t = sum_s a_{t,s} H~_s
@@ -70,6 +70,7 @@ class GRUMemoryWithDecay(nn.Module):
         persistent_slots: P, learned slots a head that reads may choose.
         signature_size: f of the d floats of a slot, those that say what it was written under; needs `address_rank`.
         tied_queries: W_q is W_k, where there is an `address_rank`; False for memories of format 3 and before.
+        max_strength: b_max in (0, 1], the most that a write replaces of what its slots hold.
 
     Raises:
         ValueError: an argument out of range; the message says which values are allowed.
@@ -91,6 +92,7 @@ class GRUMemoryWithDecay(nn.Module):
         persistent_slots: int = _DEFAULTS["persistent_slots"],
         signature_size: int = _DEFAULTS["signature_size"],
         tied_queries: bool = _DEFAULTS["tied_queries"],
+        max_strength: float = _DEFAULTS["max_strength"],
     ) -> None:
         super().__init__()
         if cell not in CELLS:
@@ -111,8 +113,9 @@ class GRUMemoryWithDecay(nn.Module):
         self.hidden_size, self.embed_size, self.key_size = hidden_size, embed_size or hidden_size, key_size
         self.num_heads, self.num_slots, self.slot_size = num_heads, num_slots, slot_size
         check_signature(signature_size, slot_size, address_rank)
+        check_max_strength(max_strength)
         self.address_rank, self.persistent_slots, self.signature_size = address_rank, persistent_slots, signature_size
-        self.value_size = slot_size - signature_size
+        self.value_size, self.max_strength = slot_size - signature_size, max_strength
         self.decay_every, self.cell, self.gate_init = decay_every, cell, gate_init
         self.decay_table = check_decay(decay, num_heads, num_slots)
         self._decay: Tensor | None = None
@@ -357,7 +360,7 @@ class GRUMemoryWithDecay(nn.Module):
         else:
             values = values.tanh()
 
-        write = torch.sigmoid(strength) * visible  # (B, T, N), 0 holds
+        write = self.max_strength * torch.sigmoid(strength) * visible  # (B, T, N), 0 holds
         ticks = mask if self.decay_every == "token" else mask & _or_false(turn_starts, mask)
         keep = torch.where(ticks[..., None, None], self.decay.to(dtype), 1.0).expand(batch, length, N, S)
         asked = _rms_norm(self.query_rank(keys)) if self.address_rank else keys

@@ -152,6 +152,7 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, FingerprintMixin, Na
                 persistent_slots=config.persistent_slots,
                 signature_size=config.signature_size,
                 tied_queries=config.tied_queries,
+                max_strength=config.max_strength,
             )
 
     def _remove_memory_hooks(self) -> None:

@@ -73,11 +73,12 @@ def _make_plan(site: GRUMemoryWithDecay, parameters: list[Tensor]) -> bool:
     sizes = [site.hidden_size, site.embed_size, site.key_size, site.num_heads, site.num_slots, site.slot_size]
     sizes += [site.address_rank, site.persistent_slots, *decay.shape, site.decay_every == "token", site.signature_size]
     weights = [found[name].data_ptr() if name in found else 0 for name in WEIGHTS]
+    most = torch.tensor([site.max_strength], dtype=dtype)
     _plans[site] = _Plan(
-        [*(parameter.detach() for parameter in parameters), decay],
+        [*(parameter.detach() for parameter in parameters), decay, most],
         [parameter.data_ptr() for parameter in parameters],
         torch.zeros(1, dtype=dtype).numpy(),
-        torch.tensor([*weights, decay.data_ptr()]).numpy(),
+        torch.tensor([*weights, decay.data_ptr(), most.data_ptr()]).numpy(),
         torch.tensor(sizes).numpy(),
     )
     return True

@@ -203,7 +203,8 @@ class FactGenerator:
 class FactPool:
     """A finite pool of turns, recombined into any number of sessions: work on a turn can be done once.
 
-    `untold` are questions about things that are not told in the sessions they are asked in.
+    `untold` are questions about things that are not told in the sessions they are asked in. In a share `alike` of the
+    sessions all values are of one kind, such as dates: those are mixed up most easily.
     """
 
     def __init__(
@@ -214,9 +215,11 @@ class FactPool:
         tells: int = 2,
         asks: int = 2,
         num_untold: int = 0,
+        alike: float = 0.0,
     ):
         if num_facts < 1:
             raise ValueError(f"a pool needs at least one fact, not {num_facts}")
+        self.alike = alike
         self.facts = [generator.fact_turns(tells, asks) for _ in range(num_facts)]
         self.talk = [generator.talk() for _ in range(num_talk)]
         self.untold = [generator.question() for _ in range(num_untold)]
@@ -237,7 +240,11 @@ class FactPool:
         """
         if between and not self.talk:
             raise ValueError("this pool has no small talk; make it with num_talk > 0 or ask for between=0")
-        chosen = _without_clashes(lambda: rng.choice(self.facts), num_facts)
+        facts = self.facts
+        if self.alike and rng.random() < self.alike:
+            same_kind = self._by_kind[rng.choice(self.facts).fact.kind]
+            facts = same_kind if len(same_kind) >= 10 * num_facts else facts
+        chosen = _without_clashes(lambda: rng.choice(facts), num_facts)
         talk = [rng.choice(self.talk) for _ in range(between)]
         told = {turns.fact.attribute for turns in chosen}
         for _ in range(num_untold if self.untold else 0):
@@ -247,6 +254,13 @@ class FactPool:
             if question.attribute not in told:
                 talk.insert(rng.randint(0, len(talk)), question.turn)
         return arrange(rng, chosen, talk, shuffle)
+
+    @cached_property
+    def _by_kind(self) -> dict[str, list[FactTurns]]:
+        found: dict[str, list[FactTurns]] = {}
+        for turns in self.facts:
+            found.setdefault(turns.fact.kind, []).append(turns)
+        return found
 
     @cached_property
     def _by_base(self) -> dict[str, list[Question]]:

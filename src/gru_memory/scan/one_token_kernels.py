@@ -17,7 +17,7 @@ from numba.extending import intrinsic
 
 from .kernels import _addressed, _compiled, _decay, _gru_cell, _load, _product, _store, _write_and_read
 
-# The parameters of a site in the order in which `site_one` takes their addresses; its decay comes after them.
+# The parameters of a site in the order in which `site_one` takes their addresses; its decay and `max_strength` come after them.
 WEIGHTS = (
     *("key_rank.weight", "key_rank.bias", "query_rank.weight", "query_rank.bias"),
     *("key.weight", "key.bias", "query.weight", "query.bias"),
@@ -30,7 +30,8 @@ WEIGHTS = (
     KEY_RANK, KEY_RANK_BIAS, QUERY_RANK, QUERY_RANK_BIAS, KEY, KEY_BIAS, QUERY, QUERY_BIAS, STRENGTH_KEY,
     STRENGTH_KEY_BIAS, STRENGTH_EMBED, READ_GATE, READ_GATE_BIAS, VALUE_EMBED, VALUE_HIDDEN, OUTPUT, GATE, WEIGHT_IH,
     BIAS_IH, WEIGHT_HH, BIAS_HH, PERSISTENT_QUERY, PERSISTENT_QUERY_BIAS, PERSISTENT, SIGNATURE, TRUST, DECAY,
-) = range(len(WEIGHTS) + 1)  # fmt: skip
+    MAX_STRENGTH,
+) = range(len(WEIGHTS) + 2)  # fmt: skip
 
 
 @intrinsic
@@ -170,6 +171,7 @@ def _write_and_read_one(
     bias_hh = carray(_pointer(weights[BIAS_HH]), (heads, wide), like.dtype)
     persistent = carray(_pointer(weights[PERSISTENT]), (heads, always, room), like.dtype)
     gate = carray(_pointer(weights[GATE]), (1,), like.dtype)[0]
+    most = carray(_pointer(weights[MAX_STRENGTH]), (1,), like.dtype)[0]
     zero = like.dtype.type(0)
 
     state = np.empty((size, count), like.dtype)
@@ -188,7 +190,7 @@ def _write_and_read_one(
                 _decay(state, decay[n if decay.shape[0] > 1 else 0])
             _softmax_into(where, address[b, n * count : (n + 1) * count])
             _softmax_into(sought, wanted[b, n * count : (n + 1) * count])
-            z = like.dtype.type(_sigmoid(strength[b, n]))
+            z = most * like.dtype.type(_sigmoid(strength[b, n]))
             for s in range(count):
                 put[s] = z * where[s] if visible[b] else zero
             if gru:

@@ -229,7 +229,8 @@ def fit_trust(memory: GRUMemoryWithDecay, head: Tensor, batches: Iterable[Batch]
                 right = torch.zeros(memory.num_heads)
             elif there.any():
                 where = int(there.nonzero()[-1])
-                right = ((inputs.query[row, t] * inputs.write[row, where]).sum(-1) > _FOUND).float()  # (N,)
+                met = (inputs.query[row, t] * inputs.write[row, where]).sum(-1) / memory.max_strength
+                right = (met > _FOUND).float()  # (N,)
             else:
                 continue
             features.append(both[row, t])

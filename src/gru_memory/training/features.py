@@ -68,7 +68,8 @@ class FeatureCache:
         """Which tokens of turn `i` spell `value`, as (start, stop); (0, 0) if none do.
 
         Its last occurrence, or with `after` the first one that begins at that token or later; with `before` the last one
-        that ends before that token, if there is one.
+        that ends before that token, if there is one. A space before it belongs to it: tokenizers that take digits one by one make
+        it a token of its own, and that is what has to be recalled first.
         """
         name = (i, value, after, before)
         if name not in self._spans:
@@ -77,18 +78,26 @@ class FeatureCache:
             self._spans[name] = span if span[1] else self._find(ids, value, after)
         return self._spans[name]
 
+    def is_blank(self, i: int, token: int) -> bool:
+        """Whether that token of turn `i` is nothing but white space."""
+        return not self._piece(int(self.tokens(i)[token])).strip()
+
+    def _piece(self, token: int) -> str:
+        if token not in self._pieces:
+            self._pieces[token] = self.tokenizer.decode([token])
+        return self._pieces[token]
+
     def _find(self, ids: list[int], value: str, after: int | None) -> tuple[int, int]:
-        for token in ids:
-            if token not in self._pieces:
-                self._pieces[token] = self.tokenizer.decode([token])
-        ends = np.cumsum([0, *(len(self._pieces[token]) for token in ids)])  # of each token, in characters
-        text = "".join(self._pieces[token] for token in ids)
+        pieces = [self._piece(token) for token in ids]
+        ends = np.cumsum([0, *map(len, pieces)])  # of each token, in characters
+        text = "".join(pieces)
         if value not in text:  # a character that is spread over several tokens, such as the euro sign: do without it
             value = max(re.findall(r"[ -~]+", value), key=len, default="")
         start = text.rfind(value) if after is None else text.find(value, int(ends[after]))
         if start < 0 or not value:
             return 0, 0
-        first, last = np.searchsorted(ends[1:], [start, start + len(value) - 1], side="right")
+        begin = start - (text[:start].endswith(" ") and start - 1 >= (0 if after is None else ends[after]))
+        first, last = np.searchsorted(ends[1:], [begin, start + len(value) - 1], side="right")
         return int(first), int(last) + 1
 
     def features(self, i: int) -> np.ndarray:

@@ -94,13 +94,13 @@ def address_loss(inputs: ScanInputs, batch: Batch) -> Tensor:
     return -torch.log(share.clamp_min(1e-9)).mean() if len(share) else share.sum()
 
 
-def write_loss(inputs: ScanInputs, batch: Batch) -> Tensor:
+def write_loss(inputs: ScanInputs, batch: Batch, max_strength: float = 1.0) -> Tensor:
     """What was told is written, the rest is not: cross-entropy of the write strengths over all tokens.
 
-    Every token weighs the same, those of a row that were left out too, so strengths are honest probabilities: most tokens
-    tell nothing, and every stray write wears away what its slots hold.
+    Every token weighs the same, those of a row that were left out too, so strengths, as shares of the greatest,
+    are honest probabilities: most tokens tell nothing, and every stray write wears away what its slots hold.
     """
-    strength = inputs.write.sum(dim=-1).clamp(1e-6, 1 - 1e-6)  # b (R, T, N); addresses sum to 1
+    strength = (inputs.write.sum(dim=-1) / max_strength).clamp(1e-6, 1 - 1e-6)  # b (R, T, N); addresses sum to 1
     told = (batch.told > 0).unsqueeze(-1).to(strength).expand_as(strength)
     loss = F.binary_cross_entropy(strength, told, reduction="none").mean(dim=-1) * batch.stands_for
     return loss[batch.mask].mean()
@@ -144,7 +144,7 @@ def compute_loss(
         base_kl = F.kl_div(
             F.log_softmax(logits_of(states[where], weight), dim=-1), base, log_target=True, reduction="batchmean"
         )
-    addressing, writing = address_loss(inputs, batch), write_loss(inputs, batch)
+    addressing, writing = address_loss(inputs, batch), write_loss(inputs, batch, memory.max_strength)
     return LossReport(
         answer_loss + base_weight * base_kl + address_weight * addressing + write_weight * writing,
         answer_loss.item(),

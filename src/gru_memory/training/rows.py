@@ -110,7 +110,9 @@ def _row(session: Session, cache: FeatureCache) -> dict[str, np.ndarray]:
             first, last = cache.value_span(i, mark.written or mark.value, **said)
             last = min(last + 1, stop - start) if last else 0
             span = slice(start + first - asks, start + last - asks)  # of asking: the position that predicts the token
-            names = [(mark.fact,), (mark.fact, mark.value), *((mark.fact, mark.value, k) for k in range(last - first))]
+            blank = last > first and cache.is_blank(i, first)  # told at the beginning of a message there is none
+            counted = range(-blank, last - first - blank)
+            names = [(mark.fact,), (mark.fact, mark.value), *((mark.fact, mark.value, k) for k in counted)]
             fact, value, *tokens = (numbers.setdefault(name, len(numbers) + 1) for name in names)
             told = ("asked_fact", "asked_value", "asked") if asks else ("fact", "value", "told")
             for name, numbered in zip(told, (fact, value, tokens), strict=True):

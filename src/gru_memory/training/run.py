@@ -28,6 +28,7 @@ from .trainer import MemoryTrainer, TrainingConfig
 Progress = Callable[[str, int, int], None]  # (what is being done, done, in all)
 
 _PLAIN = 0.25  # share of questions in the plainest words: what people ask most often
+_ALIKE = 0.3  # share of sessions whose values are all of one kind
 _SILENT = 0.7  # share of told turns without a reply: replies to them are all alike, facts are not
 _ALIGNED_SESSIONS = 3600  # of three facts each: what addresses and strengths begin with
 _ALIGNED_SHARE = 8  # sessions of a member of a small pool: more would say the same again
@@ -80,6 +81,9 @@ def conversation_memory(num_blocks: int, **changes: Any) -> MemoryConfig:
         "signature_size": 6,
         "address_rank": 160,
         "persistent_slots": 8,
+        # Where two facts share a slot, the later one would leave nothing of the earlier at 1. So a share stays, and the slots that
+        # are its own make it the louder one where it is asked for.
+        "max_strength": 0.75,
         "decay": 0.998,
         "decay_every": "turn",
         "cell": "mingru",
@@ -232,7 +236,7 @@ def _pools(request, model, renderer, folder, fingerprint, progress) -> tuple[Any
         pool = FilePool(request.data)
         return pool, {"sessions": pool}
     facts = FactGenerator(seed, corrected=request.corrected, silent=_SILENT, plain=_PLAIN)
-    pool = FactPool(facts, request.pool_facts, request.pool_talk, tells=1, asks=1, num_untold=request.pool_untold)
+    pool = FactPool(facts, request.pool_facts, request.pool_talk, 1, 1, request.pool_untold, _ALIKE)
     rng = random.Random(f"run {seed}")
     if request.replied:
         _with_own_replies(pool, rng, request.replied, model, renderer, folder, fingerprint, progress)

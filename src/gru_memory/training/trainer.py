@@ -32,7 +32,7 @@ _ADDRESS_SHARE = 0.1
 class TrainingConfig:
     """How long and on what; see `MemoryTrainer`."""
 
-    steps: int = field(default=2250, metadata={"help": "optimiser steps"})
+    steps: int = field(default=1600, metadata={"help": "optimiser steps"})
     rows: int = field(default=16, metadata={"help": "sessions in a step of three facts; more facts, fewer sessions"})
     learning_rate: float = field(default=1e-3, metadata={"help": "peak; linear warm-up, then a cosine to 2%"})
     warmup_steps: int = field(default=100, metadata={"help": "steps of warm-up"})
@@ -48,7 +48,7 @@ class TrainingConfig:
     key_dropout: float = field(
         default=0.2, metadata={"help": "share of the key layers' output dropped at every other position"}
     )
-    base_weight: float = field(default=1.0, metadata={"help": "weight of staying close to the base model"})
+    base_weight: float = field(default=1.5, metadata={"help": "weight of staying close to the base model"})
     address_weight: float = field(default=1.0, metadata={"help": "weight of reading where the answer was written"})
     write_weight: float = field(default=1.0, metadata={"help": "weight of writing what is told and nothing else"})
     validate_every: int = field(default=100, metadata={"help": "steps between validations and checkpoints"})
