@@ -185,6 +185,8 @@ def test_a_pool_draws_sessions_of_facts_that_are_alike():
     drawn = [{kind_of[t.fact] for t in pool.session(random.Random(i), 2, 0).turns} for i in range(60)]
     one_kind = sum(len(kinds) == 1 for kinds in drawn)
     assert one_kind > 20  # kinds of fewer than 20 facts are not drawn from
+    for i in range(200):  # a kind of few values, such as weekdays, is no kind for many facts
+        assert len(pool.session(random.Random(i), 8, 0).turns) >= 16
     pool.alike = 0.0
     drawn = [{kind_of[t.fact] for t in pool.session(random.Random(i), 2, 0).turns} for i in range(60)]
     assert sum(len(kinds) == 1 for kinds in drawn) < one_kind / 2

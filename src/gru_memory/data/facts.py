@@ -20,6 +20,7 @@ ASKED_TWICE = 0.2  # of the facts of a shuffled session
 ASKED_EARLY = 0.5  # of the corrected facts of a shuffled session are also asked before their correction
 NEAR_SHARE = 0.5  # of the questions about things never told ask for what was told of somebody else
 MAX_TRIES = 1000
+_MANY = 4  # attributes and values of one kind for each fact of a session, so that such as do not clash are soon found
 # One wording for whatever is asked, so that reply and memory have little to agree on but the value. Up to "it's" the model
 # takes in what is asked for; there memory knows whether it found anything (docs/decisions.md).
 ANSWER = "From what you told me, it's {}."
@@ -243,7 +244,8 @@ class FactPool:
         facts = self.facts
         if self.alike and rng.random() < self.alike:
             same_kind = self._by_kind[rng.choice(self.facts).fact.kind]
-            facts = same_kind if len(same_kind) >= 10 * num_facts else facts
+            distinct = ({t.fact.attribute for t in same_kind}, {t.fact.value for t in same_kind})
+            facts = same_kind if min(map(len, distinct)) >= _MANY * num_facts else facts
         chosen = _without_clashes(lambda: rng.choice(facts), num_facts)
         talk = [rng.choice(self.talk) for _ in range(between)]
         told = {turns.fact.attribute for turns in chosen}
