@@ -6,7 +6,7 @@ from talking import talking_model, talking_tokenizer
 from tiny import SumSite, assert_close, assert_same_state
 
 from gru_memory import Conversation, MemoryConfig, add_memory
-from gru_memory.inspection import recalled_words, slot_tokens, slot_words, stored_tokens, trace
+from gru_memory.inspection import recalled_words, said_tokens, slot_tokens, slot_words, stored_tokens, trace
 from gru_memory.state import AS_KEPT
 
 TURNS = [("My boat is called Marigold.", "Lovely."), ("I live in Porto.", None)]
@@ -104,6 +104,23 @@ def test_slots_name_the_tokens_that_a_read_of_them_makes_likelier(model, tokeniz
     assert entry.norm == pytest.approx(read[1].norm().item(), rel=1e-4)
     empty = slot_words(model, tokenizer, model.initial_memory_state(2), row=1)
     assert all(entry.norm == 0 for entry in empty)
+    assert slot_words(model, tokenizer, model.initial_memory_state(1), strongest=3) == []
+
+    strongest = slot_words(model, tokenizer, state, top=2, strongest=3)
+    assert strongest == sorted(found, key=lambda entry: entry.norm, reverse=True)[:3]
+    said = said_tokens(tokenizer, TURNS)
+    (word, score), *_ = slot_words(model, tokenizer, state, among=said)[1 * 4 + 2].words
+    likeliest = max(said, key=lambda token: logits[token])
+    assert word == tokenizer.decode([likeliest])
+    assert score == pytest.approx((logits[likeliest] - logits.mean()).item(), rel=1e-4)
+
+
+def test_what_was_said_is_what_memory_took_in(model, tokenizer):
+    seen = trace(model, tokenizer, TURNS)
+    taken_in = {token for token, turn in zip(seen.tokens, seen.turns, strict=True) if turn >= 0}
+    said = said_tokens(tokenizer, TURNS)
+    assert {tokenizer.decode([token]) for token in said} == taken_in - set(tokenizer.all_special_tokens)
+    assert said_tokens(tokenizer, [(None, None)]) == said_tokens(tokenizer, []) == []
 
 
 @torch.no_grad()

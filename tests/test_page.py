@@ -108,6 +108,11 @@ def test_tell_see_the_map_change_reload_still_there(page, server, loaded):
     assert pixels(page) != first
     slots = page.locator("#slots li").count()
     assert 0 < slots <= loaded[0].memory_config.num_heads * loaded[0].memory_config.num_slots
+    bars = page.eval_on_selector_all("#slots .bar i", "found => found.map((bar) => parseFloat(bar.style.width))")
+    strengths = [float(text) for text in page.locator("#slots li span:nth-child(3)").all_inner_texts()]
+    assert bars == sorted(bars, reverse=True) and bars[0] == 100 and len(bars) == slots
+    assert strengths == sorted(strengths, reverse=True) and strengths[0] > 0
+    assert all(page.locator("#slots .words").all_inner_texts())
     memory, cache = page.locator("#state-size").inner_text(), page.locator("#kv-size").inner_text()
     assert memory.endswith("KB") and cache.endswith("KB")
     before = page.locator("#turns").inner_text(), pixels(page)
@@ -149,10 +154,12 @@ def test_forget_empty_decay_fork_and_delete(page, server):
     slots = page.locator("#slots li").count()
     page.locator("#slots button").first.click()
     expect(page.locator("#slots li"), slots - 1)
-    state = strengths()
+    state, strongest = strengths(), page.locator("#slots li span:nth-child(3)").first
+    before = float(strongest.inner_text())
     page.get_by_role("button", name="Decay").click()
     page.get_by_text("The memory has faded").wait_for()
     assert strengths() != state
+    assert float(strongest.inner_text()) == pytest.approx(0.9**10 * before, abs=0.02)  # after ten ticks
     page.get_by_role("button", name="Fork").click()
     page.get_by_text("now.").wait_for()
     fork = page.locator("#session").input_value()

@@ -421,9 +421,17 @@ def test_looking_into_a_session_and_changing_it(server, client, http, loaded):
     traced = http.get("/v1/memory/look/trace").json()
     assert "".join(traced["tokens"]).find(HOME) >= 0
     heads, slots = loaded[0].memory_config.num_heads, loaded[0].memory_config.num_slots
+    assert traced["slots"] == [[head, slot] for head in range(heads) for slot in range(slots)]
     for name in ("write", "read"):
-        assert len(traced[name]) == len(traced["tokens"])
-        assert (len(traced[name][0]), len(traced[name][0][0])) == (heads, slots)
+        assert {len(row) for row in traced[name]} == {heads * slots}
+        assert len(traced[name]) == len(traced["tokens"]) == len(traced["strength"])
+    assert sum(traced["read"][-1]) == pytest.approx(heads, abs=0.01)
+    few = http.get("/v1/memory/look/trace", params={"slots": 2}).json()
+    shown = [traced["slots"].index(slot) for slot in few["slots"]]
+    assert 2 <= len(shown) <= 4
+    assert few["read"] == [[row[slot] for slot in shown] for row in traced["read"]]
+    for name in ("write", "read"):
+        assert max(map(max, few[name])) == max(map(max, traced[name]))
     asked = http.post("/v1/memory/look/trace", json={"text": WHERE}).json()
     assert WHERE in "".join(asked["tokens"])
 

@@ -12,7 +12,7 @@ from .conversation import Conversation
 from .evaluation.batched import BatchReader, Pair
 from .evaluation.full_history import ask_with_history
 from .evaluation.scoring import contains
-from .inspection import StoredToken, Trace, recalled_words, slot_tokens, slot_words, stored_tokens, trace
+from .inspection import StoredToken, Trace, recalled_words, said_tokens, slot_tokens, slot_words, stored_tokens, trace
 from .state import AS_KEPT, MemoryState
 
 Progress = Callable[[str, int, int], None]  # (what is being done, done, in all)
@@ -64,7 +64,7 @@ class DemoSlot:
     head: int
     slot: int
     made_of: list[tuple[str, float]]  # tokens and their weights
-    says: list[tuple[str, float]]  # tokens that a read of this slot alone makes likelier, in logits
+    says: list[tuple[str, float]]  # of those said, the tokens that a read of this slot alone makes likelier, in logits
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def write_plot(result: DemoResult, folder: str | Path) -> Path:
 def _slots(model: Any, tokenizer: Any, whole: Trace, count: int = 8) -> list[DemoSlot]:
     facts = [i for i, turn in enumerate(whole.turns) if 0 <= turn < len(TOLD)]
     left = whole.left[facts].amax(dim=0)  # (N, S)
-    says = slot_words(model, tokenizer, whole.state)
+    says = slot_words(model, tokenizer, whole.state, among=said_tokens(tokenizer, [*TOLD, *UNRELATED]))
     return [
         DemoSlot(says[i].head, says[i].slot, slot_tokens(whole, says[i].head, says[i].slot), says[i].words)
         for i in left.flatten().argsort(descending=True)[:count].tolist()

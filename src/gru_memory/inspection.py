@@ -12,6 +12,7 @@ from torch import Tensor
 from .evaluation.batched import BatchReader, Pair
 from .memory import GRUMemoryWithDecay
 from .placement import head_weight
+from .rendering import TurnRenderer
 from .state import MemoryState
 
 
@@ -65,22 +66,52 @@ class StoredToken:
 
 @torch.no_grad()
 def slot_words(
-    model: Any, tokenizer: Any, state: MemoryState, row: int = 0, top: int = 3, site: str = "top"
+    model: Any,
+    tokenizer: Any,
+    state: MemoryState,
+    row: int = 0,
+    top: int = 3,
+    site: str = "top",
+    among: Sequence[int] = (),
+    strongest: int | None = None,
 ) -> list[SlotWords]:
     """The tokens each slot would make likelier, by the path a read takes: output projection, then the LM head.
 
-    A token's content is spread over the heads, which add up, so one slot alone may name it only roughly;
-    `recalled_words` sums the heads. Exact for site "top", behind which comes nothing but the LM head; deeper sites only
-    lean that way.
+    A token's content is spread over the heads, which add up, so one slot alone may name it only roughly: with many narrow
+    heads only `among` the tokens that were said. `recalled_words` sums the heads. Exact for site "top", behind which comes
+    nothing but the LM head; deeper sites only lean that way.
+
+    Args:
+        model: a causal LM with memory.
+        tokenizer: its tokenizer.
+        state: of one or more conversations.
+        row: which of them.
+        top: tokens for each slot.
+        site: which memory.
+        among: ids of the tokens to choose from, `said_tokens` for example; the whole vocabulary, if there are none.
+        strongest: only so many slots, those of the largest norms first, without empty ones; None is all of them in order.
     """
     module = _site(model, site)
     slots = state.select(row).sites[site]["slots"][0].to(module.output.weight.dtype)  # (N, S, d)
     out = module.output.weight.unflatten(1, (module.num_heads, module.value_size))  # (D, N, d)
+    norms = slots.float().norm(dim=-1).flatten()  # (N S,)
+    chosen = range(len(norms))
+    if strongest is not None:
+        order = norms.argsort(descending=True, stable=True)[:strongest]
+        chosen = order[norms[order] > 0].tolist()
     spoken = module.gate * torch.einsum("nsd,knd->nsk", slots[..., : module.value_size], out)  # (N, S, D)
-    found = _nearest(model, tokenizer, spoken.flatten(0, 1), top)
-    norms = slots.float().norm(dim=-1).flatten().tolist()
-    number = range(len(found))
-    return [SlotWords(i // module.num_slots, i % module.num_slots, norms[i], found[i]) for i in number]
+    found = _nearest(model, tokenizer, spoken.flatten(0, 1)[list(chosen)], top, among)
+    return [
+        SlotWords(i // module.num_slots, i % module.num_slots, float(norms[i]), words)
+        for i, words in zip(chosen, found, strict=True)
+    ]
+
+
+def said_tokens(tokenizer: Any, turns: Sequence[tuple[str | None, str | None]]) -> list[int]:
+    """Ids of the tokens that (user message, reply or None) pairs are made of, but special ones. Pairs without text have none."""
+    renderer, special = TurnRenderer(tokenizer), set(tokenizer.all_special_ids)
+    found = {token for user, reply in turns if user for token in renderer.turn(user, reply).ids}
+    return sorted(found - special)
 
 
 @torch.no_grad()
@@ -223,11 +254,14 @@ def _site(model: Any, name: str) -> GRUMemoryWithDecay:
     return sites[name]
 
 
-def _nearest(model: Any, tokenizer: Any, vectors: Tensor, top: int) -> list[list[tuple[str, float]]]:
-    """For each of (M, D) vectors the tokens whose logits it raises most; logits count from their mean."""
+def _nearest(
+    model: Any, tokenizer: Any, vectors: Tensor, top: int, among: Sequence[int] = ()
+) -> list[list[tuple[str, float]]]:
+    """For each of (M, D) vectors the tokens whose logits it raises most; logits count from their mean over all tokens."""
     head = head_weight(model)  # (V, D)
-    vectors = vectors.to(head)
-    logits = vectors @ head.T - (vectors @ head.mean(0))[:, None]  # a shift of all logits changes nothing
-    scores, ids = logits.float().topk(top, dim=-1)
-    rows = zip(ids.tolist(), scores.tolist(), strict=True)
+    vectors, mean = vectors.to(head), head.mean(0)
+    known = torch.tensor(among, device=head.device) if among else torch.arange(len(head), device=head.device)
+    logits = vectors @ (head[known] if among else head).T - (vectors @ mean)[:, None]  # a shift of all changes nothing
+    scores, places = logits.float().topk(min(top, len(known)), dim=-1)
+    rows = zip(known[places].tolist(), scores.tolist(), strict=True)
     return [[(tokenizer.decode([token]), score) for token, score in zip(*row, strict=True)] for row in rows]

@@ -171,7 +171,7 @@ def _hypothesis(http: httpx2.Client, examples: int, result: Result) -> Counter:
         send(method, place.format(quote(name, safe="" if whole else "/")[:60_000]), headers=_KEY)
 
     @once
-    @given(names, st.sampled_from(["after", "limit", "order", "offset", "top", "name", "stream"]),
+    @given(names, st.sampled_from(["after", "limit", "order", "offset", "top", "slots", "name"]),
            st.sampled_from(["/v1/conversations/a/items", "/v1/memory", "/v1/memory/a", "/v1/memory/a/export"]))  # fmt: skip
     def queries(value: str, parameter: str, path: str) -> None:
         send("GET", path, params={parameter: value[:60_000]}, headers=_KEY)

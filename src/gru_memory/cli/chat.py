@@ -16,7 +16,7 @@ from transformers import TextStreamer
 from ..editing import forget, forget_slot, kept_share, remember
 from ..embedded import EMBEDDED_NAME
 from ..evaluation.full_history import kv_bytes_per_token
-from ..inspection import slot_words
+from ..inspection import said_tokens, slot_words
 from ..store import SessionStore, StoredConversation, StoreError
 from .output import MEMORY_HELP, MODEL_HELP, STORE_HELP, console, errors, kilobytes, load, one_line_errors, set_threads
 
@@ -80,7 +80,7 @@ class Chat:
         self.commands: dict[str, tuple[str, str, Callable[[str], None]]] = {
             "help": ("", "this list", self._help),
             "history": ("", "what was said", self._history),
-            "memory": ("[N]", "the N strongest slots, as words", self._memory),
+            "memory": ("[N]", "the N strongest slots, as words that were said", self._memory),
             "facts": ("", "what you said, and how much of each message is left in memory", self._facts),
             "remember": ("TEXT", "tell the memory something without an answer", self._remember),
             "forget": (
@@ -169,11 +169,13 @@ class Chat:
     def _memory(self, rest: str) -> None:
         if rest and not rest.isdecimal():
             raise ValueError(f"/memory takes a number of slots, not {rest!r}")
-        slots = slot_words(self.model, self.tokenizer, self.talk.conversation.state)
-        slots = sorted((slot for slot in slots if slot.norm > 0), key=lambda slot: slot.norm, reverse=True)
+        said = said_tokens(self.tokenizer, [(turn.user, turn.reply) for turn in self.talk.transcript()])
+        count = int(rest) if rest else SLOTS_SHOWN
+        state = self.talk.conversation.state
+        slots = slot_words(self.model, self.tokenizer, state, among=said, strongest=count)
         strongest = slots[0].norm if slots else 1.0
         table = Table(box=None, show_header=False)
-        for slot in slots[: int(rest) if rest else SLOTS_SHOWN]:
+        for slot in slots:
             words = "  ".join(repr(word) for word, _ in slot.words)
             table.add_row(Text(f"{slot.head}:{slot.slot}"), Text(_bar(slot.norm / strongest)), Text(words))
         if slots:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.responses import JSONResponse
 
 from ..editing import forget, forget_slot
-from ..inspection import slot_words, trace
+from ..inspection import said_tokens, slot_words, trace
 from ..store import Session
 from .errors import ApiError
 from .protocol import DecayRequest, ForgetRequest, ForkRequest, TextRequest
 from .service import Service, in_thread
 
-MOST_TRACED = 4_000  # characters: a trace has heads x slots numbers a token
+MOST_TRACED = 4_000  # characters: while a trace is made, there are heads x slots numbers a token
+Most = Annotated[int, Query(ge=1, le=1_000)]
 
 
 def memory_router(service: Service, owner: Callable[..., str]) -> APIRouter:
@@ -38,16 +40,26 @@ def memory_router(service: Service, owner: Callable[..., str]) -> APIRouter:
         return _session(await in_thread(store.import_file, data, owner, name))
 
     @router.get("/{session}")
-    async def read(session: str, owner: str = Owner, top: int = 3) -> dict[str, Any]:
-        """The session, and every slot that holds something as the words it makes likelier, the strongest first."""
-        if not 1 <= top <= 20:
-            raise ApiError(400, "top is 1 to 20", "invalid_value")
+    async def read(
+        session: str, owner: str = Owner, top: Annotated[int, Query(ge=1, le=20)] = 3, slots: Most = 64
+    ) -> dict[str, Any]:
+        """The session and its strongest slots, each as the words it makes likelier.
+
+        Where text is kept these are words that were said; where none is, of all those that the model knows.
+        """
         found = await in_thread(store.get, session, owner)
         if found.head is None:
             return {**_session(found), "kv_cache_bytes": 0, "slots": []}
-        found, conversation = await in_thread(service.head_of, session, owner)
-        slots = await service.with_model(lambda: slot_words(model, tokenizer, conversation.state, top=top))
-        filled = sorted((slot for slot in slots if slot.norm > 0), key=lambda slot: slot.norm, reverse=True)
+
+        def look() -> tuple[Session, Any, list[int]]:
+            found, conversation = service.head_of(session, owner)
+            turns = [(turn.user, turn.reply) for turn in store.transcript(found)]
+            return found, conversation.state, said_tokens(tokenizer, turns)
+
+        found, state, said = await in_thread(look)
+        strongest = await service.with_model(
+            lambda: slot_words(model, tokenizer, state, top=top, among=said, strongest=slots)
+        )
         shown = [
             {
                 "head": slot.head,
@@ -55,7 +67,7 @@ def memory_router(service: Service, owner: Callable[..., str]) -> APIRouter:
                 "strength": round(slot.norm, 5),
                 "words": [{"text": text, "score": round(score, 4)} for text, score in slot.words],
             }
-            for slot in filled
+            for slot in strongest
         ]
         kv_cache = found.tokens * await service.kv_bytes_per_token()
         return {**_session(found), "kv_cache_bytes": kv_cache, "slots": shown}
@@ -73,15 +85,20 @@ def memory_router(service: Service, owner: Callable[..., str]) -> APIRouter:
         ]
         return {"object": "list", "data": data}
 
+    async def traced(turn: tuple[str, str | None], state: Any, system: str | None, slots: int) -> Response:
+        # Not a dict, of which every number would be looked at once more.
+        return JSONResponse(await service.with_model(lambda: _trace(model, tokenizer, turn, state, system, slots)))
+
     @router.get("/{session}/trace")
-    async def last_trace(session: str, owner: str = Owner) -> dict[str, Any]:
-        """Where the last turn was written to and read from, token by token."""
+    async def last_trace(session: str, owner: str = Owner, slots: Most = 128) -> Response:
+        """Where the last turn was written to and read from, token by token: the slots it was most strongly."""
 
         def before_and_last() -> tuple[Any, Any, str | None]:
             found, conversation = service.head_of(session, owner)
             last = store.transcript(found)[-1]
             if last.user is None:
                 raise ApiError(409, "the text of this session is not kept, so there is nothing to trace", "no_text")
+            _check_length(last.user, last.reply or "")
             system = conversation.system
             conversation.reset()
             if last.parent is not None:
@@ -89,16 +106,15 @@ def memory_router(service: Service, owner: Callable[..., str]) -> APIRouter:
             return conversation.state, last, system
 
         state, last, system = await in_thread(before_and_last)
-        return await service.with_model(lambda: _trace(model, tokenizer, [(last.user, last.reply)], state, system))
+        return await traced((last.user, last.reply), state, system, slots)
 
     @router.post("/{session}/trace")
-    async def trace_text(session: str, body: TextRequest, owner: str = Owner) -> dict[str, Any]:
+    async def trace_text(session: str, body: TextRequest, owner: str = Owner, slots: Most = 128) -> Response:
         """Where a message would be written to and read from. The session stays as it is."""
-        if len(body.text) > MOST_TRACED:
-            raise ApiError(413, f"at most {MOST_TRACED} characters are traced at once", "too_large")
+        _check_length(body.text)
         _, conversation = await in_thread(service.head_of, session, owner)
         state, system = conversation.state, conversation.system
-        return await service.with_model(lambda: _trace(model, tokenizer, [(body.text, None)], state, system))
+        return await traced((body.text, None), state, system, slots)
 
     @router.post("/{session}/fork")
     async def fork(session: str, body: ForkRequest, owner: str = Owner) -> dict[str, Any]:
@@ -177,8 +193,19 @@ def _session(session: Session) -> dict[str, Any]:
     }
 
 
-def _trace(model: Any, tokenizer: Any, turns: list[Any], state: Any, system: str | None) -> dict[str, Any]:
-    seen = trace(model, tokenizer, turns, state, system)
+def _check_length(*texts: str) -> None:
+    if sum(map(len, texts)) > MOST_TRACED:
+        raise ApiError(413, f"at most {MOST_TRACED} characters are traced at once", "too_large")
+
+
+def _trace(
+    model: Any, tokenizer: Any, turn: tuple[str, str | None], state: Any, system: str | None, slots: int
+) -> dict[str, Any]:
+    """`slots` is how many are shown of those written, and of those read; a memory may have thousands."""
+    seen = trace(model, tokenizer, [turn], state, system)
+    write = (seen.address * seen.strength.unsqueeze(-1)).flatten(1)  # (T, N S)
+    read = seen.read_address.flatten(1)  # (T, N S)
+    shown = sorted({slot for part in (write, read) for slot in part.amax(0).argsort(descending=True)[:slots].tolist()})
 
     def rounded(tensor: Any) -> list[Any]:
         return (tensor * 1000).round().div(1000).tolist()
@@ -187,6 +214,7 @@ def _trace(model: Any, tokenizer: Any, turns: list[Any], state: Any, system: str
         "object": "memory.trace",
         "tokens": seen.tokens,
         "strength": rounded(seen.strength),  # (tokens, heads)
-        "write": rounded(seen.address * seen.strength.unsqueeze(-1)),  # (tokens, heads, slots)
-        "read": rounded(seen.read_address),  # (tokens, heads, slots)
+        "slots": [divmod(slot, seen.address.shape[-1]) for slot in shown],  # (head, slot) of each
+        "write": rounded(write[:, shown]),  # (tokens, slots shown)
+        "read": rounded(read[:, shown]),  # (tokens, slots shown)
     }

@@ -121,7 +121,7 @@ function bytes(count) {
 async function showMemory(withTrace = true) {
   let memory = { bytes: 0, kv_cache_bytes: 0, slots: [], turns: 0 };
   if (!$("ephemeral").checked) {
-    try { memory = await get(sessionPath()); } catch (error) { if (error.status !== 404) throw error; }
+    try { memory = await get(sessionPath(`?slots=${SLOTS_SHOWN}`)); } catch (error) { if (error.status !== 404) throw error; }
   }
   $("state-size").textContent = bytes(memory.bytes);
   $("kv-size").textContent = bytes(memory.kv_cache_bytes);
@@ -132,14 +132,16 @@ async function showMemory(withTrace = true) {
   if (!withTrace) return;
   lastTrace = null;
   if (memory.turns) {
-    try { lastTrace = await get(sessionPath("/trace")); } catch (error) { if (error.status !== 409) throw error; }
+    try { lastTrace = await get(sessionPath("/trace")); } catch (error) {
+      if (error.status !== 409 && error.status !== 413) throw error; // no text is kept, or too much of it to trace
+    }
   }
   drawMap();
 }
 
 function showSlots(slots) {
   const strongest = slots.length ? slots[0].strength : 1;
-  $("slots").replaceChildren(...slots.slice(0, SLOTS_SHOWN).map((slot) => {
+  $("slots").replaceChildren(...slots.map((slot) => {
     const item = element("li");
     const bar = element("span", "bar");
     const fill = element("i");
@@ -154,7 +156,8 @@ function showSlots(slots) {
       await post(sessionPath("/forget"), { head: slot.head, slot: slot.slot });
       await showMemory(false);
     }));
-    item.append(element("span", "quiet", `${slot.head}:${slot.slot}`), bar, words, empty);
+    const strength = element("span", "quiet", slot.strength.toFixed(2));
+    item.append(element("span", "quiet", `${slot.head}:${slot.slot}`), bar, strength, words, empty);
     return item;
   }));
 }
@@ -162,25 +165,26 @@ function showSlots(slots) {
 function drawMap() {
   const canvas = $("map");
   const tokens = lastTrace?.tokens ?? [];
-  const values = lastTrace?.[shown] ?? [];
-  const heads = values[0]?.length ?? 0;
-  const slots = values[0]?.[0]?.length ?? 0;
-  const rows = heads * slots;
+  const strongestOf = (list) => list.reduce((most, value) => Math.max(most, value), 0);
+  const everything = lastTrace?.[shown] ?? []; // tokens x slots that were written or read
+  const used = (lastTrace?.slots ?? []).map((_, s) => s).filter((s) => everything.some((token) => token[s] > 0));
+  const values = everything.map((token) => used.map((s) => token[s]));
+  const rows = used.length;
   const width = 16;
-  const height = rows ? Math.max(1, Math.min(6, Math.floor(480 / rows))) : 1;
+  const height = rows ? Math.max(2, Math.min(6, Math.floor(480 / rows))) : 1;
   canvas.width = Math.max(1, tokens.length * width);
   canvas.height = Math.max(1, rows * height);
   const pen = canvas.getContext("2d");
   const heat = getComputedStyle(document.documentElement).getPropertyValue("--heat");
-  const most = Math.max(1e-6, ...values.map((token) => Math.max(...token.map((head) => Math.max(...head)))));
-  values.forEach((token, x) => token.forEach((head, n) => head.forEach((value, s) => {
+  const most = Math.max(1e-6, strongestOf(values.map(strongestOf)));
+  values.forEach((token, x) => token.forEach((value, y) => {
     if (value <= 0) return;
     pen.fillStyle = `rgba(${heat}, ${Math.sqrt(value / most)})`;
-    pen.fillRect(x * width, (n * slots + s) * height, width - 1, height);
-  })));
+    pen.fillRect(x * width, y * height, width - 1, height);
+  }));
   $("map-tokens").replaceChildren(...tokens.map((token) => element("span", "", token.replace("\n", "⏎"))));
   const strongest = tokens
-    .map((token, n) => [token.trim(), Math.max(...(values[n] ?? [[0]]).map((head) => Math.max(...head)))])
+    .map((token, n) => [token.trim(), strongestOf(values[n] ?? [])])
     .filter(([token]) => token).sort((a, b) => b[1] - a[1]).slice(0, 5).map(([token]) => token);
   const what = shown === "write" ? "written" : "read";
   canvas.setAttribute("aria-label", tokens.length
