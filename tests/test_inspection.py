@@ -88,31 +88,49 @@ def test_a_slot_is_made_of_tokens(model, tokenizer):
     assert text == seen.tokens[int(seen.left[:, 1, 2].argmax())]
 
 
+@pytest.mark.parametrize("cell", ["mingru", "gru"])
 @torch.no_grad()
-def test_slots_name_the_tokens_that_a_read_of_them_makes_likelier(model, tokenizer):
+def test_a_slot_names_the_token_it_was_written_with(tokenizer, cell):
+    model = talking_model("llama", num_slots=1, cell=cell, address_rank=8, signature_size=2)
+    site = model.memory_sites()["top"]
+    site.value_hidden.weight.zero_()  # so that nothing but the token decides
+    ids = torch.tensor([[tokenizer.convert_tokens_to_ids("M")]])
+    state = model(input_ids=ids, memory_state=model.initial_memory_state(1)).memory_state
+    found = slot_words(model, tokenizer, state, top=2)
+    assert [(entry.head, entry.slot) for entry in found] == [(0, 0), (1, 0)]
+    for entry in found:
+        slot = state.sites["top"]["slots"][0, entry.head, 0]
+        assert entry.norm == pytest.approx(slot.norm().item(), rel=1e-4) and entry.norm > 0
+        (word, likeness), (_, second) = entry.words
+        assert word == "M" and likeness == pytest.approx(1.0, abs=1e-5)
+        assert second < likeness
+
+
+@torch.no_grad()
+def test_the_likest_of_all_words_and_of_some(model, tokenizer, monkeypatch):
     state = trace(model, tokenizer, TURNS).state
     found = slot_words(model, tokenizer, state, top=2)
     assert [(entry.head, entry.slot) for entry in found] == [(head, slot) for head in range(2) for slot in range(4)]
-    site = model.memory_sites()["top"]
-    read = torch.zeros(2, 8, dtype=torch.float64)
-    read[1] = state.sites["top"]["slots"][0, 1, 2]
-    logits = model.get_output_embeddings()(site.gate * site.output(read.flatten()))
-    best = logits.argmax()
-    entry = found[1 * 4 + 2]
-    assert entry.words[0][0] == tokenizer.decode([int(best)])
-    assert entry.words[0][1] == pytest.approx((logits[best] - logits.mean()).item(), rel=1e-4)
-    assert entry.norm == pytest.approx(read[1].norm().item(), rel=1e-4)
-    empty = slot_words(model, tokenizer, model.initial_memory_state(2), row=1)
-    assert all(entry.norm == 0 for entry in empty)
-    assert slot_words(model, tokenizer, model.initial_memory_state(1), strongest=3) == []
+    content = model.memory_sites()["top"].content_of(model.get_output_embeddings().weight)[:, 1]  # (V, v)
+    likeness = torch.cosine_similarity(content, state.sites["top"]["slots"][0, 1, 2][None])
+    (word, score), (_, second) = found[1 * 4 + 2].words
+    assert (word, score) == (tokenizer.decode([int(likeness.argmax())]), pytest.approx(likeness.max().item(), rel=1e-4))
+    assert second == pytest.approx(likeness.topk(2).values[1].item(), rel=1e-4)
+    monkeypatch.setattr("gru_memory.inspection._AT_ONCE", 7)  # the vocabulary in pieces
+    assert _named(slot_words(model, tokenizer, state, top=2)) == _named(found)
 
     strongest = slot_words(model, tokenizer, state, top=2, strongest=3)
-    assert strongest == sorted(found, key=lambda entry: entry.norm, reverse=True)[:3]
+    assert _named(strongest) == _named(sorted(found, key=lambda entry: entry.norm, reverse=True)[:3])
     said = said_tokens(tokenizer, TURNS)
-    (word, score), *_ = slot_words(model, tokenizer, state, among=said)[1 * 4 + 2].words
-    likeliest = max(said, key=lambda token: logits[token])
-    assert word == tokenizer.decode([likeliest])
-    assert score == pytest.approx((logits[likeliest] - logits.mean()).item(), rel=1e-4)
+    likeliest = max(said, key=lambda token: likeness[token])
+    assert slot_words(model, tokenizer, state, among=said)[1 * 4 + 2].words[0][0] == tokenizer.decode([likeliest])
+    empty = slot_words(model, tokenizer, model.initial_memory_state(2), row=1)
+    assert all((entry.norm, entry.words) == (0, []) for entry in empty)
+    assert slot_words(model, tokenizer, model.initial_memory_state(1), strongest=3) == []
+
+
+def _named(entries):
+    return [(entry.head, entry.slot, [word for word, _ in entry.words]) for entry in entries]
 
 
 def test_what_was_said_is_what_memory_took_in(model, tokenizer):

@@ -64,7 +64,7 @@ class DemoSlot:
     head: int
     slot: int
     made_of: list[tuple[str, float]]  # tokens and their weights
-    says: list[tuple[str, float]]  # of those said, the tokens that a read of this slot alone makes likelier, in logits
+    words: list[tuple[str, float]]  # what the state alone tells of it: see `SlotWords.words`
 
 
 @dataclass(frozen=True)
@@ -141,9 +141,9 @@ def write_plot(result: DemoResult, folder: str | Path) -> Path:
 def _slots(model: Any, tokenizer: Any, whole: Trace, count: int = 8) -> list[DemoSlot]:
     facts = [i for i, turn in enumerate(whole.turns) if 0 <= turn < len(TOLD)]
     left = whole.left[facts].amax(dim=0)  # (N, S)
-    says = slot_words(model, tokenizer, whole.state, among=said_tokens(tokenizer, [*TOLD, *UNRELATED]))
+    found = slot_words(model, tokenizer, whole.state, among=said_tokens(tokenizer, [*TOLD, *UNRELATED]))
     return [
-        DemoSlot(says[i].head, says[i].slot, slot_tokens(whole, says[i].head, says[i].slot), says[i].words)
+        DemoSlot(found[i].head, found[i].slot, slot_tokens(whole, found[i].head, found[i].slot), found[i].words)
         for i in left.flatten().argsort(descending=True)[:count].tolist()
     ]
 

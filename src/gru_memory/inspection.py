@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from .evaluation.batched import BatchReader, Pair
 from .memory import GRUMemoryWithDecay
@@ -15,15 +16,17 @@ from .placement import head_weight
 from .rendering import TurnRenderer
 from .state import MemoryState
 
+_AT_ONCE = 8192  # tokens of the vocabulary that are compared with slots
+
 
 @dataclass(frozen=True)
 class SlotWords:
-    """What one slot of one head says when it is read on its own."""
+    """What one slot of one head holds, in words."""
 
     head: int
     slot: int
     norm: float  # of the slot; an empty one has 0
-    words: list[tuple[str, float]]  # tokens, and how far a full read lifts their logits above the mean
+    words: list[tuple[str, float]]  # tokens, the likest first, and the cosine of what each is written as with the slot
 
 
 @dataclass(frozen=True)
@@ -75,11 +78,11 @@ def slot_words(
     among: Sequence[int] = (),
     strongest: int | None = None,
 ) -> list[SlotWords]:
-    """The tokens each slot would make likelier, by the path a read takes: output projection, then the LM head.
+    """The tokens that each slot looks as if it had been written with.
 
-    A token's content is spread over the heads, which add up, so one slot alone may name it only roughly: with many narrow
-    heads only `among` the tokens that were said. `recalled_words` sums the heads. Exact for site "top", behind which comes
-    nothing but the LM head; deeper sites only lean that way.
+    A token is written as a few numbers a head, which follow from its output embedding (and, a little, from the hidden
+    state, which is left out here); the token whose numbers point where the slot does is what the slot holds. One that holds
+    several mixes them. What a read says is another matter, as all heads add up: see `recalled_words`.
 
     Args:
         model: a causal LM with memory.
@@ -92,19 +95,38 @@ def slot_words(
         strongest: only so many slots, those of the largest norms first, without empty ones; None is all of them in order.
     """
     module = _site(model, site)
-    slots = state.select(row).sites[site]["slots"][0].to(module.output.weight.dtype)  # (N, S, d)
-    out = module.output.weight.unflatten(1, (module.num_heads, module.value_size))  # (D, N, d)
-    norms = slots.float().norm(dim=-1).flatten()  # (N S,)
-    chosen = range(len(norms))
+    slots = state.select(row).sites[site]["slots"][0].flatten(0, 1)  # (N S, d)
+    norms, slots = slots.float().norm(dim=-1), slots[:, : module.value_size]
+    chosen = torch.arange(len(norms), device=norms.device)
     if strongest is not None:
-        order = norms.argsort(descending=True, stable=True)[:strongest]
-        chosen = order[norms[order] > 0].tolist()
-    spoken = module.gate * torch.einsum("nsd,knd->nsk", slots[..., : module.value_size], out)  # (N, S, D)
-    found = _nearest(model, tokenizer, spoken.flatten(0, 1)[list(chosen)], top, among)
+        chosen = norms.argsort(descending=True, stable=True)[:strongest]
+        chosen = chosen[norms[chosen] > 0]
+    found = _likest(model, tokenizer, module, slots[chosen], chosen // module.num_slots, top, among)
     return [
-        SlotWords(i // module.num_slots, i % module.num_slots, float(norms[i]), words)
-        for i, words in zip(chosen, found, strict=True)
+        SlotWords(i // module.num_slots, i % module.num_slots, float(norms[i]), words if norms[i] > 0 else [])
+        for i, words in zip(chosen.tolist(), found, strict=True)
     ]
+
+
+def _likest(
+    model: Any, tokenizer: Any, module: GRUMemoryWithDecay, slots: Tensor, heads: Tensor, top: int, among: Sequence[int]
+) -> list[list[tuple[str, float]]]:
+    """For each of the slots (M, v) of heads (M,) the tokens that are written most alike, with their cosines."""
+    head = head_weight(model)  # (V, E)
+    known = torch.tensor(among, device=head.device) if among else torch.arange(len(head), device=head.device)
+    aims, heads = normalize(slots.to(head.device, torch.float32), dim=-1), heads.to(head.device)
+    scores, ids = aims[:, :0], known[:0].expand(len(aims), 0)  # (M, up to `top`)
+    for part in known.split(_AT_ONCE):
+        content = module.content_of(head[part].to(module.gate.device))  # (P, N, v)
+        content = normalize(content.to(head.device, torch.float32), dim=-1)
+        likeness = aims.new_empty(len(aims), len(part))
+        for number in heads.unique().tolist():
+            likeness[heads == number] = aims[heads == number] @ content[:, number].T
+        scores, ids = torch.cat([scores, likeness], 1), torch.cat([ids, part.expand(len(aims), -1)], 1)
+        scores, places = scores.topk(min(top, scores.shape[1]), dim=-1)
+        ids = ids.gather(1, places)
+    rows = zip(ids.tolist(), scores.tolist(), strict=True)
+    return [[(tokenizer.decode([token]), score) for token, score in zip(*row, strict=True)] for row in rows]
 
 
 def said_tokens(tokenizer: Any, turns: Sequence[tuple[str | None, str | None]]) -> list[int]:
@@ -254,14 +276,11 @@ def _site(model: Any, name: str) -> GRUMemoryWithDecay:
     return sites[name]
 
 
-def _nearest(
-    model: Any, tokenizer: Any, vectors: Tensor, top: int, among: Sequence[int] = ()
-) -> list[list[tuple[str, float]]]:
-    """For each of (M, D) vectors the tokens whose logits it raises most; logits count from their mean over all tokens."""
+def _nearest(model: Any, tokenizer: Any, vectors: Tensor, top: int) -> list[list[tuple[str, float]]]:
+    """For each of (M, D) vectors the tokens whose logits it raises most; logits count from their mean."""
     head = head_weight(model)  # (V, D)
-    vectors, mean = vectors.to(head), head.mean(0)
-    known = torch.tensor(among, device=head.device) if among else torch.arange(len(head), device=head.device)
-    logits = vectors @ (head[known] if among else head).T - (vectors @ mean)[:, None]  # a shift of all changes nothing
-    scores, places = logits.float().topk(min(top, len(known)), dim=-1)
-    rows = zip(known[places].tolist(), scores.tolist(), strict=True)
+    vectors = vectors.to(head)
+    logits = vectors @ head.T - (vectors @ head.mean(0))[:, None]  # a shift of all logits changes nothing
+    scores, ids = logits.float().topk(top, dim=-1)
+    rows = zip(ids.tolist(), scores.tolist(), strict=True)
     return [[(tokenizer.decode([token]), score) for token, score in zip(*row, strict=True)] for row in rows]

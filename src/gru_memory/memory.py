@@ -390,6 +390,16 @@ class GRUMemoryWithDecay(nn.Module):
         further = [] if key_states is None else [_rms_norm(key_states.to(self.gate.dtype))]
         return normed, embeds, torch.cat([normed, *further, embeds], dim=-1)
 
+    def content_of(self, token_embeds: Tensor) -> Tensor:
+        """What tokens (V, E) are written as into an empty slot, by their output embeddings alone: (V, N, d - signature)."""
+        values = self.value_embed(_rms_norm(token_embeds.to(self.gate.dtype))).unflatten(-1, (-1, self.value_size))
+        if self.cell != "gru":
+            return values.tanh()
+        values = torch.nn.functional.pad(values, (0, self.signature_size))
+        inputs = torch.einsum("vnd,nkd->vnk", values, self.weight_ih) + self.bias_ih
+        cell = recurrence.CellWeights(self.weight_hh, self.bias_hh)
+        return recurrence.gru_cell(inputs, torch.zeros_like(values), cell)[..., : self.value_size]
+
     def load_gru_cell(self, cell: nn.GRUCell, head: int = 0) -> None:
         """Copy the weights of a `torch.nn.GRUCell` of width `slot_size` into one head.
 

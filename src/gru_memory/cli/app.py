@@ -83,12 +83,12 @@ def demo(
     )
     words = [f"{escape(repr(token.text))} {token.left:.1f} ({_place(token.turn)})" for token in result.stored]
     console.print("  " + ", ".join(words), highlight=False)
-    console.print("\n[bold]Slots that hold what was told[/bold], made of (weight), and what each says by itself:")
+    console.print("\n[bold]Slots that hold what was told[/bold], made of (weight), and the words that it looks like:")
     table = Table(box=None, show_header=False)
     for slot in result.slots:
         made_of = ", ".join(f"{escape(repr(text))} {weight:.2f}" for text, weight in slot.made_of if weight > 0.05)
-        says = ", ".join(escape(repr(word)) for word, _ in slot.says)
-        table.add_row(f"head {slot.head}, slot {slot.slot}", made_of, says)
+        words = ", ".join(escape(repr(word)) for word, _ in slot.words)
+        table.add_row(f"head {slot.head}, slot {slot.slot}", made_of, words)
     console.print(table, highlight=False)
 
     console.print(

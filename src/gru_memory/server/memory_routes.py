@@ -43,7 +43,7 @@ def memory_router(service: Service, owner: Callable[..., str]) -> APIRouter:
     async def read(
         session: str, owner: str = Owner, top: Annotated[int, Query(ge=1, le=20)] = 3, slots: Most = 64
     ) -> dict[str, Any]:
-        """The session and its strongest slots, each as the words it makes likelier.
+        """The session and its strongest slots, each as the words it looks as if it had been written with.
 
         Where text is kept these are words that were said; where none is, of all those that the model knows.
         """
