@@ -19,7 +19,7 @@ if __name__ == "__main__":
         sync_playwright() as playwright,
     ):
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280, "height": 800})
+        page = browser.new_page(viewport={"width": 1280, "height": 960})
         page.set_default_timeout(120_000)
         page.add_init_script("localStorage.setItem('session', 'boat')")
         opened(page, server)

@@ -21,6 +21,7 @@ from ..store import SessionStore, StoredConversation, StoreError
 from .output import MEMORY_HELP, MODEL_HELP, STORE_HELP, console, errors, kilobytes, load, one_line_errors, set_threads
 
 SLOTS_SHOWN = 12
+NEARLY = 0.9  # of the likest word's likeness, for others to be shown beside it
 FACTS_SHOWN = 12
 FACTS_READ = 60  # of the last turns: each one is read again to see what is left of it
 
@@ -176,7 +177,7 @@ class Chat:
         strongest = slots[0].norm if slots else 1.0
         table = Table(box=None, show_header=False)
         for slot in slots:
-            words = "  ".join(repr(word) for word, _ in slot.words)
+            words = "  ".join(repr(word) for word, likeness in slot.words if likeness >= NEARLY * slot.words[0][1])
             table.add_row(Text(f"{slot.head}:{slot.slot}"), Text(_bar(slot.norm / strongest)), Text(words))
         if slots:
             console.print(table)

@@ -2,6 +2,7 @@
 
 const $ = (id) => document.getElementById(id);
 const SLOTS_SHOWN = 24;
+const NEARLY = 0.9; // of the likest word's likeness, for others to be shown beside it
 const DECAY_TURNS = 10;
 let model = null;
 let talking = null; // AbortController of the reply that is coming
@@ -148,7 +149,8 @@ function showSlots(slots) {
     const share = slot.strength / strongest;
     fill.style.width = `${100 * share}%`;
     bar.append(fill);
-    const words = element("span", "words", slot.words.map((word) => JSON.stringify(word.text).slice(1, -1)).join(" · "));
+    const near = slot.words.filter((word) => word.score > NEARLY * slot.words[0].score || word === slot.words[0]);
+    const words = element("span", "words", near.map((word) => JSON.stringify(word.text).slice(1, -1)).join(" · "));
     words.style.opacity = 0.45 + 0.55 * share;
     const empty = element("button", "", "empty");
     empty.setAttribute("aria-label", `Empty slot ${slot.slot} of head ${slot.head}`);
