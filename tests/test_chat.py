@@ -173,6 +173,13 @@ def test_ctrl_c_while_the_model_speaks_keeps_the_turns_before_and_nothing_of_thi
     assert kept() == [("My boat.", replies[0]), ("Where?", replies[1])]
 
 
+def test_ctrl_c_at_the_prompt_drops_the_line_and_goes_on(run, monkeypatch):
+    at_a_terminal(monkeypatch, ["My boat.", KeyboardInterrupt, "Where?"])
+    result = chat(run)
+    assert result.exit_code == 0, result.output
+    assert [user for user, _ in kept()] == ["My boat.", "Where?"]
+
+
 def test_ctrl_c_in_a_pipe_ends_it_with_what_was_acknowledged(run, monkeypatch):
     say = StoredConversation.say
 

@@ -129,6 +129,9 @@ class Chat:
             return input("> ")
         except EOFError:
             return None
+        except KeyboardInterrupt:  # drops what was typed, as a shell does
+            errors.print()
+            return ""
 
     def _greet(self) -> None:
         with contextlib.suppress(ImportError):
