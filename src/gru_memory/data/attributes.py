@@ -152,6 +152,8 @@ def _called_wordings(base: Base, owner: str):
     tells = [f"my {x} is called {{v}}", f"the name of my {x} is {{v}}", f"my {x}'s name is {{v}}"]
     tells += [f"my {x} is known as {{v}}", f"the name my {x} has been given is {{v}}", f"people know my {x} as {{v}}"]
     tells += [f"my {x} answers to {{v}}", f"we call my {x} {{v}}", f"if you meet my {x}, say hello to {{v}}"]
+    tells += [f"my {x} bears the name {{v}}", f"my {x} was given the name of {{v}}", f"my {x} was named {{v}}"]
+    tells += [f"you may call my {x} {{v}}", f"my friends call my {x} {{v}}", f"they gave my {x} the name {{v}}"]
     corrections = [f"my {x} is called {{v}}", f"the name of my {x} is {{v}}", f"my {x} is now called {{v}}"]
     corrections += [f"my {x}'s name is {{v}}", f"my {x}'s real name is {{v}}", f"these days my {x} is known as {{v}}"]
     unseen_tells = [f"my {x} goes by the name {{v}}", f"everyone calls my {x} {{v}}"]
@@ -169,17 +171,20 @@ def _called_wordings(base: Base, owner: str):
         Ask(f"which name belongs to my {x}", f"which name belongs to my {x}"),
         Ask(f"which name did I mention for my {x}", f"which name I mentioned for my {x}"),
         Ask(f"what would one call out to greet my {x} by name", f"what my {x} answers to"),
+        Ask(f"what name goes with my {x}", f"what name goes with my {x}"),
+        Ask(f"what do I call my {x}", f"what I call my {x}"),
     ]
     unseen_asks = [
         Ask(f"what name does my {x} have", f"what name my {x} has"),
         Ask(f"what did I say my {x} is called", f"what I said my {x} is called"),
     ]
     if manner != "place":
-        tells.append(f"{have} {_a(noun)} {noun} called {{v}}")
+        tells += [f"{have} {_a(noun)} {noun} called {{v}}", f"{have} {_a(noun)} {noun} under the name of {{v}}"]
+        tells.append(f"{have} {_a(noun)} {noun} named {{v}}")
         unseen_tells.append(f"{have} {_a(noun)} {noun} by the name of {{v}}")
     if manner == "owned":
         named = f"my {possessor} named the {noun}" if owner else f"I named my {noun}"
-        tells.append(f"{named} {{v}}")
+        tells += [f"{named} {{v}}", f"{named.replace(' named ', ' christened ')} {{v}}"]
         corrections.append(f"we renamed my {x}; it is called {{v}} now")
     return (
         _by_split(tells, unseen_tells),

@@ -32,7 +32,7 @@ _ADDRESS_SHARE = 0.1
 class TrainingConfig:
     """How long and on what; see `MemoryTrainer`."""
 
-    steps: int = field(default=1600, metadata={"help": "optimiser steps"})
+    steps: int = field(default=1200, metadata={"help": "optimiser steps"})
     rows: int = field(default=16, metadata={"help": "sessions in a step of three facts; more facts, fewer sessions"})
     learning_rate: float = field(default=1e-3, metadata={"help": "peak; linear warm-up, then a cosine to 2%"})
     warmup_steps: int = field(default=100, metadata={"help": "steps of warm-up"})
