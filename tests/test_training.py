@@ -371,6 +371,8 @@ def test_alignment_finds_what_was_told_without_a_step_of_training(model, pool, b
     views = collect(memory, model.get_output_embeddings().weight.detach(), [batch])
     assert len(views.told) == len(views.asked) == len(views.first) == int((batch.asked > 0).sum())
     assert (views.written == views.wanted).float().mean() > 0.9  # facts are written at their own tokens
+    asking = sum(turn.learn == "answer" for session in sessions for turn in session.turns)
+    assert int(views.first.sum()) == 2 * asking  # the space before a value, and what comes after it
     assert int(views.telling.sum()) == int((batch.told > 0).sum())
     assert len(views.own) == len(views.before) == batch.num_tokens and not views.before[0].any()  # the first one, too
     with pytest.raises(ValueError, match="nothing to align"):

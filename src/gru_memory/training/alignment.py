@@ -34,7 +34,7 @@ class Views:
 
     told: Tensor  # (M, F) of the position before a token that is told
     asked: Tensor  # (M, F) of the position before the same token in an answer
-    first: Tensor  # (M,) bool, whether that token is the first of its value
+    first: Tensor  # (M,) bool, whether that token is one of the first two of its value
     before: Tensor  # (P, F) of the position before each of P tokens
     own: Tensor  # (P, F) of the token's own position
     telling: Tensor  # (P,) bool, whether the token is told
@@ -62,7 +62,7 @@ def collect(memory: GRUMemoryWithDecay, head: Tensor, batches: Iterable[Batch], 
                 told.append(row_keys[list(tells)])
                 asked.append(row_keys[list(asks)])
                 value = batch.value[row]
-                first.append(torch.tensor([bool(value[t] != value[t + 1]) for t in tells]))
+                first.append(torch.tensor([bool(value[max(t - 1, 0)] != value[t + 1]) for t in tells]))
                 there = torch.tensor(tells) + 1
                 writing.append(normed[row][there].detach())
                 written.append(batch.tokens[row][there])
@@ -95,8 +95,8 @@ def fit_addresses(
         views: see `collect`.
         ridge: added to both covariances, as a share of their mean eigenvalue.
         sharpness: standard deviation of address logits.
-        first_weight: how often the first token of a value counts. A later one is found by the token before it alone,
-            a first one only by what the fact is about.
+        first_weight: how often the first two tokens of a value count. A later one is found by the tokens before it alone, a first
+            one only by what the fact is about, and a second one as well where the first is a space or begins other values, too.
         refine_steps: of contrastive refinement after it, see `_refine`.
     """
     rank = memory.address_rank
