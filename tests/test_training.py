@@ -493,19 +493,29 @@ def test_trust_begins_where_signatures_tell_what_was_found_from_what_was_not(bui
         fit_trust(memory, head, [batch])
 
 
-def test_trust_is_calibrated_to_where_most_replies_are_right(build, model):
-    """A memory that doubts everything is made to speak again, and is never made worse."""
+def test_trust_is_calibrated_to_where_most_answers_are_right(build, model):
+    """It is never made worse, and answers count for more than replies that say that nothing was told."""
     pool = FactPool(FactGenerator(0), 12, 4, 1, 1, num_untold=6)
     cache, head = build(pool.turns()), model.get_output_embeddings().weight.detach()
     batch = make_batch([pool.session(random.Random(0), 2, 0, num_untold=1) for _ in range(4)], cache)
     memory = make_memory(address_rank=12, signature_size=3)
 
+    @torch.no_grad()
     def right():
-        with torch.no_grad():
-            return compute_loss(memory, head, batch, torch.Generator().manual_seed(0)).right_answers
+        wrong = recall(memory, head, batch)[0] @ head.t()
+        replies = {True: [], False: []}
+        for row in range(4):
+            taught = batch.labels[row] >= 0
+            starts = (taught & ~F.pad(taught[:-1], (1, 0))).long().cumsum(0)
+            for reply in range(1, int(starts.max()) + 1):
+                where = taught & (starts == reply)
+                whole = bool((wrong[row, where].argmax(-1) == batch.labels[row, where]).all())
+                replies[bool(batch.unknown[row, where].any())].append(whole)
+        told, untold = (sum(replies[kind]) / len(replies[kind]) for kind in (False, True))
+        return told + 0.1 * untold
 
     before, start = right(), memory.trust[2].item()
-    assert calibrate_trust(memory, head, [batch]) == right() >= before
+    assert calibrate_trust(memory, head, [batch]) == pytest.approx(right()) and right() >= before
     assert memory.trust[2].item() == pytest.approx(start)  # nothing to choose between: as it was
     with pytest.raises(ValueError, match="nothing to calibrate"):
         calibrate_trust(memory, head, [])
@@ -518,19 +528,25 @@ def test_conversations_have_a_memory_for_models_of_any_depth(blocks):
 
 
 def test_calibration_takes_the_best_of_its_shifts(build, model, monkeypatch):
+    """Answers would have trust 1.5 higher, replies about things never told as it is: those count for a tenth."""
     memory = make_memory(address_rank=12, signature_size=3)
     start = memory.trust[2].item()
-    pool = FactPool(FactGenerator(0), 4, 0, 1, 1)
+    pool = FactPool(FactGenerator(0), 12, 4, 1, 1, num_untold=6)
     cache = build(pool.turns())
-    batches = [make_batch([pool.session(random.Random(i), 2, 0)], cache) for i in range(2)]
-    shares = dict(zip(map(id, batches), (0.2, 0.6), strict=True))
-    monkeypatch.setattr(
-        gru_memory.training.calibration,
-        "shares_of_right",
-        lambda batch, *_: (shares[id(batch)] - abs(memory.trust[2].item() - start - 1.5), 0.0),
-    )
+    batches = [make_batch([pool.session(random.Random(i), 2, 0, num_untold=3)], cache) for i in range(2)]
+    assert all(batch.unknown.any() for batch in batches)
+    shares = dict(zip(map(id, batches), (0.8, 1.0), strict=True))
+
+    def right(batch, taught, correct):
+        assert len(correct) == int(taught.sum())
+        untold = bool(batch.unknown[taught].any())
+        assert untold == bool(batch.unknown[taught].all())
+        distance = memory.trust[2].item() - start - (0 if untold else 1.5)
+        return shares[id(batch)] - abs(distance) / 2, 0.0
+
+    monkeypatch.setattr(gru_memory.training.calibration, "shares_of_right", right)
     head = model.get_output_embeddings().weight.detach()
-    assert calibrate_trust(memory, head, batches) == pytest.approx(0.4, abs=1e-6)  # their mean
+    assert calibrate_trust(memory, head, batches) == pytest.approx(0.9 + 0.1 * (0.9 - 0.75), abs=1e-6)  # means of both
     assert memory.trust[2].item() == pytest.approx(start + 1.5)
 
 
