@@ -360,7 +360,9 @@ class GRUMemoryWithDecay(nn.Module):
         else:
             values = values.tanh()
 
-        write = self.max_strength * torch.sigmoid(strength) * visible  # (B, T, N), 0 holds
+        write = torch.sigmoid(strength) * visible  # (B, T, N), 0 holds
+        if self.max_strength != 1:
+            write = self.max_strength * write
         ticks = mask if self.decay_every == "token" else mask & _or_false(turn_starts, mask)
         keep = torch.where(ticks[..., None, None], self.decay.to(dtype), 1.0).expand(batch, length, N, S)
         asked = _rms_norm(self.query_rank(keys)) if self.address_rank else keys
