@@ -12,9 +12,7 @@ from .objective import logits_of, read, shares_of_right
 from .rows import Batch
 
 _SHIFTS = tuple(step / 2 for step in range(-2, 11))  # of the bias of trust
-_UNTOLD = (
-    0.1  # what right replies to questions about things never told count for: the model alone is right in few of them
-)
+_UNTOLD = 0.1  # of an answer: what a right reply to a question about something never told counts for
 
 
 @torch.no_grad()
