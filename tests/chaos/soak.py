@@ -89,7 +89,7 @@ def run(
                 for thread in threads:
                     thread.join(180)
         size = path.stat().st_size
-    _judge(samples, wrong, (growth_mb, turns_slower, cpu_more), result)
+    _judge(samples, wrong, growth_mb, turns_slower, cpu_more, result)
     result.figures = {
         "minutes": f"{minutes:g}",
         "clients": f"{at_once}",
@@ -99,8 +99,9 @@ def run(
     return result
 
 
-def _judge(samples: list[Sample], wrong: list[str], bounds: tuple[float, float, float], result: Result) -> None:
-    growth_mb, turns_slower, cpu_more = bounds
+def _judge(
+    samples: list[Sample], wrong: list[str], growth_mb: float, turns_slower: float, cpu_more: float, result: Result
+) -> None:
     quarter = len(samples) // 4
     early, late = samples[quarter : 2 * quarter], samples[-quarter:]
     memory = [statistics.median(sample.resident for sample in part) for part in (early, late)]

@@ -243,9 +243,8 @@ class FactPool:
             raise ValueError("this pool has no small talk; make it with num_talk > 0 or ask for between=0")
         facts = self.facts
         if self.alike and rng.random() < self.alike:
-            same_kind = self._by_kind[rng.choice(self.facts).fact.kind]
-            distinct = ({t.fact.attribute for t in same_kind}, {t.fact.value for t in same_kind})
-            facts = same_kind if min(map(len, distinct)) >= _MANY * num_facts else facts
+            same_kind, distinct = self._by_kind[rng.choice(self.facts).fact.kind]
+            facts = same_kind if distinct >= _MANY * num_facts else facts
         chosen = _without_clashes(lambda: rng.choice(facts), num_facts)
         talk = [rng.choice(self.talk) for _ in range(between)]
         told = {turns.fact.attribute for turns in chosen}
@@ -258,11 +257,15 @@ class FactPool:
         return arrange(rng, chosen, talk, shuffle)
 
     @cached_property
-    def _by_kind(self) -> dict[str, list[FactTurns]]:
+    def _by_kind(self) -> dict[str, tuple[list[FactTurns], int]]:
+        """The facts of each kind, and how many of their attributes, or of their values if those are fewer, differ."""
         found: dict[str, list[FactTurns]] = {}
         for turns in self.facts:
             found.setdefault(turns.fact.kind, []).append(turns)
-        return found
+        return {
+            kind: (alike, min(len({t.fact.attribute for t in alike}), len({t.fact.value for t in alike})))
+            for kind, alike in found.items()
+        }
 
     @cached_property
     def _by_base(self) -> dict[str, list[Question]]:
