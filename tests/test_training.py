@@ -268,6 +268,16 @@ def test_a_question_that_reads_where_its_answer_was_written_costs_nothing(pool, 
     assert address_loss(wrong, batch).item() > 1
 
 
+def test_strengths_are_judged_as_shares_of_the_greatest(model, pool, build):
+    head = model.get_output_embeddings().weight.detach()
+    batch = make_batch([pool.session(random.Random(3), 2, 1)], build(pool.turns()))
+    whole, part = (
+        compute_loss(make_memory(max_strength=most), head, batch, torch.Generator().manual_seed(0)).write_loss
+        for most in (1.0, 0.5)
+    )
+    assert part == pytest.approx(whole, rel=1e-4)
+
+
 def test_what_is_told_of_a_value_ends_with_the_token_after_it(tokenizer, pool, build):
     turns = pool.facts[0]
     batch = make_batch([Session((turns.tells[0], turns.asks[0]))], build(pool.turns()))
