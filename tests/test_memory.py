@@ -244,7 +244,8 @@ def test_the_write_address_comes_from_the_visible_position_before():
         return memory.prepare(x, e, memory.initial_state(1), mask, None, None)
 
     x, e = stream(6, rows=1)
-    inputs, last, *_ = prepare(x, e)
+    prepared = prepare(x, e)
+    inputs, last = prepared.inputs, prepared.last_key
     for position, before in ((1, 0), (4, 1), (5, 4)):  # 2 and 3 are not there
         assert_close(inputs.address[0, position], inputs.query[0, before])
     assert_close(inputs.address[0, 0], memory.key.bias.view(2, 4).softmax(-1))  # nothing was before

@@ -19,7 +19,7 @@ __all__ = ["BOS", "EOS", "HIDDEN", "LAYERS", "PAD", "VOCABULARY"]  # of families
 FAMILIES = ("gpt2", "llama", "qwen2")  # one with tied embeddings of each kind, and one without; matrix.py has them all
 CELLS = ("gru", "mingru")
 CLOCKS = ("token", "turn")
-# Every pair of family, cell and clock is among these.
+# Every pair of family, cell and clock is among these; "content" is the mingru cell in slots that are found by their content.
 KINDS = [
     ("gpt2", "gru", "token"),
     ("gpt2", "mingru", "turn"),
@@ -27,6 +27,9 @@ KINDS = [
     ("llama", "mingru", "token"),
     ("qwen2", "gru", "token"),
     ("qwen2", "mingru", "turn"),
+    ("gpt2", "content", "turn"),
+    ("llama", "content", "token"),
+    ("qwen2", "content", "turn"),
 ]
 
 _MEMORY = {"sites": ("input", "middle", "top"), "num_heads": 2, "num_slots": 4, "slot_size": 8, "decay": 0.9}
@@ -37,6 +40,7 @@ _MINGRU = {
     "max_strength": 0.75,
     "cell": "mingru",
 }  # the two cells are tested with two ways to address
+_CONTENT = {**_MINGRU, "addressing": "content", "num_slots": 6, "slot_size": 10, "signature_size": 5, "max_strength": 1.0}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -70,7 +74,9 @@ def wake(model: PreTrainedModel, seed: int = 1) -> PreTrainedModel:
 
 def memory_model(family: str = "gpt2", seed: int = 0, **config) -> PreTrainedModel:
     """A tiny model with an open memory at three sites, in float64."""
-    form = _MINGRU if config.get("cell") == "mingru" else {}
+    form = {"mingru": _MINGRU, "content": _CONTENT}.get(config.get("cell"), {})
+    if config.get("cell") == "content":
+        config["cell"] = "mingru"
     return wake(add_memory(base_model(family, seed), MemoryConfig(**{**_MEMORY, **form, **config}))).double()
 
 

@@ -15,6 +15,7 @@ _TIED_SINCE = 4
 
 CELLS = ("gru", "mingru")
 CLOCKS = ("token", "turn")
+ADDRESSINGS = ("learned", "content")
 MODES = ("persistent", "ephemeral")
 KEPT_IN = ("float32", "float16", "int4")
 # How a memory is used, began and is stored, not what a state of it means.
@@ -66,6 +67,10 @@ class MemoryConfig:
     signature_size: int = field(
         default=0, metadata={"help": "of the floats in a slot, those that say what it was written under; 0 for none"}
     )
+    addressing: str = field(
+        default="learned",
+        metadata={"help": "'learned' addresses, or 'content': every write finds a free slot, every read the likest one"},
+    )
     max_strength: float = field(
         default=1.0, metadata={"help": "the most that a write replaces of what its slots hold, in (0, 1]"}
     )
@@ -103,6 +108,7 @@ class MemoryConfig:
             raise ValueError(f"tied_queries is {self.tied_queries!r}: it must be True or False")
         check_signature(self.signature_size, self.slot_size, self.address_rank)
         check_max_strength(self.max_strength)
+        check_addressing(self.addressing, self.cell, self.signature_size)
         if self.kept_in not in KEPT_IN:
             raise ValueError(f"kept_in is {self.kept_in!r}: choose one of {KEPT_IN}")
         if self.cell not in CELLS:
@@ -172,6 +178,17 @@ def check_max_strength(max_strength: float) -> None:
     if isinstance(max_strength, bool) or not isinstance(max_strength, (int, float)) or not 0 < max_strength <= 1:
         raise ValueError(
             f"max_strength is {max_strength!r}: it must be in (0, 1]; 1 lets a write replace all that is there"
+        )
+
+
+def check_addressing(addressing: str, cell: str, signature_size: int) -> None:
+    """Raise ValueError unless a memory can be addressed so."""
+    if addressing not in ADDRESSINGS:
+        raise ValueError(f"addressing is {addressing!r}: choose one of {ADDRESSINGS}")
+    if addressing == "content" and (cell != "mingru" or not signature_size):
+        raise ValueError(
+            "addressing by content compares signatures, which the 'gru' cell would change: give cell='mingru' and a "
+            f"signature_size above 0, not {cell!r} and {signature_size}"
         )
 
 

@@ -6,11 +6,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch.nn.functional import normalize
 
 from .conversation import Conversation
 from .inspection import _site, trace
 from .state import MemoryState
 
+_HOLDS_THE_SAME = 0.9  # cosine from which a slot found by its content holds what was written to another one
 _LEAST_WRITTEN = 0.01  # share of a slot below which a turn is not said to have written there
 
 
@@ -41,9 +43,9 @@ def forget(
 ) -> MemoryState:
     """The state without what a turn wrote: slots lose the part of their content that points the way of what it writes.
 
-    A turn writes the same to the same slots whenever it is read, so it is read anew into an empty memory, and every slot
-    it writes to is projected onto what is left of it without that direction. What else lies there keeps the rest; what
-    was told in other words lies elsewhere and stays.
+    A turn writes the same under the same keys whenever it is read, so it is read anew into an empty memory, and every slot
+    that holds what it writes is projected onto what is left of it without that direction. What else lies there keeps the rest; what
+    was told in other words was written under other keys and stays.
 
     Args:
         model: a causal LM with memory.
@@ -59,6 +61,8 @@ def forget(
         written = alone.left[turn].sum(dim=0) > _LEAST_WRITTEN  # (N, S)
         slots = state.sites[site]["slots"]  # (B, N, S, d)
         fresh = alone.state.sites[site]["slots"].to(slots) * written.to(slots).unsqueeze(-1)  # (1, N, S, d)
+        if state.addressing == "content":
+            fresh = _likest(fresh.expand_as(slots), slots)
         share = ((slots * fresh).sum(-1) / (fresh * fresh).sum(-1).clamp_min(1e-12)).clamp_min(0)
         kept = {**state.sites[site], "slots": (slots - share.unsqueeze(-1) * fresh).clamp(-1, 1)}
         state = replace(state, sites={**state.sites, site: kept})
@@ -84,8 +88,17 @@ def kept_share(
     written = alone.left[torch.tensor([number == 0 for number in alone.turns])].sum(dim=0).double()  # (N, S)
     fresh = alone.state.sites[site]["slots"][0].double().cpu()  # (N, S, d)
     now = state.sites[site]["slots"][0].double().cpu()
+    if state.addressing == "content":
+        now = _likest(now[None], fresh[None])[0]
     share = ((now * fresh).sum(-1) / (fresh * fresh).sum(-1).clamp_min(1e-12)).clamp(0, 1)
     return float((written * share).sum() / written.sum().clamp_min(1e-12))
+
+
+def _likest(slots: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """For each of the slots `wanted` (B, N, S, d) the one of `slots` that holds the same, or nothing if none does."""
+    likeness = normalize(wanted, dim=-1) @ normalize(slots, dim=-1).transpose(2, 3)  # (B, N, S wanted, S)
+    best, place = likeness.max(dim=3, keepdim=True)
+    return slots.gather(2, place.expand_as(wanted)) * (best > _HOLDS_THE_SAME)
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,21 @@ from torch.nn import functional as F
 
 from . import one_token
 from . import scan as recurrence
-from .config import CELLS, CLOCKS, MemoryConfig, check_decay, check_max_strength, check_signature
+from .addressing import NO_WRITE, Lookup, find_places
+from .config import (
+    CELLS,
+    CLOCKS,
+    MemoryConfig,
+    check_addressing,
+    check_decay,
+    check_max_strength,
+    check_signature,
+)
 
 SiteState = dict[str, Tensor]
 
 _TRUST = (4.0, 12.0, -3.0)  # where trust begins: an empty read counts for little, one that agrees in full
+_SHARPNESS = 60.0  # of reading by content: e-folds between a slot that agrees in full and an empty one
 
 _DEFAULTS = {name: f.default for name, f in MemoryConfig.__dataclass_fields__.items()}
 
@@ -25,6 +35,7 @@ class Prepared(NamedTuple):
     """What a stretch of tokens asks of a memory, whatever is stored in it."""
 
     inputs: recurrence.ScanInputs
+    told: Tensor  # (B, T, N) the probability that a token is to be written, 0 where the memory holds
     last_key: SiteState  # where the next token will be written
     read_gate: Tensor  # (B, T, N, 1)
     persistent: Tensor | None  # (B, T, N, P) how much of each persistent slot is read, where there are any
@@ -55,6 +66,8 @@ class GRUMemoryWithDecay(nn.Module):
 
         trust     y_n *= sigmoid(c_1 m_n + c_2 M + c_3),  after which the signature is left out of the read
 
+    With `addressing="content"` there are no W_k and W_q: `addressing` says how slots are found by their signatures.
+
     Args:
         hidden_size: D, width of the hidden states.
         num_heads: N, heads that address their own slots.
@@ -71,6 +84,7 @@ class GRUMemoryWithDecay(nn.Module):
         signature_size: f of the d floats of a slot, those that say what it was written under; needs `address_rank`.
         tied_queries: W_q is W_k, where there is an `address_rank`; False for memories of format 3 and before.
         max_strength: b_max in (0, 1], the most that a write replaces of what its slots hold.
+        addressing: "learned" or "content"; the latter needs the "mingru" cell and a `signature_size`.
 
     Raises:
         ValueError: an argument out of range; the message says which values are allowed.
@@ -93,6 +107,7 @@ class GRUMemoryWithDecay(nn.Module):
         signature_size: int = _DEFAULTS["signature_size"],
         tied_queries: bool = _DEFAULTS["tied_queries"],
         max_strength: float = _DEFAULTS["max_strength"],
+        addressing: str = _DEFAULTS["addressing"],
     ) -> None:
         super().__init__()
         if cell not in CELLS:
@@ -114,6 +129,8 @@ class GRUMemoryWithDecay(nn.Module):
         self.num_heads, self.num_slots, self.slot_size = num_heads, num_slots, slot_size
         check_signature(signature_size, slot_size, address_rank)
         check_max_strength(max_strength)
+        check_addressing(addressing, cell, signature_size)
+        self.addressing = addressing
         self.address_rank, self.persistent_slots, self.signature_size = address_rank, persistent_slots, signature_size
         self.value_size, self.max_strength = slot_size - signature_size, max_strength
         self.decay_every, self.cell, self.gate_init = decay_every, cell, gate_init
@@ -125,8 +142,11 @@ class GRUMemoryWithDecay(nn.Module):
         if address_rank:
             self.key_rank = nn.Linear(key_width, address_rank)
             self.query_rank = nn.Linear(key_width, address_rank)
-        self.key = nn.Linear(address_rank or key_width, num_heads * num_slots)
-        if not (address_rank and tied_queries):
+        if addressing == "content":
+            self.sharpness = nn.Parameter(torch.empty(1))
+        else:
+            self.key = nn.Linear(address_rank or key_width, num_heads * num_slots)
+        if addressing == "learned" and not (address_rank and tied_queries):
             self.query = nn.Linear(address_rank or key_width, num_heads * num_slots)
         if signature_size:
             self.signature = nn.Linear(address_rank, num_heads * signature_size, bias=False)
@@ -155,8 +175,11 @@ class GRUMemoryWithDecay(nn.Module):
         So from the first step a token stored under a key comes back, as itself, where the same key is asked for;
         training sharpens what is already there. (Values through an untrained random projection did not learn.)
         """
-        nn.init.normal_(self.key.weight, std=2 / math.sqrt(self.key.in_features))
-        nn.init.zeros_(self.key.bias)
+        if self.addressing == "learned":
+            nn.init.normal_(self.key.weight, std=2 / math.sqrt(self.key.in_features))
+            nn.init.zeros_(self.key.bias)
+        else:
+            self.sharpen(0.66)  # what tanh leaves of the mean square that the weights below give signatures
         if self.address_rank:
             nn.init.orthogonal_(self.key_rank.weight)
             nn.init.zeros_(self.key_rank.bias)
@@ -189,6 +212,11 @@ class GRUMemoryWithDecay(nn.Module):
             nn.init.zeros_(self.bias_ih)
             nn.init.zeros_(self.bias_hh)
             self.bias_ih[:, d : 2 * d] = -2.0  # the update gate starts open for the new content
+
+    @torch.no_grad()
+    def sharpen(self, mean_square: float) -> None:
+        """Let reading by content tell slots apart well, where so much is the mean square of the numbers in signatures."""
+        self.sharpness.fill_(_SHARPNESS / (mean_square * self.signature_size))
 
     @torch.no_grad()
     def match_embeddings(self, embeddings: Tensor, ridge: float = 0.3) -> None:
@@ -325,7 +353,7 @@ class GRUMemoryWithDecay(nn.Module):
         turn_starts: Tensor | None,
         key_states: Tensor | None,
     ) -> Prepared:
-        """Everything that does not depend on the slots."""
+        """Where a stretch of tokens writes and reads, and what it writes; only `addressing="content"` looks at the slots for it."""
         batch, length = hidden_states.shape[:2]
         N, S, dtype = self.num_heads, self.num_slots, self.state_dtype
         if mask is None:
@@ -348,9 +376,6 @@ class GRUMemoryWithDecay(nn.Module):
         signed = None
         if self.signature_size:
             signed = self.signature(key.to(self.gate.dtype)).unflatten(-1, (N, self.signature_size))
-        if self.address_rank:
-            key = self.key(key.to(self.gate.dtype)).to(dtype)
-        address = key.unflatten(-1, (N, S)).softmax(dim=-1)  # (B, T, N, S)
         strength = strength + self.strength_embed(keys if self.address_rank else embeds).to(dtype)  # (B, T, N)
         values = (self.value_embed(embeds) + self.value_hidden(normed)).unflatten(-1, (N, self.value_size))
         if signed is not None:
@@ -360,25 +385,32 @@ class GRUMemoryWithDecay(nn.Module):
         else:
             values = values.tanh()
 
-        write = torch.sigmoid(strength) * visible  # (B, T, N), 0 holds
-        if self.max_strength != 1:
-            write = self.max_strength * write
+        told = torch.sigmoid(strength) * visible  # (B, T, N), 0 holds
         ticks = mask if self.decay_every == "token" else mask & _or_false(turn_starts, mask)
         keep = torch.where(ticks[..., None, None], self.decay.to(dtype), 1.0).expand(batch, length, N, S)
         asked = _rms_norm(self.query_rank(keys)) if self.address_rank else keys
-        query = getattr(self, "query", self.key)(asked)
-        query = query.to(dtype).unflatten(-1, (N, S)).softmax(dim=-1)
         signature = None
         if self.signature_size:
             signature = self.signature(asked).to(dtype).unflatten(-1, (N, self.signature_size)).tanh()
+        if self.addressing == "content":
+            strength = self.max_strength * ((told - NO_WRITE) / (1 - NO_WRITE)).clamp_min(0)
+            written = values[..., self.value_size :].to(dtype)
+            lookup = Lookup(written, strength, keep, signature, self.sharpness.to(dtype))
+            address, keep, query = find_places(lookup, state["slots"][..., self.value_size :].to(dtype))
+        else:
+            strength = self.max_strength * told
+            if self.address_rank:
+                key = self.key(key.to(self.gate.dtype)).to(dtype)
+            address = key.unflatten(-1, (N, S)).softmax(dim=-1)  # (B, T, N, S)
+            query = getattr(self, "query", self.key)(asked).to(dtype).unflatten(-1, (N, S)).softmax(dim=-1)
         persistent = None
         if self.persistent_slots:
             persistent = self.persistent_query(asked).to(dtype).unflatten(-1, (N, -1)).softmax(dim=-1)
         read_gate = self.gate * torch.sigmoid(self.read_gate(keys if self.address_rank else normed))
-        inputs = recurrence.ScanInputs(values.to(dtype), address, write.unsqueeze(-1) * address, keep, query)
-        before, strength = last.split([last.shape[-1] - N, N], dim=-1)
-        last_key = {"address": before if self.address_rank else before.unflatten(-1, (N, S)), "strength": strength}
-        return Prepared(inputs, last_key, read_gate.to(dtype).unsqueeze(-1), persistent, signature)
+        inputs = recurrence.ScanInputs(values.to(dtype), address, strength.unsqueeze(-1) * address, keep, query)
+        before, decided = last.split([last.shape[-1] - N, N], dim=-1)
+        last_key = {"address": before if self.address_rank else before.unflatten(-1, (N, S)), "strength": decided}
+        return Prepared(inputs, told, last_key, read_gate.to(dtype).unsqueeze(-1), persistent, signature)
 
     def keys_of(
         self, hidden_states: Tensor, token_embeds: Tensor | None, key_states: Tensor | None

@@ -151,6 +151,7 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, FingerprintMixin, Na
                 address_rank=config.address_rank,
                 persistent_slots=config.persistent_slots,
                 signature_size=config.signature_size,
+                addressing=config.addressing,
                 tied_queries=config.tied_queries,
                 max_strength=config.max_strength,
             )
@@ -262,6 +263,7 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, FingerprintMixin, Na
             decay_rates={name: site.decay for name, site in sites.items() if isinstance(site, GRUMemoryWithDecay)},
             fingerprint=fingerprint,
             kept_in=self.memory_config.kept_in,
+            addressing=self.memory_config.addressing,
         )
 
     def _refuse_fetched_memory(self) -> None:

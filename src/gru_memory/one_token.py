@@ -41,7 +41,7 @@ def can_run(site: GRUMemoryWithDecay, hidden_states: Tensor) -> bool:
     """Whether `run_one` may stand in for `site.run`: one token on a CPU, nothing to learn, plain weights of one float type."""
     if hidden_states.shape[1] != 1 or hidden_states.device.type != "cpu" or torch.is_grad_enabled():
         return False
-    if torch.is_autocast_enabled("cpu") or not can_compile(hidden_states):
+    if site.addressing == "content" or torch.is_autocast_enabled("cpu") or not can_compile(hidden_states):
         return False
     parameters = list(site._parameters.values())
     for module in site._modules.values():

@@ -13,8 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load as deserialize
 from safetensors.torch import save as serialize
 from torch import Tensor
+from torch.nn import functional as F
 
-from .config import KEPT_IN
+from .config import ADDRESSINGS, KEPT_IN
 from .packing import pack_int4, unpack_int4
 
 FORMAT_VERSION = 2  # 2: slots may be packed, see `packing`; what is not packed is written as 1
@@ -37,6 +38,7 @@ class MemoryState:
         decay_rates: site name -> what one tick keeps of the slots, broadcasting over (N, S).
         fingerprint: of the model and the memory this belongs to; None if unknown.
         kept_in: what conversations of this memory are stored in, `MemoryConfig.kept_in`.
+        addressing: how slots are found, `MemoryConfig.addressing`: whether a slot means the same in every conversation.
     """
 
     sites: dict[str, dict[str, Tensor]]
@@ -46,6 +48,7 @@ class MemoryState:
     decay_rates: dict[str, Tensor] = field(default_factory=dict)
     fingerprint: str | None = None
     kept_in: str = "float16"
+    addressing: str = "learned"
 
     @property
     def batch_size(self) -> int:
@@ -125,9 +128,10 @@ class MemoryState:
     def merge(self, other: MemoryState) -> MemoryState:
         """What two conversations hold, row by row, as one that goes on where this one stands.
 
-        Every slot becomes the sum of both, shortened to the longer of the two: what only one of them holds stays as it is,
-        what both hold counts once, and merging a state with itself or with an empty one changes nothing. Where both
-        wrote different things to one slot they share it, as if told one after the other. Tokens and turns add up.
+        What only one of them holds stays as it is, what both hold counts once, and merging a state with itself or with an
+        empty one changes nothing. Slots at learned addresses become the sum of both, shortened to the longer of the two: where both
+        wrote different things to one slot they share it, as if told one after the other. Of slots that are found by their
+        content, the fullest of both stay. Tokens and turns add up.
 
         Raises:
             ValueError: the states belong to different memories, or have different numbers of rows.
@@ -138,11 +142,11 @@ class MemoryState:
             raise ValueError(
                 f"these states hold {self.batch_size} and {other.batch_size} conversations: select as many rows of each"
             )
-        sites = {}
+        sites, join = {}, _fullest if self.addressing == "content" else _joined
         for name, kept in self.sites.items():
             if "slots" not in kept:
                 raise ValueError(f"site {name!r} has no slots: only states of GRUMemoryWithDecay can be merged")
-            sites[name] = {**kept, "slots": _joined(kept["slots"], other.sites[name]["slots"].to(kept["slots"]))}
+            sites[name] = {**kept, "slots": join(kept["slots"], other.sites[name]["slots"].to(kept["slots"]))}
         tokens, turns = self.tokens + other.tokens.to(self.tokens), self.turns + other.turns.to(self.turns)
         return replace(self, sites=sites, tokens=tokens, turns=turns)
 
@@ -197,6 +201,7 @@ class MemoryState:
             "version": str(FORMAT_VERSION if shapes else 1),
             "fingerprint": self.fingerprint or "",
             "kept_in": self.kept_in,
+            "addressing": self.addressing,
             "dtypes": json.dumps(dtypes),
         }
         if shapes:
@@ -271,8 +276,11 @@ class MemoryState:
         kept_in = header.get("kept_in", "float16")
         if kept_in not in KEPT_IN:
             raise KeyError("kept_in")
+        addressing = header.get("addressing", "learned")
+        if addressing not in ADDRESSINGS:
+            raise KeyError("addressing")
         fingerprint = header.get("fingerprint") or None
-        state = cls(sites=sites, decay_rates=rates, fingerprint=fingerprint, kept_in=kept_in, **counters)
+        state = cls(sites, decay_rates=rates, fingerprint=fingerprint, kept_in=kept_in, addressing=addressing, **counters)
         if not sites or any(t.shape[:1] != state.tokens.shape for t in state._tensors()):
             raise KeyError("its tensors do not have one batch size")
         return state
@@ -307,6 +315,29 @@ def _joined(one: Tensor, other: Tensor) -> Tensor:
     longest = torch.maximum(one.norm(dim=-1, keepdim=True), other.norm(dim=-1, keepdim=True))
     shortened = (longest / total.norm(dim=-1, keepdim=True).clamp_min(1e-12)).clamp_max(1)
     return (total * shortened).clamp(-1, 1)
+
+
+_SAME = 0.9  # cosine from which two slots are said to hold the same
+
+
+def _fullest(one: Tensor, other: Tensor) -> Tensor:
+    """(B, N, S, d) and the same: the S longest slots of both, those of `one` in their places; of two that hold the same, one."""
+    count = one.shape[2]
+    alike = F.normalize(one, dim=-1) @ F.normalize(other, dim=-1).transpose(2, 3) > _SAME  # (B, N, S, S of other)
+    length, others = one.norm(dim=-1), other.norm(dim=-1)
+    weaker = alike & (length.unsqueeze(3) < others.unsqueeze(2))
+    length = length.masked_fill(weaker.any(dim=3), 0)  # what the other one holds more of gives way to it
+    others = others.masked_fill((alike & ~weaker).any(dim=2), 0)
+    order = torch.cat([length, others], dim=2).argsort(dim=2, descending=True, stable=True)  # (B, N, 2S)
+    kept = torch.zeros_like(order, dtype=torch.bool).scatter_(2, order[..., :count], True)
+    mine, theirs = kept.split(count, dim=2)
+    # As many of theirs come in as places become free: the k-th of them takes the k-th free place.
+    free = (~mine).int().argsort(dim=2, descending=True, stable=True)
+    coming = theirs.int().argsort(dim=2, descending=True, stable=True)
+    taken = torch.arange(count, device=one.device) < theirs.sum(dim=2, keepdim=True)
+    taken = (taken & (others.gather(2, coming) > 0)).unsqueeze(-1)
+    free, coming = (index.unsqueeze(-1).expand_as(one) for index in (free, coming))
+    return one.scatter(2, free, torch.where(taken, other.gather(2, coming), one.gather(2, free)))
 
 
 def write_whole(path: str | Path, data: bytes) -> None:

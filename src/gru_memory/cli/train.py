@@ -19,6 +19,7 @@ def train_command(
     out: Annotated[Path, option(TrainRequest, "out")],
     model: Annotated[str, option(TrainRequest, "model")] = TrainRequest.model,
     data: Annotated[str, option(TrainRequest, "data")] = TrainRequest.data,
+    addressing: Annotated[Optional[str], option(MemoryConfig, "addressing")] = None,  # noqa: UP045
     num_heads: Annotated[Optional[int], option(MemoryConfig, "num_heads")] = None,  # noqa: UP045
     num_slots: Annotated[Optional[int], option(MemoryConfig, "num_slots")] = None,  # noqa: UP045
     slot_size: Annotated[Optional[int], option(MemoryConfig, "slot_size")] = None,  # noqa: UP045
@@ -61,6 +62,7 @@ def train_command(
     """Train a memory for a frozen model; a run that was interrupted goes on where it stopped."""
     chosen = {
         "num_heads": num_heads,
+        "addressing": addressing,
         "num_slots": num_slots,
         "slot_size": slot_size,
         "address_rank": address_rank,

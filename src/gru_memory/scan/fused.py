@@ -46,7 +46,7 @@ def run_fused(backend: Backend, inputs: ScanInputs, slots: Tensor, cell: CellWei
     for tensor in given[1:]:
         result = torch.promote_types(result, tensor.dtype)
     dtype = torch.promote_types(result, torch.float32)
-    tensors[3] = _without_copies(inputs.keep)
+    tensors[3] = without_copies(inputs.keep)
     tensors = [None if tensor is None else tensor.to(dtype) for tensor in tensors]
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
         reads, after = _Fused.apply(backend, *tensors)
@@ -55,7 +55,7 @@ def run_fused(backend: Backend, inputs: ScanInputs, slots: Tensor, cell: CellWei
     return reads.to(result), after.to(result)
 
 
-def _without_copies(keep: Tensor) -> Tensor:
+def without_copies(keep: Tensor) -> Tensor:
     """Axes of heads and slots along which an expanded tensor repeats itself, cut to one: (B, T, N or 1, S or 1)."""
     if keep.requires_grad:
         return keep

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..memory import GRUMemoryWithDecay, agreements
@@ -22,7 +22,9 @@ from .objective import read
 from .rows import Batch
 
 _REFINE_RATE, _REFINE_TEMPERATURE, _REFINE_PULL = 1e-3, 0.3, 5.0
+_AGAIN = 128  # corrections in a step of refinement
 _EASY, _HARD = 0.1, 50  # share of positions kept for the fit of strengths, and what a probability of 1 adds to it
+_SIGNED = 0.4  # of a normed key in a signature: tanh leaves its direction as it is, and four bits a number tell it
 _FOUND = 0.3  # of a token's weight that a head must meet to count as having found it
 _TRUSTING = 1.5  # added to the bias of trust: who doubts a right head loses an answer, a wrong one is outvoted
 _LOUDNESS = 0.2  # root mean square of rank projections, whose scale says nothing: so much Adam moves them a step
@@ -39,6 +41,8 @@ class Views:
     own: Tensor  # (P, F) of the token's own position
     telling: Tensor  # (P,) bool, whether the token is told
     asking: Tensor  # (P,) bool, whether the token after it is one of an answer that was told
+    corrected: Tensor | None = None  # (C, F) of the position before the first token of a value that is corrected later
+    correcting: Tensor | None = None  # (C, F) of the position before the first token of the value that corrects it
     writing: Tensor | None = None  # (M, D) norm of the hidden state of the token that is told
     written: Tensor | None = None  # (M,) that token
     wanted: Tensor | None = (
@@ -48,7 +52,9 @@ class Views:
 
 def collect(memory: GRUMemoryWithDecay, head: Tensor, batches: Iterable[Batch], positions: int = 60_000) -> Views:
     """The views that `batches` of whole sessions give, at most about `positions` of them for the strengths."""
-    told, asked, first, before, own, telling, asking, writing, written, wanted = ([] for _ in range(10))
+    told, asked, first, before, own, telling, asking, corrected, correcting, writing, written, wanted = (
+        [] for _ in range(12)
+    )
     for batch in batches:
         normed, _, keys = memory.keys_of(*batch.inputs(memory, head))
         keys = keys.detach()
@@ -67,6 +73,14 @@ def collect(memory: GRUMemoryWithDecay, head: Tensor, batches: Iterable[Batch], 
                 writing.append(normed[row][there].detach())
                 written.append(batch.tokens[row][there])
                 wanted.append(batch.labels[row][list(asks)])
+            begins: dict[int, int] = {}  # where the last value of a fact begins
+            for t in (row_told > 0).nonzero().flatten().tolist():
+                fact = int(batch.fact[row, t])
+                if t and batch.value[row, t] != batch.value[row, t - 1]:
+                    if fact in begins:
+                        corrected.append(row_keys[begins[fact] - 1])
+                        correcting.append(row_keys[t - 1])
+                    begins[fact] = t
             if sum(map(len, own)) < positions:
                 last = int(batch.mask[row].sum())
                 before.append(F.pad(row_keys[: last - 1], (0, 0, 1, 0)).half())  # nothing comes before the first
@@ -75,8 +89,9 @@ def collect(memory: GRUMemoryWithDecay, head: Tensor, batches: Iterable[Batch], 
                 asking.append(row_asked[:last] > 0)
     if not told:
         raise ValueError("no session asks for what it tells: nothing to align addresses by")
-    parts = (told, asked, first, before, own, telling, asking, writing, written, wanted)
-    return Views(*(torch.cat(part) for part in parts))
+    parts = [torch.cat(part) for part in (told, asked, first, before, own, telling, asking)]
+    again = [torch.stack(part) if part else parts[0][:0] for part in (corrected, correcting)]
+    return Views(*parts, *again, *(torch.cat(part) for part in (writing, written, wanted)))
 
 
 @torch.no_grad()
@@ -115,12 +130,19 @@ def fit_addresses(
         white = [
             (view - centre) @ root for view, centre, root in zip((views.told, views.asked), centres, roots, strict=True)
         ]
-        directions = _refine(directions, white, views.first, refine_steps)
+        again = None
+        if memory.addressing == "content" and views.corrected is not None and len(views.corrected):
+            again = [(view * scale - centres[0]) @ roots[0] for view in (views.corrected, views.correcting)]
+        directions = _refine(directions, white, views.first, refine_steps, again)
     for linear, way, root, centre in zip((memory.key_rank, memory.query_rank), directions, roots, centres, strict=True):
         weight = way @ root
         weight *= _LOUDNESS / (weight * scale).pow(2).mean().sqrt()
         linear.weight.copy_(weight * scale)
         linear.bias.copy_(-weight @ centre)
+    if memory.addressing == "content":
+        memory.signature.weight.copy_(_SIGNED * nn.init.orthogonal_(torch.empty_like(memory.signature.weight)))
+        memory.sharpen(float(torch.tanh(_SIGNED * torch.randn(10_000)).pow(2).mean()))
+        return correlations[:rank]
     hashes = torch.randn(memory.num_heads * memory.num_slots, rank) * sharpness / rank**0.5
     memory.key.weight.copy_(hashes)
     if hasattr(memory, "query"):
@@ -140,12 +162,15 @@ def _even(memory: GRUMemoryWithDecay, keys: Tensor) -> Tensor:
     return 1 / torch.cat(loud)
 
 
-def _refine(directions: list[Tensor], views: list[Tensor], first: Tensor, steps: int) -> list[Tensor]:
+def _refine(
+    directions: list[Tensor], views: list[Tensor], first: Tensor, steps: int, again: list[Tensor] | None = None
+) -> list[Tensor]:
     """Bring what was told and the question for it closer together, and other tokens further apart.
 
     Cross-entropy over the cosines within a batch, both ways (van den Oord et al. 2018, arXiv:1807.03748), at a temperature
     that keeps on pulling pairs together once they are told apart, plus their distance itself: whether two keys meet
     in one slot depends on the angle between them. Views are whitened; a tenth of their numbers is dropped at each step.
+    `again` are two views, both told, of what is corrected and of what corrects it, which belong together in the same way.
     """
     tensors = [way.clone().requires_grad_() for way in directions]
     optimizer = torch.optim.Adam(tensors)
@@ -161,15 +186,23 @@ def _refine(directions: list[Tensor], views: list[Tensor], first: Tensor, steps:
                 F.normalize(F.dropout(view[rows], 0.1) @ way.t(), dim=-1)
                 for view, way in zip(views, tensors, strict=True)
             )
-            cosines = asked @ told.t()
-            same = torch.arange(len(rows))
-            logits = cosines / _REFINE_TEMPERATURE
-            loss = (F.cross_entropy(logits, same) + F.cross_entropy(logits.t(), same)) / 2
-            loss = loss + _REFINE_PULL * (1 - cosines.diagonal()).mean()
+            loss = _apart(asked, told)
+            if again:
+                rows = torch.randint(len(again[0]), (_AGAIN,))
+                loss = loss + _apart(*(F.normalize(F.dropout(v[rows], 0.1) @ tensors[0].t(), dim=-1) for v in again))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
     return [tensor.detach() for tensor in tensors]
+
+
+def _apart(asked: Tensor, told: Tensor) -> Tensor:
+    """Cross-entropy over the cosines of (M, r) with (M, r), both ways, where rows of the same number belong together."""
+    cosines = asked @ told.t()
+    same = torch.arange(len(told))
+    logits = cosines / _REFINE_TEMPERATURE
+    loss = (F.cross_entropy(logits, same) + F.cross_entropy(logits.t(), same)) / 2
+    return loss + _REFINE_PULL * (1 - cosines.diagonal()).mean()
 
 
 def fit_strengths(memory: GRUMemoryWithDecay, head: Tensor, views: Views, batches: Iterable[Batch] = ()) -> float:

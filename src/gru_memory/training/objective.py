@@ -33,8 +33,8 @@ def recall(
     batch: Batch,
     key_dropout: float = 0.0,
     generator: torch.Generator | None = None,
-) -> tuple[Tensor, ScanInputs]:
-    """Final hidden states with what the memory recalls added (R, T, D), and where it wrote and read.
+) -> tuple[Tensor, Prepared]:
+    """Final hidden states with what the memory recalls added (R, T, D), and what the batch asked of it.
 
     With `key_dropout`, so much of the output of `key_layers` is dropped at every other position, drawn by `generator`: what is
     asked in new words agrees less with what was told than anything in training would.
@@ -45,14 +45,11 @@ def recall(
         kept = torch.rand(extra.shape, generator=generator) >= key_dropout
         extra = torch.where(there.to(extra.device), extra * kept.to(extra) / (1 - key_dropout), extra)
     with torch.autocast(own.device.type, torch.bfloat16):  # the projections; the recurrence stays in float32
-        return memory.run(
-            own,
-            embeds,
-            memory.initial_state(len(own)),
-            batch.mask,
-            batch.turn_starts,
-            extra,
-        )[::2]
+        state = memory.initial_state(len(own))
+        prepared = memory.prepare(own, embeds, state, batch.mask, batch.turn_starts, extra)
+        reads, _ = memory.recur(prepared.inputs, state["slots"])
+        recalled = memory.recalled(reads, prepared.read_gate, prepared.persistent, prepared.signature)
+    return own + recalled.to(own.dtype), prepared
 
 
 def read(memory: GRUMemoryWithDecay, head: Tensor, batch: Batch) -> tuple[Prepared, Tensor]:
@@ -94,16 +91,15 @@ def address_loss(inputs: ScanInputs, batch: Batch) -> Tensor:
     return -torch.log(share.clamp_min(1e-9)).mean() if len(share) else share.sum()
 
 
-def write_loss(inputs: ScanInputs, batch: Batch, max_strength: float = 1.0) -> Tensor:
-    """What was told is written, the rest is not: cross-entropy of the write strengths over all tokens.
+def write_loss(told: Tensor, batch: Batch) -> Tensor:
+    """What was told is written, the rest is not: cross-entropy of `Prepared.told` over all tokens.
 
-    Every token weighs the same, those of a row that were left out too, so strengths, as shares of the greatest,
-    are honest probabilities: most tokens tell nothing, and every stray write wears away what its slots hold.
+    Every token weighs the same, those of a row that were left out too, so they are honest probabilities: most tokens tell
+    nothing, and every stray write wears away what its slots hold.
     """
-    strength = (inputs.write.sum(dim=-1) / max_strength).clamp(1e-6, 1 - 1e-6)  # b (R, T, N); addresses sum to 1
-    told = (batch.told > 0).unsqueeze(-1).to(strength).expand_as(strength)
-    loss = F.binary_cross_entropy(strength, told, reduction="none").mean(dim=-1) * batch.stands_for
-    return loss[batch.mask].mean()
+    is_told = (batch.told > 0).unsqueeze(-1).to(told).expand_as(told)
+    loss = F.binary_cross_entropy(told.clamp(1e-6, 1 - 1e-6), is_told, reduction="none").mean(dim=-1)
+    return (loss * batch.stands_for)[batch.mask].mean()
 
 
 def compute_loss(
@@ -126,7 +122,7 @@ def compute_loss(
     step, and the `hard_negatives` likeliest of the whole vocabulary at every token of a value asked for. The full softmax
     would be most of the arithmetic.
     """
-    states, inputs = recall(memory, head, batch, key_dropout, generator)
+    states, prepared = recall(memory, head, batch, key_dropout, generator)
     with torch.no_grad():
         hard = logits_of(states[(batch.asked > 0) & (batch.labels >= 0)], head).topk(hard_negatives, dim=-1).indices
     vocabulary, labels = _sample_vocabulary(batch, hard, len(head), negatives, generator)
@@ -144,7 +140,7 @@ def compute_loss(
         base_kl = F.kl_div(
             F.log_softmax(logits_of(states[where], weight), dim=-1), base, log_target=True, reduction="batchmean"
         )
-    addressing, writing = address_loss(inputs, batch), write_loss(inputs, batch, memory.max_strength)
+    addressing, writing = address_loss(prepared.inputs, batch), write_loss(prepared.told, batch)
     return LossReport(
         answer_loss + base_weight * base_kl + address_weight * addressing + write_weight * writing,
         answer_loss.item(),

@@ -72,18 +72,17 @@ class TrainRequest:
 def conversation_memory(num_blocks: int, **changes: Any) -> MemoryConfig:
     """The memory that conversations are best served by, for a model of `num_blocks` blocks (see docs/decisions.md).
 
-    49,152 numbers in slots: 24 KiB in four bits each, which conversations are kept in.
+    50,176 numbers in slots: 24.5 KiB in four bits each, which conversations are kept in.
     """
     best = {
-        "num_heads": 32,
-        "num_slots": 96,
-        "slot_size": 16,
-        "signature_size": 6,
-        "address_rank": 160,
-        "persistent_slots": 8,
-        # Where two facts share a slot, the later one would leave nothing of the earlier at 1. So a share stays, and the slots that
-        # are its own make it the louder one where it is asked for.
-        "max_strength": 0.75,
+        # Every told token gets a slot to itself, and is found by what it was written under.
+        "addressing": "content",
+        "num_heads": 1,
+        "num_slots": 224,
+        "slot_size": 224,
+        "signature_size": 128,
+        "address_rank": 128,
+        "persistent_slots": 64,
         "decay": 0.998,
         "decay_every": "turn",
         "cell": "mingru",

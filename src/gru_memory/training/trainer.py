@@ -238,8 +238,8 @@ def learning_rate_share(name: str, weight: Tensor) -> float:
     gates and values, which begin where `alignment` put them, would be blown away. As in Yang et al. 2022 (arXiv:2203.03466).
     Addresses are compared by direction alone and have the most to learn, so theirs move faster.
     """
-    if name.startswith(("key", "query")):
-        return _ADDRESS_SHARE if "rank" in name else 1.0
+    if name.startswith(("key", "query", "signature")):
+        return _ADDRESS_SHARE if "rank" in name or name.startswith("signature") else 1.0
     return min(1.0, _FULL_RATE_INPUTS / weight.shape[-1]) if weight.dim() == 2 else 1.0
 
 

@@ -1,0 +1,135 @@
+"""Addressing by content: a memory that finds the place for every write, and what every read is closest to, in its own slots.
+
+The first f numbers of a slot's signature say under which key it was written. A write goes, whole, to the slot that holds least (the
+least used one, as in Santoro et al. 2016, arXiv:1605.06065, and Graves et al., "Hybrid computing using a neural network with
+dynamic external memory", 2016), and takes away what was written under the same key before it; a read is attention over the signatures.
+
+With K_s the signature of slot s, k_t what is written at token t (both in [-1, 1]^f), q_t what is asked for there, and b_t the strength,
+the head's index left out:
+
+    fade       K~_s = lambda K_s
+    replace    e_{t,s} = b_t clamp((cos(K~_s, k_t) - c_0) / (c_1 - c_0), 0, 1);  K~_s *= 1 - e_{t,s}
+    write      s* = argmin_s |K~_s|;  K_{s*} = K~_{s*} + b_t (k_t - K~_{s*})
+    read       r_t = softmax_s(sharpness * K_s . q_t)
+
+All of it becomes inputs of the recurrence in `scan`: a write address that is 1 at s*, a decay that counts what was replaced,
+and a read address. An empty slot has the logit 0 and holds nothing.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .scan import can_compile
+from .scan.fused import without_copies
+from .scan.threads import share
+
+SAME_KEY = (0.84, 0.92)  # c_0 and c_1: the cosine from which, and up to which, a write replaces what a slot holds
+NO_WRITE = 0.05  # strength up to which nothing is written at all
+_NO_DIRECTION = 1e-12  # product of two squared lengths, up to which nothing is said to point the same way
+
+
+class Places(NamedTuple):
+    """Where a stretch of tokens writes and reads: three fields of `scan.ScanInputs`, each (B, T, N, S)."""
+
+    address: Tensor
+    keep: Tensor
+    query: Tensor
+
+
+class Lookup(NamedTuple):
+    """What has to be placed."""
+
+    written: Tensor  # (B, T, N, f) signatures of what is written
+    strength: Tensor  # (B, T, N) in [0, 1]; 0 writes nothing
+    keep: Tensor  # (B, T, N, S) decay of every step
+    asked: Tensor  # (B, T, N, f) signatures that are asked for
+    sharpness: Tensor  # of reading, a scalar
+
+
+def find_places(lookup: Lookup, signatures: Tensor) -> Places:
+    """Places for every token, starting from the signatures (B, N, S, f) of the slots before the first, in the fastest form."""
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (*lookup, signatures)):
+        return find_places_in_parallel(lookup, signatures)
+    if can_compile(signatures):
+        return find_places_compiled(lookup, signatures)
+    return find_places_step_by_step(lookup, signatures)
+
+
+def find_places_step_by_step(lookup: Lookup, signatures: Tensor) -> Places:
+    """The equations above, as they stand: what every other form must equal."""
+    places = []
+    for t in range(lookup.strength.shape[1]):
+        written, strength, keep, asked = (field[:, t] for field in lookup[:-1])
+        address, keep = _place(written, strength, keep, signatures)
+        write = (strength.unsqueeze(-1) * address).unsqueeze(-1)  # (B, N, S, 1)
+        held = keep.unsqueeze(-1) * signatures
+        signatures = held + write * (written.unsqueeze(-2) - held)
+        logits = lookup.sharpness * torch.einsum("bnsf,bnf->bns", signatures, asked)
+        places.append((address, keep, logits.softmax(dim=-1)))
+    return Places(*(torch.stack(field, dim=1) for field in zip(*places, strict=True)))
+
+
+def _place(written: Tensor, strength: Tensor, keep: Tensor, signatures: Tensor) -> tuple[Tensor, Tensor]:
+    """Address and decay (B, N, S) of one token. No gradient goes through the choice of a place."""
+    with torch.no_grad():
+        held = keep.unsqueeze(-1) * signatures
+        product = torch.einsum("bnsf,bnf->bns", held, written)
+        sizes = held.pow(2).sum(-1) * written.pow(2).sum(-1, keepdim=True)
+        likeness = product * sizes.clamp_min(_NO_DIRECTION).rsqrt()
+        first, last = SAME_KEY
+        replaced = strength.unsqueeze(-1) * ((likeness - first) / (last - first)).clamp(0, 1)
+        keep = keep * (1 - replaced)
+        amount = (held * (1 - replaced).unsqueeze(-1)).pow(2).sum(-1)
+        address = F.one_hot(amount.argmin(dim=-1), amount.shape[-1]).to(keep.dtype)
+    return address, keep
+
+
+def find_places_compiled(lookup: Lookup, signatures: Tensor) -> Places:
+    """The same in machine code, on a CPU and without gradients."""
+    from .scan.place_kernels import find  # numba takes half a second to import
+
+    dtype = signatures.dtype
+    written, strength, asked = (
+        field.detach().to(dtype).contiguous() for field in (lookup.written, lookup.strength, lookup.asked)
+    )
+    keep, signatures = without_copies(lookup.keep.detach()).to(dtype), signatures.detach().contiguous()
+    batch, heads, count = signatures.shape[:3]
+    places = [signatures.new_empty(*strength.shape, count) for _ in Places._fields]
+    scalar = signatures.numpy().dtype.type
+    numbers = scalar(lookup.sharpness.detach().item()), tuple(map(scalar, (*SAME_KEY, _NO_DIRECTION)))
+    arrays = [tensor.numpy() for tensor in (written, strength, keep, asked)]
+    outcomes = [tensor.numpy() for tensor in places]
+    share(lambda first, last: find(*arrays, *numbers, signatures.numpy(), *outcomes, first, last), batch * heads)
+    return Places(*places)
+
+
+def find_places_in_parallel(lookup: Lookup, signatures: Tensor) -> Places:
+    """The same with gradients, in matrix products over all tokens once it is known which slot each is written to.
+
+    A slot is a weighted sum of what was written to it, so its logit is that sum of the products of keys and queries.
+    """
+    with torch.no_grad():
+        address, keep, _ = find_places(Lookup(*(field.detach() for field in lookup)), signatures.detach())
+    write = lookup.strength.unsqueeze(-1) * address  # (B, T, N, S)
+    left = torch.log((keep * (1 - write)).clamp_min(1e-7)).cumsum(dim=1)  # of what was there at the beginning
+    most = max(1, int((lookup.strength > 0).sum(dim=1).max()))  # J, tokens of a row and head that write
+    at = (lookup.strength > 0).int().argsort(dim=1, descending=True, stable=True)[:, :most]  # (B, J, N)
+    strength = lookup.strength.gather(1, at)
+    slot = address.argmax(dim=-1).gather(1, at)  # (B, J, N)
+    written = lookup.written.gather(1, at.unsqueeze(-1).expand(-1, -1, -1, lookup.written.shape[-1]))
+    # Of what token j wrote there is left at token t what the slot has lost since.
+    own = left.gather(3, slot.permute(0, 2, 1).unsqueeze(1).expand(-1, left.shape[1], -1, -1))  # (B, T, N, J)
+    at = at.permute(0, 2, 1)  # (B, N, J)
+    then = own.permute(0, 2, 3, 1).gather(3, at.unsqueeze(-1)).squeeze(-1)  # (B, N, J)
+    time = torch.arange(left.shape[1], device=left.device)
+    weight = strength.permute(0, 2, 1).unsqueeze(1) * torch.exp((own - then.unsqueeze(1)).clamp_max(0))
+    weight = weight * (at.unsqueeze(1) <= time[:, None, None])
+    agreement = weight * torch.einsum("btnf,bjnf->btnj", lookup.asked, written)
+    before = left.exp() * torch.einsum("btnf,bnsf->btns", lookup.asked, signatures)
+    logits = before.scatter_add(3, slot.permute(0, 2, 1).unsqueeze(1).expand_as(agreement), agreement)
+    return Places(address, keep, (lookup.sharpness * logits).softmax(dim=-1))

@@ -1,0 +1,250 @@
+"""Addressing by content: where writes go, what they replace, what reads find, and that all forms agree."""
+
+import math
+
+import pytest
+import torch
+from tiny import assert_close, memory_model, one_thread, random_ids  # noqa: F401 (a fixture)
+
+from gru_memory import GRUMemoryWithDecay, MemoryConfig, MemoryState
+from gru_memory.addressing import (
+    NO_WRITE,
+    SAME_KEY,
+    Lookup,
+    find_places,
+    find_places_compiled,
+    find_places_in_parallel,
+    find_places_step_by_step,
+)
+
+D = 12
+FORMS = (find_places_compiled, find_places_in_parallel)
+
+
+def keys(count, size=8, seed=0):
+    """(count, size) directions at right angles to each other, shorter than 1."""
+    torch.manual_seed(seed)
+    return torch.linalg.qr(torch.randn(size, size, dtype=torch.float64))[0][:count] * 0.9
+
+
+def one_head(written, strength, asked=None, slots=4, keep=1.0, sharpness=50.0):
+    """What a head with so many slots is asked for along written (T, f)."""
+    length = len(written)
+    asked = torch.zeros_like(written) if asked is None else asked
+    return Lookup(
+        written.view(1, length, 1, -1),
+        torch.as_tensor(strength, dtype=torch.float64).expand(length).reshape(1, length, 1),
+        torch.full((1, length, 1, slots), keep, dtype=torch.float64),
+        asked.view(1, length, 1, -1),
+        torch.tensor([sharpness], dtype=torch.float64),
+    )
+
+
+def empty(slots=4, size=8):
+    return torch.zeros(1, 1, slots, size, dtype=torch.float64)
+
+
+def drawn(rows, length, heads, slots, size, dtype, seed=0):
+    """Keys of which some come again, strengths of which half are 0, a clock that ticks now and then, and slots half full."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    def uniform(*shape):
+        return torch.rand(*shape, generator=generator, dtype=torch.float64)
+
+    written = normal(rows, length, heads, size).tanh()
+    again = length // 3
+    written[:, 2 * again : 3 * again] = 0.98 * written[:, :again]
+    strength = (2 * uniform(rows, length, heads) - 1).clamp_min(0)
+    keep = torch.where(uniform(rows, length, 1, 1) < 0.2, 0.9, 1.0).expand(rows, length, heads, slots)
+    asked = normal(rows, length, heads, size).tanh()
+    signatures = normal(rows, heads, slots, size).tanh() * uniform(rows, heads, slots, 1)
+    signatures[:, :, ::2] = 0
+    parts = (written, strength, keep, asked, torch.tensor([3.0]))
+    return Lookup(*(part.to(dtype) for part in parts)), signatures.to(dtype)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("sizes", ((2, 40, 2, 5, 8), (1, 1, 1, 7, 3), (3, 30, 1, 64, 32)))
+@pytest.mark.parametrize(("dtype", "tolerance"), ((torch.float64, 1e-10), (torch.float32, 1e-4)))
+def test_every_form_finds_the_same_places(form, sizes, dtype, tolerance):
+    lookup, signatures = drawn(*sizes, dtype)
+    for got, wanted in zip(form(lookup, signatures), find_places_step_by_step(lookup, signatures), strict=True):
+        assert got.dtype == dtype
+        assert_close(got, wanted, tolerance)
+
+
+def test_gradients_of_the_parallel_form_are_those_step_by_step():
+    lookup, signatures = drawn(2, 40, 2, 5, 8, torch.float64)
+    found = []
+    for form in (find_places_step_by_step, find_places_in_parallel):
+        leaves = [part.clone().requires_grad_() for part in (*lookup, signatures)]
+        written, strength, _, asked, sharpness, slots = leaves
+        places = form(Lookup(written, strength, lookup.keep, asked, sharpness), slots)
+        grads = torch.autograd.grad((places.query * torch.arange(5)).pow(2).sum(), [leaves[i] for i in (0, 1, 3, 4, 5)])
+        # A token that writes nothing has no say in how much it might have written.
+        found.append([grad * (lookup.strength > 0) if i == 1 else grad for i, grad in enumerate(grads)])
+        assert all(grad.abs().max() > 1e-6 for grad in found[-1])
+    for got, wanted in zip(*found, strict=True):
+        assert_close(got, wanted, 1e-10)
+
+
+def test_what_needs_gradients_gets_them_and_what_does_not_is_the_same():
+    lookup, signatures = drawn(2, 20, 1, 9, 6, torch.float64)
+    learned = lookup._replace(asked=lookup.asked.clone().requires_grad_())
+    assert find_places(learned, signatures).query.requires_grad
+    with torch.no_grad():
+        assert not find_places(learned, signatures).query.requires_grad
+    assert_close(find_places(learned, signatures).query, find_places(lookup, signatures).query, 1e-10)
+
+
+def test_every_write_gets_a_slot_to_itself_until_all_are_full():
+    written = keys(6)
+    places = find_places_step_by_step(one_head(written, [1, 1, 0, 1, 1, 0.5]), empty())
+    slots = places.address[0, :, 0].argmax(-1).tolist()
+    assert slots[:2] == [0, 1] and slots[3:5] == [2, 3]  # the third token wrote nothing, so its slot stayed free
+    assert places.keep.eq(1).all()  # no key was alike another
+
+
+def test_a_full_memory_gives_up_what_has_faded_most():
+    written = keys(5)
+    strength, keep = [0.9, 0.6, 0.8, 1.0, 1.0], 0.97
+    places = find_places_step_by_step(one_head(written, strength, keep=keep), empty())
+    left = [b * keep ** (4 - t) for t, b in enumerate(strength[:4])]
+    assert places.address[0, 4, 0].argmax() == left.index(min(left)) == 1
+
+
+def test_what_is_told_again_under_the_same_key_replaces_what_was_told():
+    first, other = keys(2)
+    for angle, gone in ((0.0, 1.0), (SAME_KEY[0] - 0.02, 0.0), (sum(SAME_KEY) / 2, 0.5)):
+        cosine = angle or 1.0
+        again = cosine * first + math.sqrt(1 - cosine**2) * other.norm() / first.norm() * keys(3)[2]
+        written = torch.stack([first, other, again])
+        places = find_places_step_by_step(one_head(written, 1.0), empty())
+        assert_close(places.keep[0, 2, 0, 0], torch.tensor(1 - gone, dtype=torch.float64), 1e-6)
+        assert_close(places.keep[0, 2, 0, 1], torch.tensor(1.0, dtype=torch.float64), 1e-6)
+        # What is replaced in full leaves its slot free; anything else keeps it, while there are others.
+        assert places.address[0, 2, 0].argmax() == (0 if gone == 1 else 2)
+    half = find_places_step_by_step(one_head(torch.stack([first, other, first]), [1, 1, 0.5]), empty())
+    assert half.keep[0, 2, 0, 0] == pytest.approx(0.5)  # as far as the write is sure of itself
+
+
+def test_reads_find_what_was_written_under_the_key_asked_for():
+    written = torch.cat([keys(4), torch.zeros(1, 8, dtype=torch.float64)])
+    asked = torch.zeros(5, 8, dtype=torch.float64)
+    asked[4] = written[2]
+    places = find_places_step_by_step(one_head(written, [1, 1, 1, 1, 0], asked, slots=9), empty(slots=9))
+    read = places.query[0, 4, 0]
+    assert read.argmax() == places.address[0, 2, 0].argmax() and read.max() > 0.99
+    logits = torch.zeros(9, dtype=torch.float64)
+    logits[2] = 50 * written[2].pow(2).sum()
+    assert_close(read, logits.softmax(-1), 1e-6)  # the empty ones have the logit 0
+
+
+def site(**settings):
+    """A small memory addressed by content, with random weights, in float64."""
+    torch.manual_seed(0)
+    form = {"address_rank": 5, "signature_size": 4, "slot_size": 10, "num_heads": 2, "num_slots": 6, "decay": 0.9}
+    memory = GRUMemoryWithDecay(D, cell="mingru", addressing="content", gate_init=1.0, **{**form, **settings}).double()
+    with torch.no_grad():
+        for name, parameter in memory.named_parameters():
+            if name != "gate":
+                parameter += torch.randn_like(parameter) / 3
+    return memory
+
+
+def test_the_memory_runs_on_these_places():
+    """The recurrence gets what `find_places` says of the signatures it writes itself."""
+    memory = site()
+    x, e = torch.randn(2, 30, D).double(), torch.randn(2, 30, D).double()
+    prepared = memory.prepare(x, e, memory.initial_state(2), None, None, None)
+    inputs, value = prepared.inputs, memory.value_size
+    strength = ((prepared.told - NO_WRITE) / (1 - NO_WRITE)).clamp_min(0)
+    assert (strength == 0).any() and (strength > 0.5).any()
+    assert_close(inputs.write.sum(-1), strength)
+    plain = torch.full_like(inputs.keep, 0.9)
+    lookup = Lookup(inputs.values[..., value:], strength, plain, prepared.signature, memory.sharpness)
+    wanted = find_places_step_by_step(lookup, memory.initial_state(2)["slots"][..., value:])
+    for got, place in zip((inputs.address, inputs.keep, inputs.query), wanted, strict=True):
+        assert_close(got, place)
+    # And the slots that the recurrence leaves have the signatures that were compared.
+    _, slots = memory.recur(inputs, memory.initial_state(2)["slots"])
+    _, again, _ = memory.run(x, e, memory.initial_state(2), None, None, None)
+    assert_close(slots, again["slots"])
+    half, state = 13, memory.initial_state(2)
+    _, state, _ = memory.run(x[:, :half], e[:, :half], state, None, None, None)
+    _, state, _ = memory.run(x[:, half:], e[:, half:], state, None, None, None)
+    assert_close(state["slots"], slots)
+
+
+def test_what_is_hardly_told_is_not_written_at_all():
+    memory = site()
+    with torch.no_grad():
+        memory.strength_key.weight.zero_()
+        memory.strength_embed.weight.zero_()
+        memory.strength_key.bias.fill_(math.log(NO_WRITE / (1 - NO_WRITE)) - 0.01)
+    x, e = torch.randn(1, 50, D).double(), torch.randn(1, 50, D).double()
+    _, state = memory(x, e)
+    assert not state["slots"].any()
+    with torch.no_grad():
+        memory.strength_key.bias.fill_(math.log(NO_WRITE / (1 - NO_WRITE)) + 0.01)
+    _, state = memory(x, e)
+    assert state["slots"].any()
+
+
+def test_the_cell_and_the_signature_that_it_needs_are_named():
+    for wrong in ({"cell": "gru", "address_rank": 4, "signature_size": 2}, {"cell": "mingru"}):
+        with pytest.raises(ValueError, match="mingru.*signature_size"):
+            MemoryConfig(addressing="content", **wrong)
+        with pytest.raises(ValueError, match="mingru.*signature_size"):
+            GRUMemoryWithDecay(D, addressing="content", **wrong)
+    with pytest.raises(ValueError, match=r"'nearest'.*learned.*content"):
+        MemoryConfig(addressing="nearest")
+
+
+def told(model, seed, length=3):
+    """The state after so many tokens, all written."""
+    with torch.no_grad():
+        for memory in model.memory_sites().values():
+            memory.strength_key.bias.fill_(20.0)
+    return model(random_ids(1, length, seed), memory_state=None).memory_state
+
+
+def holds(state, other, site="top"):
+    """For each slot that `other` fills, whether `state` has it, whatever its place."""
+    mine, theirs = (s.sites[site]["slots"][0] for s in (state, other))
+    return [
+        bool(((mine[n] - slot).norm(dim=-1) < 1e-9).any())
+        for n in range(len(theirs)) for slot in theirs[n] if slot.norm() > 0
+    ]  # fmt: skip
+
+
+def test_merging_keeps_what_either_holds_wherever_it_lies():
+    model = memory_model("llama", cell="content", num_slots=8, decay=1.0)
+    one, two = told(model, 1), told(model, 2)
+    assert sum(holds(two, one)) < len(holds(two, one)) / 2
+    both = one.merge(two)
+    assert all(holds(both, one)) and all(holds(both, two)) and len(holds(both, one)) >= 4
+    for name in both.sites:
+        filled = one.sites[name]["slots"].norm(dim=-1) > 0
+        assert_close(both.sites[name]["slots"][filled], one.sites[name]["slots"][filled])  # in their places
+    nothing = model.initial_memory_state(1) if hasattr(model, "initial_memory_state") else one.decay(1e9)
+    for same in (one.merge(one), one.merge(nothing)):
+        assert all(holds(same, one)) and all(holds(one, same))
+    assert all(holds(nothing.merge(one), one))
+
+
+def test_merging_more_than_there_is_room_for_keeps_the_fullest():
+    model = memory_model("llama", cell="content", num_slots=4, decay=0.9)
+    one, two = told(model, 1, 12).decay(30), told(model, 2, 12)
+    both = one.merge(two)
+    assert all(holds(both, two)) and not any(holds(both, one))
+
+
+def test_a_state_says_how_its_slots_are_found():
+    state = told(memory_model("llama", cell="content"), 1)
+    assert state.addressing == "content"
+    assert MemoryState.from_bytes(state.to_bytes()).addressing == "content"
+    assert told(memory_model("llama", cell="mingru"), 1).addressing == "learned"
