@@ -27,13 +27,14 @@ def keys(count, size=8, seed=0):
     return torch.linalg.qr(torch.randn(size, size, dtype=torch.float64))[0][:count] * 0.9
 
 
-def one_head(written, strength, asked=None, slots=4, keep=1.0, sharpness=50.0):
+def one_head(written, strength, asked=None, slots=4, keep=1.0, sharpness=50.0, after=0.0):
     """What a head with so many slots is asked for along written (T, f)."""
     length = len(written)
     asked = torch.zeros_like(written) if asked is None else asked
     return Lookup(
         written.view(1, length, 1, -1),
         torch.as_tensor(strength, dtype=torch.float64).expand(length).reshape(1, length, 1),
+        (1 - after) * torch.as_tensor(strength, dtype=torch.float64).expand(length).reshape(1, length, 1),
         torch.full((1, length, 1, slots), keep, dtype=torch.float64),
         asked.view(1, length, 1, -1),
         torch.tensor([sharpness], dtype=torch.float64),
@@ -62,7 +63,8 @@ def drawn(rows, length, heads, slots, size, dtype, seed=0):
     asked = normal(rows, length, heads, size).tanh()
     signatures = normal(rows, heads, slots, size).tanh() * uniform(rows, heads, slots, 1)
     signatures[:, :, ::2] = 0
-    parts = (written, strength, keep, asked, torch.tensor([3.0]))
+    replaces = strength * uniform(rows, length, heads)
+    parts = (written, strength, replaces, keep, asked, torch.tensor([3.0]))
     return Lookup(*(part.to(dtype) for part in parts)), signatures.to(dtype)
 
 
@@ -81,9 +83,9 @@ def test_gradients_of_the_parallel_form_are_those_step_by_step():
     found = []
     for form in (find_places_step_by_step, find_places_in_parallel):
         leaves = [part.clone().requires_grad_() for part in (*lookup, signatures)]
-        written, strength, _, asked, sharpness, slots = leaves
-        places = form(Lookup(written, strength, lookup.keep, asked, sharpness), slots)
-        grads = torch.autograd.grad((places.query * torch.arange(5)).pow(2).sum(), [leaves[i] for i in (0, 1, 3, 4, 5)])
+        written, strength, _, _, asked, sharpness, slots = leaves
+        places = form(Lookup(written, strength, lookup.replaces, lookup.keep, asked, sharpness), slots)
+        grads = torch.autograd.grad((places.query * torch.arange(5)).pow(2).sum(), [leaves[i] for i in (0, 1, 4, 5, 6)])
         # A token that writes nothing has no say in how much it might have written.
         found.append([grad * (lookup.strength > 0) if i == 1 else grad for i, grad in enumerate(grads)])
         assert all(grad.abs().max() > 1e-6 for grad in found[-1])
@@ -129,6 +131,8 @@ def test_what_is_told_again_under_the_same_key_replaces_what_was_told():
         assert places.address[0, 2, 0].argmax() == (0 if gone == 1 else 2)
     half = find_places_step_by_step(one_head(torch.stack([first, other, first]), [1, 1, 0.5]), empty())
     assert half.keep[0, 2, 0, 0] == pytest.approx(0.5)  # as far as the write is sure of itself
+    later = find_places_step_by_step(one_head(torch.stack([first, other, first]), 1.0, after=1.0), empty())
+    assert later.keep.eq(1).all()  # the second token of a value leaves those of others that begin alike
 
 
 def test_reads_find_what_was_written_under_the_key_asked_for():
@@ -165,7 +169,10 @@ def test_the_memory_runs_on_these_places():
     assert (strength == 0).any() and (strength > 0.5).any()
     assert_close(inputs.write.sum(-1), strength)
     plain = torch.full_like(inputs.keep, 0.9)
-    lookup = Lookup(inputs.values[..., value:], strength, plain, prepared.signature, memory.sharpness)
+    before = torch.cat([torch.zeros_like(prepared.told[:, :1]), prepared.told[:, :-1]], dim=1)
+    lookup = Lookup(
+        inputs.values[..., value:], strength, strength * (1 - before), plain, prepared.signature, memory.sharpness
+    )
     wanted = find_places_step_by_step(lookup, memory.initial_state(2)["slots"][..., value:])
     for got, place in zip((inputs.address, inputs.keep, inputs.query), wanted, strict=True):
         assert_close(got, place)

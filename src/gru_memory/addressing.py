@@ -2,13 +2,14 @@
 
 The first f numbers of a slot's signature say under which key it was written. A write goes, whole, to the slot that holds least (the
 least used one, as in Santoro et al. 2016, arXiv:1605.06065, and Graves et al., "Hybrid computing using a neural network with
-dynamic external memory", 2016), and takes away what was written under the same key before it; a read is attention over the signatures.
+dynamic external memory", 2016). The first token of what is told takes away what was written under the same key before it, as a
+correction does; a later one does not, since its key says little more than the token before it. A read is attention over the signatures.
 
-With K_s the signature of slot s, k_t what is written at token t (both in [-1, 1]^f), q_t what is asked for there, and b_t the strength,
-the head's index left out:
+With K_s the signature of slot s, k_t what is written at token t (both in [-1, 1]^f), q_t what is asked for there, b_t the strength and
+p_{t-1} how surely the token before was told, the head's index left out:
 
     fade       K~_s = lambda K_s
-    replace    e_{t,s} = b_t clamp((cos(K~_s, k_t) - c_0) / (c_1 - c_0), 0, 1);  K~_s *= 1 - e_{t,s}
+    replace    e_{t,s} = b_t (1 - p_{t-1}) clamp((cos(K~_s, k_t) - c_0) / (c_1 - c_0), 0, 1);  K~_s *= 1 - e_{t,s}
     write      s* = argmin_s |K~_s|;  K_{s*} = K~_{s*} + b_t (k_t - K~_{s*})
     read       r_t = softmax_s(sharpness * K_s . q_t)
 
@@ -46,6 +47,7 @@ class Lookup(NamedTuple):
 
     written: Tensor  # (B, T, N, f) signatures of what is written
     strength: Tensor  # (B, T, N) in [0, 1]; 0 writes nothing
+    replaces: Tensor  # (B, T, N) in [0, 1], how much of what was written under the same key goes
     keep: Tensor  # (B, T, N, S) decay of every step
     asked: Tensor  # (B, T, N, f) signatures that are asked for
     sharpness: Tensor  # of reading, a scalar
@@ -64,8 +66,8 @@ def find_places_step_by_step(lookup: Lookup, signatures: Tensor) -> Places:
     """The equations above, as they stand: what every other form must equal."""
     places = []
     for t in range(lookup.strength.shape[1]):
-        written, strength, keep, asked = (field[:, t] for field in lookup[:-1])
-        address, keep = _place(written, strength, keep, signatures)
+        written, strength, replaces, keep, asked = (field[:, t] for field in lookup[:-1])
+        address, keep = _place(written, replaces, keep, signatures)
         write = (strength.unsqueeze(-1) * address).unsqueeze(-1)  # (B, N, S, 1)
         held = keep.unsqueeze(-1) * signatures
         signatures = held + write * (written.unsqueeze(-2) - held)
@@ -74,7 +76,7 @@ def find_places_step_by_step(lookup: Lookup, signatures: Tensor) -> Places:
     return Places(*(torch.stack(field, dim=1) for field in zip(*places, strict=True)))
 
 
-def _place(written: Tensor, strength: Tensor, keep: Tensor, signatures: Tensor) -> tuple[Tensor, Tensor]:
+def _place(written: Tensor, replaces: Tensor, keep: Tensor, signatures: Tensor) -> tuple[Tensor, Tensor]:
     """Address and decay (B, N, S) of one token. No gradient goes through the choice of a place."""
     with torch.no_grad():
         held = keep.unsqueeze(-1) * signatures
@@ -82,7 +84,7 @@ def _place(written: Tensor, strength: Tensor, keep: Tensor, signatures: Tensor) 
         sizes = held.pow(2).sum(-1) * written.pow(2).sum(-1, keepdim=True)
         likeness = product * sizes.clamp_min(_NO_DIRECTION).rsqrt()
         first, last = SAME_KEY
-        replaced = strength.unsqueeze(-1) * ((likeness - first) / (last - first)).clamp(0, 1)
+        replaced = replaces.unsqueeze(-1) * ((likeness - first) / (last - first)).clamp(0, 1)
         keep = keep * (1 - replaced)
         amount = (held * (1 - replaced).unsqueeze(-1)).pow(2).sum(-1)
         address = F.one_hot(amount.argmin(dim=-1), amount.shape[-1]).to(keep.dtype)
@@ -94,15 +96,16 @@ def find_places_compiled(lookup: Lookup, signatures: Tensor) -> Places:
     from .scan.place_kernels import find  # numba takes half a second to import
 
     dtype = signatures.dtype
-    written, strength, asked = (
-        field.detach().to(dtype).contiguous() for field in (lookup.written, lookup.strength, lookup.asked)
+    written, strength, replaces, asked = (
+        field.detach().to(dtype).contiguous()
+        for field in (lookup.written, lookup.strength, lookup.replaces, lookup.asked)
     )
     keep, signatures = without_copies(lookup.keep.detach()).to(dtype), signatures.detach().contiguous()
     batch, heads, count = signatures.shape[:3]
     places = [signatures.new_empty(*strength.shape, count) for _ in Places._fields]
     scalar = signatures.numpy().dtype.type
     numbers = scalar(lookup.sharpness.detach().item()), tuple(map(scalar, (*SAME_KEY, _NO_DIRECTION)))
-    arrays = [tensor.numpy() for tensor in (written, strength, keep, asked)]
+    arrays = [tensor.numpy() for tensor in (written, strength, replaces, keep, asked)]
     outcomes = [tensor.numpy() for tensor in places]
     share(lambda first, last: find(*arrays, *numbers, signatures.numpy(), *outcomes, first, last), batch * heads)
     return Places(*places)

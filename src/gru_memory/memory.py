@@ -262,11 +262,9 @@ class GRUMemoryWithDecay(nn.Module):
             address = slots.new_zeros(batch_size, self.address_rank)
         else:
             address = self.key.bias.to(dtype).view(1, *shape[1:]).expand(shape)
-        return {
-            "slots": slots,
-            "address": address,
-            "strength": self.strength_key.bias.to(dtype).expand(batch_size, -1),
-        }
+        strength = self.strength_key.bias.to(dtype).expand(batch_size, -1)
+        state = {"slots": slots, "address": address, "strength": strength}
+        return {**state, "told": torch.zeros_like(strength)} if self.addressing == "content" else state
 
     def forward(
         self,
@@ -395,7 +393,10 @@ class GRUMemoryWithDecay(nn.Module):
         if self.addressing == "content":
             strength = self.max_strength * ((told - NO_WRITE) / (1 - NO_WRITE)).clamp_min(0)
             written = values[..., self.value_size :].to(dtype)
-            lookup = Lookup(written, strength, keep, signature, self.sharpness.to(dtype))
+            told_before, told_last = _shift(told, state["told"].to(dtype), mask)
+            lookup = Lookup(
+                written, strength, strength * (1 - told_before), keep, signature, self.sharpness.to(dtype)
+            )
             address, keep, query = find_places(lookup, state["slots"][..., self.value_size :].to(dtype))
         else:
             strength = self.max_strength * told
@@ -410,6 +411,8 @@ class GRUMemoryWithDecay(nn.Module):
         inputs = recurrence.ScanInputs(values.to(dtype), address, strength.unsqueeze(-1) * address, keep, query)
         before, decided = last.split([last.shape[-1] - N, N], dim=-1)
         last_key = {"address": before if self.address_rank else before.unflatten(-1, (N, S)), "strength": decided}
+        if self.addressing == "content":
+            last_key["told"] = told_last
         return Prepared(inputs, told, last_key, read_gate.to(dtype).unsqueeze(-1), persistent, signature)
 
     def keys_of(
@@ -478,6 +481,8 @@ class GRUMemoryWithDecay(nn.Module):
             else (batch_size, self.num_heads, self.num_slots),
             "strength": (batch_size, self.num_heads),
         }
+        if self.addressing == "content":
+            shapes["told"] = (batch_size, self.num_heads)
         if set(state) != set(shapes):
             raise ValueError(
                 f"the state holds {sorted(state)}: expected {sorted(shapes)}; start from None or initial_state()"

@@ -18,10 +18,10 @@ def _dot(a, b):
 
 
 @_compiled
-def find(written, strength, keep, asked, sharpness, same, signatures, address, kept, query, first, last):
+def find(written, strength, replaces, keep, asked, sharpness, same, signatures, address, kept, query, first, last):
     """Fill address, kept and query (B, T, N, S) for the heads `first` to `last` of all B*N.
 
-    written, asked (B, T, N, f); strength (B, T, N); keep (B, T, N or 1, S or 1); signatures (B, N, S, f);
+    written, asked (B, T, N, f); strength, replaces (B, T, N); keep (B, T, N or 1, S or 1); signatures (B, N, S, f);
     same: from where on, up to where two keys are the same one, and the least product of two lengths that have a direction.
     """
     length, heads, count = address.shape[1:]
@@ -45,18 +45,19 @@ def find(written, strength, keep, asked, sharpness, same, signatures, address, k
                     amount[s] *= left[s] * left[s]
             z = strength[row, t, head]
             key = written[row, t, head]
-            if z > zero:
+            gone = replaces[row, t, head]
+            if gone > zero:
                 size = _dot(key, key)
                 for s in range(count):
                     if amount[s] == zero:
                         continue
                     likeness = _dot(slots[s], key) / math.sqrt(max(amount[s] * size, least))
-                    replaced = z * min(max((likeness - begins) / (ends - begins), zero), one)
-                    if replaced > zero:
+                    stays = one - gone * min(max((likeness - begins) / (ends - begins), zero), one)
+                    if stays < one:
                         for j in range(slots.shape[1]):
-                            slots[s, j] *= one - replaced
-                        amount[s] *= (one - replaced) * (one - replaced)
-                        left[s] *= one - replaced
+                            slots[s, j] *= stays
+                        amount[s] *= stays * stays
+                        left[s] *= stays
             place = 0
             for s in range(1, count):
                 if amount[s] < amount[place]:
