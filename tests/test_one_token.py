@@ -69,6 +69,12 @@ SETTINGS = [
             ([[0.5] * S] * N, 6, 4, {"signature_size": 2}),
         ),
     )
+] + [
+    {"cell": "mingru", "addressing": "content", "address_rank": 6, "signature_size": 3, "decay_every": every, **more}
+    for every, more in (
+        ("turn", {"persistent_slots": 4}),
+        ("token", {"decay": [[0.5, 0.6, 0.7, 0.8, 0.9]] * N, "max_strength": 0.75}),
+    )
 ]
 
 
@@ -82,9 +88,9 @@ def test_it_is_the_general_path(settings, batch):
         assert_same(*both(site, {**given, absent: None}), 1e-12)
 
 
-@pytest.mark.parametrize("rank", (0, 6))
-def test_hidden_tokens_hold_the_state(rank):
-    site = make(address_rank=rank)
+@pytest.mark.parametrize("settings", ({}, {"address_rank": 6}, SETTINGS[-1]), ids=str)
+def test_hidden_tokens_hold_the_state(settings):
+    site = make(**settings)
     given = one(site)
     given["mask"] = torch.tensor([[True], [False], [True]])
     given["hidden_states"][1] = torch.nan  # padding may hold anything
@@ -97,7 +103,7 @@ def test_hidden_tokens_hold_the_state(rank):
         assert not torch.equal(state[name][0], before[0]), name
 
 
-@pytest.mark.parametrize("settings", ({}, {"cell": "mingru", "address_rank": 6, "persistent_slots": 2}))
+@pytest.mark.parametrize("settings", ({}, {"cell": "mingru", "address_rank": 6, "persistent_slots": 2}, SETTINGS[-1]))
 def test_float32(settings):
     site = make(torch.float32, **settings)
     assert_same(*both(site, one(site)), 2e-6)

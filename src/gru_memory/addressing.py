@@ -34,6 +34,11 @@ NO_WRITE = 0.05  # strength up to which nothing is written at all
 _NO_DIRECTION = 1e-12  # product of two squared lengths, up to which nothing is said to point the same way
 
 
+def rules(dtype: torch.dtype) -> Tensor:
+    """c_0, c_1, the least product of two squared lengths that have a direction, and `NO_WRITE`: what compiled code goes by."""
+    return torch.tensor([*SAME_KEY, _NO_DIRECTION, NO_WRITE], dtype=dtype)
+
+
 class Places(NamedTuple):
     """Where a stretch of tokens writes and reads: three fields of `scan.ScanInputs`, each (B, T, N, S)."""
 
@@ -103,8 +108,7 @@ def find_places_compiled(lookup: Lookup, signatures: Tensor) -> Places:
     keep, signatures = without_copies(lookup.keep.detach()).to(dtype), signatures.detach().contiguous()
     batch, heads, count = signatures.shape[:3]
     places = [signatures.new_empty(*strength.shape, count) for _ in Places._fields]
-    scalar = signatures.numpy().dtype.type
-    numbers = scalar(lookup.sharpness.detach().item()), tuple(map(scalar, (*SAME_KEY, _NO_DIRECTION)))
+    numbers = signatures.numpy().dtype.type(lookup.sharpness.detach().item()), rules(dtype)[:3].numpy()
     arrays = [tensor.numpy() for tensor in (written, strength, replaces, keep, asked)]
     outcomes = [tensor.numpy() for tensor in places]
     share(lambda first, last: find(*arrays, *numbers, signatures.numpy(), *outcomes, first, last), batch * heads)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .addressing import rules
 from .scan import can_compile
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def can_run(site: GRUMemoryWithDecay, hidden_states: Tensor) -> bool:
     """Whether `run_one` may stand in for `site.run`: one token on a CPU, nothing to learn, plain weights of one float type."""
     if hidden_states.shape[1] != 1 or hidden_states.device.type != "cpu" or torch.is_grad_enabled():
         return False
-    if site.addressing == "content" or torch.is_autocast_enabled("cpu") or not can_compile(hidden_states):
+    if torch.is_autocast_enabled("cpu") or not can_compile(hidden_states):
         return False
     parameters = list(site._parameters.values())
     for module in site._modules.values():
@@ -73,12 +74,12 @@ def _make_plan(site: GRUMemoryWithDecay, parameters: list[Tensor]) -> bool:
     sizes = [site.hidden_size, site.embed_size, site.key_size, site.num_heads, site.num_slots, site.slot_size]
     sizes += [site.address_rank, site.persistent_slots, *decay.shape, site.decay_every == "token", site.signature_size]
     weights = [found[name].data_ptr() if name in found else 0 for name in WEIGHTS]
-    most = torch.tensor([site.max_strength], dtype=dtype)
+    most, places = torch.tensor([site.max_strength], dtype=dtype), rules(dtype)
     _plans[site] = _Plan(
-        [*(parameter.detach() for parameter in parameters), decay, most],
+        [*(parameter.detach() for parameter in parameters), decay, most, places],
         [parameter.data_ptr() for parameter in parameters],
         torch.zeros(1, dtype=dtype).numpy(),
-        torch.tensor([*weights, decay.data_ptr(), most.data_ptr()]).numpy(),
+        torch.tensor([*weights, decay.data_ptr(), most.data_ptr(), places.data_ptr()]).numpy(),
         torch.tensor(sizes).numpy(),
     )
     return True
@@ -103,19 +104,18 @@ def run_one(
     further = None if key_states is None else _rows(key_states, dtype)
     visible = None if mask is None else _rows(mask, torch.bool)
     starts = None if turn_starts is None else _rows(turn_starts, torch.bool)
-    slots, address, strength = (_rows(state[name], dtype) for name in ("slots", "address", "strength"))
-    recalled, after, last_address, last_strength = (
-        torch.empty_like(tensor) for tensor in (hidden, slots, address, strength)
-    )
-    tensors = (hidden, embeds, further, visible, starts, address, strength, slots)
+    kept = {name: _rows(tensor, dtype) for name, tensor in state.items()}
+    recalled, after = torch.empty_like(hidden), {name: torch.empty_like(tensor) for name, tensor in kept.items()}
+    before = (kept["address"], kept["strength"], kept.get("told"), kept["slots"])
+    new = (recalled, after["slots"], after["address"], after["strength"], after.get("told"))
+    tensors = (hidden, embeds, further, visible, starts, *before, *new)
     places = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
-    places += [tensor.data_ptr() for tensor in (recalled, after, last_address, last_strength)]
 
     def work(first: int, last: int) -> None:
         site_one(plan.like, plan.weights, plan.sizes, *places, batch, first, last)
 
     share(work, batch, _ROWS_PER_THREAD)
-    return recalled.to(hidden_states.dtype), {"slots": after, "address": last_address, "strength": last_strength}
+    return recalled.to(hidden_states.dtype), after
 
 
 def _rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -16,8 +16,10 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .kernels import _addressed, _compiled, _decay, _gru_cell, _load, _product, _store, _write_and_read
+from .place_kernels import place, squared_lengths
 
-# The parameters of a site in the order in which `site_one` takes their addresses; its decay and `max_strength` come after them.
+# The parameters of a site in the order in which `site_one` takes their addresses; its decay, `max_strength` and
+# `addressing.rules` come after them.
 WEIGHTS = (
     *("key_rank.weight", "key_rank.bias", "query_rank.weight", "query_rank.bias"),
     *("key.weight", "key.bias", "query.weight", "query.bias"),
@@ -25,13 +27,14 @@ WEIGHTS = (
     *("value_embed.weight", "value_hidden.weight", "output.weight", "gate"),
     *("weight_ih", "bias_ih", "weight_hh", "bias_hh"),
     *("persistent_query.weight", "persistent_query.bias", "persistent", "signature.weight", "trust"),
+    "sharpness",
 )
 (
     KEY_RANK, KEY_RANK_BIAS, QUERY_RANK, QUERY_RANK_BIAS, KEY, KEY_BIAS, QUERY, QUERY_BIAS, STRENGTH_KEY,
     STRENGTH_KEY_BIAS, STRENGTH_EMBED, READ_GATE, READ_GATE_BIAS, VALUE_EMBED, VALUE_HIDDEN, OUTPUT, GATE, WEIGHT_IH,
-    BIAS_IH, WEIGHT_HH, BIAS_HH, PERSISTENT_QUERY, PERSISTENT_QUERY_BIAS, PERSISTENT, SIGNATURE, TRUST, DECAY,
-    MAX_STRENGTH,
-) = range(len(WEIGHTS) + 2)  # fmt: skip
+    BIAS_IH, WEIGHT_HH, BIAS_HH, PERSISTENT_QUERY, PERSISTENT_QUERY_BIAS, PERSISTENT, SIGNATURE, TRUST, SHARPNESS,
+    DECAY, MAX_STRENGTH, RULES,
+) = range(len(WEIGHTS) + 3)  # fmt: skip
 
 
 @intrinsic
@@ -151,13 +154,16 @@ def _write_and_read_one(
     learned,
     signed,
     signature,
+    told_before,
+    told_now,
     reads,
 ):
     """The recurrence and the read. Arrays as in `site_one`, those of the tokens for its rows alone.
 
-    values (B, N*(d-f)); address, wanted (B, N*S) and learned (B, N*P) before their softmax; strength, gates (B, N) before
-    their sigmoid; signed (B, N*f), the signature to write, and signature (B, N*f), the one asked for, before its tanh;
-    slots, after (B, N, S, d). Fills after and reads (B, N*(d-f)).
+    values (B, N*(d-f)); address, wanted (B, N*S), unless slots are found by their content, and learned (B, N*P) before their
+    softmax; strength, gates (B, N) before their sigmoid; signed (B, N*f), the signature to write, and signature (B, N*f), the
+    one asked for, before their tanh; told_before (B, N) of the token before; slots, after (B, N, S, d). Fills after,
+    told_now (B, N) and reads (B, N*(d-f)).
     """
     rows, heads, count, size = slots.shape
     marks = signed.shape[1] // heads  # floats of a signature
@@ -172,7 +178,10 @@ def _write_and_read_one(
     persistent = carray(_pointer(weights[PERSISTENT]), (heads, always, room), like.dtype)
     gate = carray(_pointer(weights[GATE]), (1,), like.dtype)[0]
     most = carray(_pointer(weights[MAX_STRENGTH]), (1,), like.dtype)[0]
-    zero = like.dtype.type(0)
+    by_content = weights[SHARPNESS] != 0
+    sharpness = carray(_pointer(weights[SHARPNESS]), (1 if by_content else 0,), like.dtype)
+    rules = carray(_pointer(weights[RULES]), (4,), like.dtype)
+    zero, one = like.dtype.type(0), like.dtype.type(1)
 
     state = np.empty((size, count), like.dtype)
     where, put, sought = np.empty(count, like.dtype), np.empty(count, like.dtype), np.empty(count, like.dtype)
@@ -181,18 +190,38 @@ def _write_and_read_one(
     shares = np.empty(always, like.dtype)
     value, read = np.empty(size, like.dtype), np.empty(size, like.dtype)
     agreement = np.zeros((rows, heads), like.dtype)
+    signatures, amount = np.empty((count, marks), like.dtype), np.empty(count, like.dtype)
+    key, found = np.empty(marks, like.dtype), np.empty(marks, like.dtype)
+    left = np.empty(count, like.dtype)
     for n in range(heads):  # the rows of a head one after the other, so that they share the weights of its cell
         for b in range(rows):
             value[:room] = values[b, n * room : (n + 1) * room]
             value[room:] = signed[b, n * marks : (n + 1) * marks]
             _load(state, slots[b, n])
-            if ticks[b]:
-                _decay(state, decay[n if decay.shape[0] > 1 else 0])
-            _softmax_into(where, address[b, n * count : (n + 1) * count])
-            _softmax_into(sought, wanted[b, n * count : (n + 1) * count])
-            z = most * like.dtype.type(_sigmoid(strength[b, n]))
+            rates = decay[n if decay.shape[0] > 1 else 0]
+            told = like.dtype.type(_sigmoid(strength[b, n])) if visible[b] else zero
+            z = most * told
+            if by_content:
+                for s in range(count):
+                    left[s] = rates[s % rates.shape[0]] if ticks[b] else one
+                    for j in range(marks):
+                        signatures[s, j] = slots[b, n, s, room + j]
+                squared_lengths(signatures, amount)
+                for j in range(marks):
+                    key[j] = math.tanh(signed[b, n * marks + j])
+                    found[j] = math.tanh(signature[b, n * marks + j])
+                z = most * max(zero, (told - rules[3]) / (one - rules[3]))
+                gone = z * (one - told_before[b, n])
+                place(signatures, amount, left, key, z, gone, found, sharpness[0], rules, where, sought)
+                told_now[b, n] = told if visible[b] else told_before[b, n]
+                _decay(state, left)
+            else:
+                if ticks[b]:
+                    _decay(state, rates)
+                _softmax_into(where, address[b, n * count : (n + 1) * count])
+                _softmax_into(sought, wanted[b, n * count : (n + 1) * count])
             for s in range(count):
-                put[s] = z * where[s] if visible[b] else zero
+                put[s] = z * where[s]
             if gru:
                 _addressed(state, where, cell[1])
                 given[:] = bias_ih[n]
@@ -230,8 +259,8 @@ def _write_and_read_one(
 
 @_compiled
 def site_one(
-    like, weights, sizes, hidden_at, embeds_at, further_at, visible_at, starts_at, address_at, strength_at, slots_at,
-    recalled_at, after_at, last_address_at, last_strength_at, batch, first, last,
+    like, weights, sizes, hidden_at, embeds_at, further_at, visible_at, starts_at, address_at, strength_at, told_at, slots_at,
+    recalled_at, after_at, last_address_at, last_strength_at, last_told_at, batch, first, last,
 ):  # fmt: skip
     """One token of the rows `first` to `last` of a batch, by the equations of `GRUMemoryWithDecay`.
 
@@ -239,8 +268,9 @@ def site_one(
 
     - hidden (B, D), embeds (B, E) and further (B, `key_size`); visible and starts (B,) are bool. Address 0 stands for
       embeds of zeros, for all rows visible, for none that begins a turn.
-    - the state: address (B, r) or (B, N*S) and strength (B, N), what the token before decided; slots (B, N, S, d).
-    - recalled (B, D) gets hidden with what is recalled added; after, last_address and last_strength get the new state.
+    - the state: address (B, r) or (B, N*S) and strength (B, N), what the token before decided; told (B, N), if slots are
+      found by their content; slots (B, N, S, d).
+    - recalled (B, D) gets hidden with what is recalled added; after and those that begin with last_ get the new state.
 
     `weights` are addresses too, see `WEIGHTS`, 0 for those that this site does not have. `sizes` are D, E, `key_size`, N,
     S, d, r, P, the two of the decay, 1 if every token ticks, and f.
@@ -264,6 +294,9 @@ def site_one(
     recalled = carray(_pointer(recalled_at), (batch, D), like.dtype)
     last_address = carray(_pointer(last_address_at), (batch, kept), like.dtype)
     last_strength = carray(_pointer(last_strength_at), (batch, heads), like.dtype)
+    by_content = weights[SHARPNESS] != 0
+    told_before = carray(_pointer(told_at), (batch if by_content else 0, heads), like.dtype)
+    last_told = carray(_pointer(last_told_at), (batch if by_content else 0, heads), like.dtype)
     decay = carray(_pointer(weights[DECAY]), (sizes[8], sizes[9]), like.dtype)
 
     visible, ticks = np.ones(rows, np.bool_), np.zeros(rows, np.bool_)
@@ -284,8 +317,9 @@ def site_one(
 
     # Where this token is written was decided by the one before it, and this one decides for the next.
     held = before[first:last]
+    places = 0 if by_content else heads * count
     if ranked:
-        address = _times(weights[KEY], weights[KEY_BIAS], heads * count, held)
+        address = _times(weights[KEY], weights[KEY_BIAS], places, held)
         decided = _times(weights[KEY_RANK], weights[KEY_RANK_BIAS], rank, keys)
         asked = _times(weights[QUERY_RANK], weights[QUERY_RANK_BIAS], rank, keys)
         for i in range(rows):
@@ -295,7 +329,7 @@ def site_one(
         address, asked = held, keys
         decided = _times(weights[KEY], weights[KEY_BIAS], heads * count, keys)
     asking, asking_bias = (QUERY, QUERY_BIAS) if weights[QUERY] != 0 else (KEY, KEY_BIAS)
-    wanted = _times(weights[asking], weights[asking_bias], heads * count, asked)
+    wanted = _times(weights[asking], weights[asking_bias], places, asked)
     signed = _times(weights[SIGNATURE], 0, heads * marks, held)
     signature = _times(weights[SIGNATURE], 0, heads * marks, asked)
     learned = _times(weights[PERSISTENT_QUERY], weights[PERSISTENT_QUERY_BIAS], heads * always, asked)
@@ -313,7 +347,7 @@ def site_one(
     reads = np.empty((rows, heads * room), like.dtype)
     _write_and_read_one(
         like, weights, decay, slots[first:last], after[first:last], ticks, visible, values, address, strength, wanted,
-        gates, learned, signed, signature, reads,
+        gates, learned, signed, signature, told_before[first:last], last_told[first:last], reads,
     )  # fmt: skip
     recalled[first:last] = hidden[first:last]
     _add_times(recalled[first:last], weights[OUTPUT], reads)

@@ -18,6 +18,64 @@ def _dot(a, b):
 
 
 @_compiled
+def place(slots, amount, left, key, strength, replaces, asked, sharpness, same, address, query):
+    """One token of one head: where it is written and what it finds.
+
+    slots (S, f) holds the signatures and amount (S,) their squared lengths; both become those after the token. left (S,) is
+    the decay of the token, and what is replaced is taken off it. key, asked (f,). Fills address and query (S,).
+    """
+    zero = slots.dtype.type(0)
+    one = slots.dtype.type(1)
+    begins, ends, least = same[0], same[1], same[2]
+    count, width = slots.shape
+    for s in range(count):
+        address[s] = zero
+        if left[s] != one and amount[s] != zero:
+            for j in range(width):
+                slots[s, j] *= left[s]
+            amount[s] *= left[s] * left[s]
+    if replaces > zero:
+        size = _dot(key, key)
+        for s in range(count):
+            if amount[s] == zero:
+                continue
+            likeness = _dot(slots[s], key) / math.sqrt(max(amount[s] * size, least))
+            stays = one - replaces * min(max((likeness - begins) / (ends - begins), zero), one)
+            if stays < one:
+                for j in range(width):
+                    slots[s, j] *= stays
+                amount[s] *= stays * stays
+                left[s] *= stays
+    free = 0
+    for s in range(1, count):
+        if amount[s] < amount[free]:
+            free = s
+    address[free] = one
+    if strength > zero:
+        for j in range(width):
+            slots[free, j] += strength * (key[j] - slots[free, j])
+        amount[free] = _dot(slots[free], slots[free])
+    for s in range(count):
+        query[s] = sharpness * _dot(slots[s], asked) if amount[s] != zero else zero
+    most = query[0]
+    for s in range(1, count):
+        most = max(most, query[s])
+    total = zero
+    for s in range(count):
+        query[s] = math.exp(query[s] - most)
+        total += query[s]
+    for s in range(count):
+        query[s] /= total
+
+
+@_compiled
+def squared_lengths(slots, amount):
+    """Of the rows of slots (S, f), into amount (S,)."""
+    for s in range(slots.shape[0]):
+        amount[s] = _dot(slots[s], slots[s])
+
+
+@_compiled
 def find(written, strength, replaces, keep, asked, sharpness, same, signatures, address, kept, query, first, last):
     """Fill address, kept and query (B, T, N, S) for the heads `first` to `last` of all B*N.
 
@@ -25,60 +83,17 @@ def find(written, strength, replaces, keep, asked, sharpness, same, signatures, 
     same: from where on, up to where two keys are the same one, and the least product of two lengths that have a direction.
     """
     length, heads, count = address.shape[1:]
-    zero = signatures.dtype.type(0)
-    one = signatures.dtype.type(1)
-    begins, ends, least = same
-    amount = np.empty(count, signatures.dtype)  # |K_s|^2
+    amount = np.empty(count, signatures.dtype)
     for item in range(first, last):
         row, head = divmod(item, heads)
         slots = signatures[row, head].copy()
-        for s in range(count):
-            amount[s] = _dot(slots[s], slots[s])
+        squared_lengths(slots, amount)
         for t in range(length):
             decay = keep[row, t, head % keep.shape[2]]
             left = kept[row, t, head]
             for s in range(count):
                 left[s] = decay[s % decay.shape[0]]
-                if left[s] != one and amount[s] != zero:
-                    for j in range(slots.shape[1]):
-                        slots[s, j] *= left[s]
-                    amount[s] *= left[s] * left[s]
-            z = strength[row, t, head]
-            key = written[row, t, head]
-            gone = replaces[row, t, head]
-            if gone > zero:
-                size = _dot(key, key)
-                for s in range(count):
-                    if amount[s] == zero:
-                        continue
-                    likeness = _dot(slots[s], key) / math.sqrt(max(amount[s] * size, least))
-                    stays = one - gone * min(max((likeness - begins) / (ends - begins), zero), one)
-                    if stays < one:
-                        for j in range(slots.shape[1]):
-                            slots[s, j] *= stays
-                        amount[s] *= stays * stays
-                        left[s] *= stays
-            place = 0
-            for s in range(1, count):
-                if amount[s] < amount[place]:
-                    place = s
-            for s in range(count):
-                address[row, t, head, s] = zero
-            address[row, t, head, place] = one
-            if z > zero:
-                for j in range(slots.shape[1]):
-                    slots[place, j] += z * (key[j] - slots[place, j])
-                amount[place] = _dot(slots[place], slots[place])
-            found = query[row, t, head]
-            most = zero
-            for s in range(count):
-                found[s] = zero
-                if amount[s] != zero:
-                    found[s] = sharpness * _dot(slots[s], asked[row, t, head])
-                most = max(most, found[s]) if s else found[s]
-            total = zero
-            for s in range(count):
-                found[s] = math.exp(found[s] - most)
-                total += found[s]
-            for s in range(count):
-                found[s] /= total
+            place(
+                slots, amount, left, written[row, t, head], strength[row, t, head], replaces[row, t, head],
+                asked[row, t, head], sharpness, same, address[row, t, head], query[row, t, head],
+            )  # fmt: skip
