@@ -27,14 +27,15 @@ def keys(count, size=8, seed=0):
     return torch.linalg.qr(torch.randn(size, size, dtype=torch.float64))[0][:count] * 0.9
 
 
-def one_head(written, strength, asked=None, slots=4, keep=1.0, sharpness=50.0, after=0.0):
+def one_head(written, strength, asked=None, slots=4, keep=1.0, sharpness=50.0, told=0.0):
     """What a head with so many slots is asked for along written (T, f)."""
     length = len(written)
     asked = torch.zeros_like(written) if asked is None else asked
     return Lookup(
         written.view(1, length, 1, -1),
         torch.as_tensor(strength, dtype=torch.float64).expand(length).reshape(1, length, 1),
-        (1 - after) * torch.as_tensor(strength, dtype=torch.float64).expand(length).reshape(1, length, 1),
+        torch.as_tensor(told, dtype=torch.float64).expand(length).reshape(1, length, 1),
+        torch.ones(1, length, dtype=torch.bool),
         torch.full((1, length, 1, slots), keep, dtype=torch.float64),
         asked.view(1, length, 1, -1),
         torch.tensor([sharpness], dtype=torch.float64),
@@ -42,7 +43,8 @@ def one_head(written, strength, asked=None, slots=4, keep=1.0, sharpness=50.0, a
 
 
 def empty(slots=4, size=8):
-    return torch.zeros(1, 1, slots, size, dtype=torch.float64)
+    """Slots, and leave to replace."""
+    return torch.zeros(1, 1, slots, size, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
 
 
 def drawn(rows, length, heads, slots, size, dtype, seed=0):
@@ -63,29 +65,31 @@ def drawn(rows, length, heads, slots, size, dtype, seed=0):
     asked = normal(rows, length, heads, size).tanh()
     signatures = normal(rows, heads, slots, size).tanh() * uniform(rows, heads, slots, 1)
     signatures[:, :, ::2] = 0
-    replaces = strength * uniform(rows, length, heads)
-    parts = (written, strength, replaces, keep, asked, torch.tensor([3.0]))
-    return Lookup(*(part.to(dtype) for part in parts)), signatures.to(dtype)
+    mask = uniform(rows, length) < 0.8
+    strength, keep = strength * mask.unsqueeze(-1), torch.where(mask[..., None, None], keep, 1.0)
+    told = uniform(rows, length, heads) * mask.unsqueeze(-1)
+    numbers = [part.to(dtype) for part in (written, strength, told, keep, asked, torch.tensor([3.0]))]
+    return Lookup(*numbers[:3], mask, *numbers[3:]), signatures.to(dtype), uniform(rows, heads).to(dtype)
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("sizes", ((2, 40, 2, 5, 8), (1, 1, 1, 7, 3), (3, 30, 1, 64, 32)))
 @pytest.mark.parametrize(("dtype", "tolerance"), ((torch.float64, 1e-10), (torch.float32, 1e-4)))
 def test_every_form_finds_the_same_places(form, sizes, dtype, tolerance):
-    lookup, signatures = drawn(*sizes, dtype)
-    for got, wanted in zip(form(lookup, signatures), find_places_step_by_step(lookup, signatures), strict=True):
+    given = drawn(*sizes, dtype)
+    for got, wanted in zip(form(*given), find_places_step_by_step(*given), strict=True):
         assert got.dtype == dtype
         assert_close(got, wanted, tolerance)
 
 
 def test_gradients_of_the_parallel_form_are_those_step_by_step():
-    lookup, signatures = drawn(2, 40, 2, 5, 8, torch.float64)
+    lookup, signatures, replacing = drawn(2, 40, 2, 5, 8, torch.float64)
     found = []
     for form in (find_places_step_by_step, find_places_in_parallel):
-        leaves = [part.clone().requires_grad_() for part in (*lookup, signatures)]
-        written, strength, _, _, asked, sharpness, slots = leaves
-        places = form(Lookup(written, strength, lookup.replaces, lookup.keep, asked, sharpness), slots)
-        grads = torch.autograd.grad((places.query * torch.arange(5)).pow(2).sum(), [leaves[i] for i in (0, 1, 4, 5, 6)])
+        named = {name: getattr(lookup, name).clone().requires_grad_() for name in ("written", "strength", "asked", "sharpness")}
+        slots = signatures.clone().requires_grad_()
+        places = form(lookup._replace(**named), slots, replacing)
+        grads = torch.autograd.grad((places.query * torch.arange(5)).pow(2).sum(), [*named.values(), slots])
         # A token that writes nothing has no say in how much it might have written.
         found.append([grad * (lookup.strength > 0) if i == 1 else grad for i, grad in enumerate(grads)])
         assert all(grad.abs().max() > 1e-6 for grad in found[-1])
@@ -94,17 +98,17 @@ def test_gradients_of_the_parallel_form_are_those_step_by_step():
 
 
 def test_what_needs_gradients_gets_them_and_what_does_not_is_the_same():
-    lookup, signatures = drawn(2, 20, 1, 9, 6, torch.float64)
+    lookup, *before = drawn(2, 20, 1, 9, 6, torch.float64)
     learned = lookup._replace(asked=lookup.asked.clone().requires_grad_())
-    assert find_places(learned, signatures).query.requires_grad
+    assert find_places(learned, *before).query.requires_grad
     with torch.no_grad():
-        assert not find_places(learned, signatures).query.requires_grad
-    assert_close(find_places(learned, signatures).query, find_places(lookup, signatures).query, 1e-10)
+        assert not find_places(learned, *before).query.requires_grad
+    assert_close(find_places(learned, *before).query, find_places(lookup, *before).query, 1e-10)
 
 
 def test_every_write_gets_a_slot_to_itself_until_all_are_full():
     written = keys(6)
-    places = find_places_step_by_step(one_head(written, [1, 1, 0, 1, 1, 0.5]), empty())
+    places = find_places_step_by_step(one_head(written, [1, 1, 0, 1, 1, 0.5]), *empty())
     slots = places.address[0, :, 0].argmax(-1).tolist()
     assert slots[:2] == [0, 1] and slots[3:5] == [2, 3]  # the third token wrote nothing, so its slot stayed free
     assert places.keep.eq(1).all()  # no key was alike another
@@ -113,7 +117,7 @@ def test_every_write_gets_a_slot_to_itself_until_all_are_full():
 def test_a_full_memory_gives_up_what_has_faded_most():
     written = keys(5)
     strength, keep = [0.9, 0.6, 0.8, 1.0, 1.0], 0.97
-    places = find_places_step_by_step(one_head(written, strength, keep=keep), empty())
+    places = find_places_step_by_step(one_head(written, strength, keep=keep), *empty())
     left = [b * keep ** (4 - t) for t, b in enumerate(strength[:4])]
     assert places.address[0, 4, 0].argmax() == left.index(min(left)) == 1
 
@@ -124,22 +128,44 @@ def test_what_is_told_again_under_the_same_key_replaces_what_was_told():
         cosine = angle or 1.0
         again = cosine * first + math.sqrt(1 - cosine**2) * other.norm() / first.norm() * keys(3)[2]
         written = torch.stack([first, other, again])
-        places = find_places_step_by_step(one_head(written, 1.0), empty())
+        places = find_places_step_by_step(one_head(written, 1.0), *empty())
         assert_close(places.keep[0, 2, 0, 0], torch.tensor(1 - gone, dtype=torch.float64), 1e-6)
         assert_close(places.keep[0, 2, 0, 1], torch.tensor(1.0, dtype=torch.float64), 1e-6)
         # What is replaced in full leaves its slot free; anything else keeps it, while there are others.
         assert places.address[0, 2, 0].argmax() == (0 if gone == 1 else 2)
-    half = find_places_step_by_step(one_head(torch.stack([first, other, first]), [1, 1, 0.5]), empty())
+    half = find_places_step_by_step(one_head(torch.stack([first, other, first]), [1, 1, 0.5]), *empty())
     assert half.keep[0, 2, 0, 0] == pytest.approx(0.5)  # as far as the write is sure of itself
-    later = find_places_step_by_step(one_head(torch.stack([first, other, first]), 1.0, after=1.0), empty())
-    assert later.keep.eq(1).all()  # the second token of a value leaves those of others that begin alike
+
+
+def test_later_tokens_replace_only_where_the_first_one_did():
+    """After "S" the second token of "Sergio" leaves that of "Sordid"; in a correction it takes the place of the old one."""
+    key, other, later, apart = keys(4)
+    for again, gone in ((apart, 0.0), (key, 1.0)):
+        written = torch.stack([key, later, other, again, later])
+        places = find_places_step_by_step(one_head(written, 1.0, slots=8, told=[1, 1, 0, 1, 1]), *empty(slots=8))
+        assert places.keep[0, 3, 0, 0] == pytest.approx(1 - gone)
+        assert places.keep[0, 4, 0, 1] == pytest.approx(1 - gone)
+        assert places.replacing.item() == pytest.approx(gone)
+    blocked = find_places_step_by_step(one_head(torch.stack([key, key]), 1.0, told=1.0), *empty())
+    assert blocked.keep.eq(1).all()  # the token right before it was told, and replaced nothing
+
+
+def test_only_the_likest_slot_is_replaced():
+    key, other = keys(2)
+    near = 0.97 * key + math.sqrt(1 - 0.97**2) * other
+    places = find_places_step_by_step(one_head(torch.stack([key, near, near]), [1, 1, 1], slots=8), *empty(slots=8))
+    assert places.keep[0, 1, 0, 0] == pytest.approx(0, abs=1e-9)  # alike enough
+    slots = torch.zeros(1, 1, 8, 8, dtype=torch.float64)
+    slots[0, 0, 3], slots[0, 0, 5] = near, key
+    places = find_places_step_by_step(one_head(key[None], 1.0, slots=8), slots, torch.ones(1, 1).double())
+    assert places.keep[0, 0, 0].tolist() == pytest.approx([1, 1, 1, 1, 1, 0, 1, 1])
 
 
 def test_reads_find_what_was_written_under_the_key_asked_for():
     written = torch.cat([keys(4), torch.zeros(1, 8, dtype=torch.float64)])
     asked = torch.zeros(5, 8, dtype=torch.float64)
     asked[4] = written[2]
-    places = find_places_step_by_step(one_head(written, [1, 1, 1, 1, 0], asked, slots=9), empty(slots=9))
+    places = find_places_step_by_step(one_head(written, [1, 1, 1, 1, 0], asked, slots=9), *empty(slots=9))
     read = places.query[0, 4, 0]
     assert read.argmax() == places.address[0, 2, 0].argmax() and read.max() > 0.99
     logits = torch.zeros(9, dtype=torch.float64)
@@ -169,11 +195,13 @@ def test_the_memory_runs_on_these_places():
     assert (strength == 0).any() and (strength > 0.5).any()
     assert_close(inputs.write.sum(-1), strength)
     plain = torch.full_like(inputs.keep, 0.9)
-    before = torch.cat([torch.zeros_like(prepared.told[:, :1]), prepared.told[:, :-1]], dim=1)
+    mask = torch.ones(2, 30, dtype=torch.bool)
     lookup = Lookup(
-        inputs.values[..., value:], strength, strength * (1 - before), plain, prepared.signature, memory.sharpness
+        inputs.values[..., value:], strength, prepared.told, mask, plain, prepared.signature, memory.sharpness
     )
-    wanted = find_places_step_by_step(lookup, memory.initial_state(2)["slots"][..., value:])
+    begin = memory.initial_state(2)
+    *wanted, replacing = find_places_step_by_step(lookup, begin["slots"][..., value:], begin["replacing"])
+    assert_close(prepared.last_key["replacing"], replacing)
     for got, place in zip((inputs.address, inputs.keep, inputs.query), wanted, strict=True):
         assert_close(got, place)
     # And the slots that the recurrence leaves have the signatures that were compared.
@@ -184,6 +212,16 @@ def test_the_memory_runs_on_these_places():
     _, state, _ = memory.run(x[:, :half], e[:, :half], state, None, None, None)
     _, state, _ = memory.run(x[:, half:], e[:, half:], state, None, None, None)
     assert_close(state["slots"], slots)
+
+
+def test_trust_goes_by_the_angle_so_what_fades_stays_sure_of_itself():
+    memory = site(decay=0.5, num_heads=1)
+    found, asked = torch.randn(3, 1, 4).double(), torch.randn(3, 1, 4).double()
+    agreement, together = memory.agreements(found, asked)
+    assert_close(agreement, torch.cosine_similarity(found, asked, dim=-1))
+    assert_close(together, agreement.clamp_min(0))
+    assert_close(memory.agreements(found / 1000, asked)[0], agreement)
+    assert memory.agreements(torch.zeros_like(found), asked)[0].abs().max() == 0
 
 
 def test_what_is_hardly_told_is_not_written_at_all():

@@ -1,20 +1,22 @@
 """Addressing by content: a memory that finds the place for every write, and what every read is closest to, in its own slots.
 
-The first f numbers of a slot's signature say under which key it was written. A write goes, whole, to the slot that holds least (the
-least used one, as in Santoro et al. 2016, arXiv:1605.06065, and Graves et al., "Hybrid computing using a neural network with
-dynamic external memory", 2016). The first token of what is told takes away what was written under the same key before it, as a
-correction does; a later one does not, since its key says little more than the token before it. A read is attention over the signatures.
+The signature of a slot says under which key it was written. A write goes, whole, to the slot that holds least (the least
+used one, as in Santoro et al. 2016, arXiv:1605.06065, and Graves et al., "Hybrid computing using a neural network with dynamic
+external memory", 2016). The first token of what is told takes away what was written under the same key before it, as a
+correction does, and the tokens after it go on with that; others replace nothing, since the key of a later token says little
+more than the token before it. A read is attention over the signatures.
 
 With K_s the signature of slot s, k_t what is written at token t (both in [-1, 1]^f), q_t what is asked for there, b_t the strength and
-p_{t-1} how surely the token before was told, the head's index left out:
+p_t how surely the token is told, the head's index left out:
 
     fade       K~_s = lambda K_s
-    replace    e_{t,s} = b_t (1 - p_{t-1}) clamp((cos(K~_s, k_t) - c_0) / (c_1 - c_0), 0, 1);  K~_s *= 1 - e_{t,s}
+    replace    e_t = b_t m_{t-1} clamp((cos(K~_o, k_t) - c_0) / (c_1 - c_0), 0, 1),  o = argmax_s cos(K~_s, k_t);  K~_o *= 1 - e_t
+               m_t = max(1 - p_t, e_t)
     write      s* = argmin_s |K~_s|;  K_{s*} = K~_{s*} + b_t (k_t - K~_{s*})
     read       r_t = softmax_s(sharpness * K_s . q_t)
 
 All of it becomes inputs of the recurrence in `scan`: a write address that is 1 at s*, a decay that counts what was replaced,
-and a read address. An empty slot has the logit 0 and holds nothing.
+and a read address. An empty slot has the logit 0 and holds nothing. No gradient goes through the choice of a place.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from .scan import can_compile
 from .scan.fused import without_copies
 from .scan.threads import share
 
-SAME_KEY = (0.84, 0.92)  # c_0 and c_1: the cosine from which, and up to which, a write replaces what a slot holds
+SAME_KEY = (0.84, 0.92)  # c_0 and c_1: the the cosine from which on, and up to which, two keys are more and more the same
 NO_WRITE = 0.05  # strength up to which nothing is written at all
 _NO_DIRECTION = 1e-12  # product of two squared lengths, up to which nothing is said to point the same way
 
@@ -40,11 +42,12 @@ def rules(dtype: torch.dtype) -> Tensor:
 
 
 class Places(NamedTuple):
-    """Where a stretch of tokens writes and reads: three fields of `scan.ScanInputs`, each (B, T, N, S)."""
+    """Where a stretch of tokens writes and reads: three fields of `scan.ScanInputs`, each (B, T, N, S), and m after it."""
 
     address: Tensor
     keep: Tensor
     query: Tensor
+    replacing: Tensor  # (B, N)
 
 
 class Lookup(NamedTuple):
@@ -52,76 +55,92 @@ class Lookup(NamedTuple):
 
     written: Tensor  # (B, T, N, f) signatures of what is written
     strength: Tensor  # (B, T, N) in [0, 1]; 0 writes nothing
-    replaces: Tensor  # (B, T, N) in [0, 1], how much of what was written under the same key goes
+    told: Tensor  # (B, T, N) in [0, 1], how surely each token is told
+    mask: Tensor  # (B, T) bool, False where the memory holds; the strength is 0 and the decay 1 there
     keep: Tensor  # (B, T, N, S) decay of every step
     asked: Tensor  # (B, T, N, f) signatures that are asked for
     sharpness: Tensor  # of reading, a scalar
 
 
-def find_places(lookup: Lookup, signatures: Tensor) -> Places:
-    """Places for every token, starting from the signatures (B, N, S, f) of the slots before the first, in the fastest form."""
+def find_places(lookup: Lookup, signatures: Tensor, replacing: Tensor) -> Places:
+    """Places for every token, in the fastest form.
+
+    Args:
+        lookup: see `Lookup`.
+        signatures: (B, N, S, f) of the slots before the first token.
+        replacing: (B, N) m before the first token.
+    """
     if torch.is_grad_enabled() and any(t.requires_grad for t in (*lookup, signatures)):
-        return find_places_in_parallel(lookup, signatures)
+        return find_places_in_parallel(lookup, signatures, replacing)
     if can_compile(signatures):
-        return find_places_compiled(lookup, signatures)
-    return find_places_step_by_step(lookup, signatures)
+        return find_places_compiled(lookup, signatures, replacing)
+    return find_places_step_by_step(lookup, signatures, replacing)
 
 
-def find_places_step_by_step(lookup: Lookup, signatures: Tensor) -> Places:
+def find_places_step_by_step(lookup: Lookup, signatures: Tensor, replacing: Tensor) -> Places:
     """The equations above, as they stand: what every other form must equal."""
     places = []
     for t in range(lookup.strength.shape[1]):
-        written, strength, replaces, keep, asked = (field[:, t] for field in lookup[:-1])
-        address, keep = _place(written, replaces, keep, signatures)
+        written, strength, told, mask, keep, asked = (field[:, t] for field in lookup[:-1])
+        address, keep, replaced = _place(written, strength * replacing, keep, signatures)
+        replacing = torch.where(mask.unsqueeze(-1), torch.maximum(1 - told.detach(), replaced), replacing)
         write = (strength.unsqueeze(-1) * address).unsqueeze(-1)  # (B, N, S, 1)
         held = keep.unsqueeze(-1) * signatures
         signatures = held + write * (written.unsqueeze(-2) - held)
         logits = lookup.sharpness * torch.einsum("bnsf,bnf->bns", signatures, asked)
         places.append((address, keep, logits.softmax(dim=-1)))
-    return Places(*(torch.stack(field, dim=1) for field in zip(*places, strict=True)))
+    return Places(*(torch.stack(field, dim=1) for field in zip(*places, strict=True)), replacing)
 
 
-def _place(written: Tensor, replaces: Tensor, keep: Tensor, signatures: Tensor) -> tuple[Tensor, Tensor]:
-    """Address and decay (B, N, S) of one token. No gradient goes through the choice of a place."""
-    with torch.no_grad():
-        held = keep.unsqueeze(-1) * signatures
-        product = torch.einsum("bnsf,bnf->bns", held, written)
-        sizes = held.pow(2).sum(-1) * written.pow(2).sum(-1, keepdim=True)
-        likeness = product * sizes.clamp_min(_NO_DIRECTION).rsqrt()
-        first, last = SAME_KEY
-        replaced = replaces.unsqueeze(-1) * ((likeness - first) / (last - first)).clamp(0, 1)
-        keep = keep * (1 - replaced)
-        amount = (held * (1 - replaced).unsqueeze(-1)).pow(2).sum(-1)
-        address = F.one_hot(amount.argmin(dim=-1), amount.shape[-1]).to(keep.dtype)
-    return address, keep
+@torch.no_grad()
+def _place(written: Tensor, replaces: Tensor, keep: Tensor, signatures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Address and decay (B, N, S) of one token, and how much it replaced (B, N)."""
+    held = keep.unsqueeze(-1) * signatures
+    product = torch.einsum("bnsf,bnf->bns", held, written)
+    sizes = held.pow(2).sum(-1) * written.pow(2).sum(-1, keepdim=True)
+    likeness, old = (product * sizes.clamp_min(_NO_DIRECTION).rsqrt()).max(dim=-1)
+    first, last = SAME_KEY
+    replaced = replaces * ((likeness - first) / (last - first)).clamp(0, 1)
+    stays = 1 - F.one_hot(old, keep.shape[-1]).to(keep.dtype) * replaced.unsqueeze(-1)
+    amount = (held * stays.unsqueeze(-1)).pow(2).sum(-1)
+    address = F.one_hot(amount.argmin(dim=-1), amount.shape[-1]).to(keep.dtype)
+    return address, keep * stays, replaced
 
 
-def find_places_compiled(lookup: Lookup, signatures: Tensor) -> Places:
+def find_places_compiled(lookup: Lookup, signatures: Tensor, replacing: Tensor) -> Places:
     """The same in machine code, on a CPU and without gradients."""
     from .scan.place_kernels import find  # numba takes half a second to import
 
     dtype = signatures.dtype
-    written, strength, replaces, asked = (
+    written, strength, told, asked = (
         field.detach().to(dtype).contiguous()
-        for field in (lookup.written, lookup.strength, lookup.replaces, lookup.asked)
+        for field in (lookup.written, lookup.strength, lookup.told, lookup.asked)
     )
     keep, signatures = without_copies(lookup.keep.detach()).to(dtype), signatures.detach().contiguous()
     batch, heads, count = signatures.shape[:3]
-    places = [signatures.new_empty(*strength.shape, count) for _ in Places._fields]
+    replacing = replacing.detach().to(dtype).clone()
+    places = [signatures.new_empty(*strength.shape, count) for _ in range(3)]
     numbers = signatures.numpy().dtype.type(lookup.sharpness.detach().item()), rules(dtype)[:3].numpy()
-    arrays = [tensor.numpy() for tensor in (written, strength, replaces, keep, asked)]
-    outcomes = [tensor.numpy() for tensor in places]
+    arrays = [tensor.numpy() for tensor in (written, strength, told, lookup.mask, keep, asked)]
+    outcomes = [tensor.numpy() for tensor in (*places, replacing)]
     share(lambda first, last: find(*arrays, *numbers, signatures.numpy(), *outcomes, first, last), batch * heads)
-    return Places(*places)
+    return Places(*places, replacing)
 
 
-def find_places_in_parallel(lookup: Lookup, signatures: Tensor) -> Places:
+def rules(dtype: torch.dtype) -> Tensor:
+    """c_0, c_1, the least product of two squared lengths that have a direction, and `NO_WRITE`: what compiled code goes by."""
+    return torch.tensor([*SAME_KEY, _NO_DIRECTION, NO_WRITE], dtype=dtype)
+
+
+def find_places_in_parallel(lookup: Lookup, signatures: Tensor, replacing: Tensor) -> Places:
     """The same with gradients, in matrix products over all tokens once it is known which slot each is written to.
 
     A slot is a weighted sum of what was written to it, so its logit is that sum of the products of keys and queries.
     """
     with torch.no_grad():
-        address, keep, _ = find_places(Lookup(*(field.detach() for field in lookup)), signatures.detach())
+        address, keep, _, replacing = find_places(
+            Lookup(*(field.detach() for field in lookup)), signatures.detach(), replacing
+        )
     write = lookup.strength.unsqueeze(-1) * address  # (B, T, N, S)
     left = torch.log((keep * (1 - write)).clamp_min(1e-7)).cumsum(dim=1)  # of what was there at the beginning
     most = max(1, int((lookup.strength > 0).sum(dim=1).max()))  # J, tokens of a row and head that write
@@ -139,4 +158,4 @@ def find_places_in_parallel(lookup: Lookup, signatures: Tensor) -> Places:
     agreement = weight * torch.einsum("btnf,bjnf->btnj", lookup.asked, written)
     before = left.exp() * torch.einsum("btnf,bnsf->btns", lookup.asked, signatures)
     logits = before.scatter_add(3, slot.permute(0, 2, 1).unsqueeze(1).expand_as(agreement), agreement)
-    return Places(address, keep, (lookup.sharpness * logits).softmax(dim=-1))
+    return Places(address, keep, (lookup.sharpness * logits).softmax(dim=-1), replacing)

@@ -66,7 +66,8 @@ class GRUMemoryWithDecay(nn.Module):
 
         trust     y_n *= sigmoid(c_1 m_n + c_2 M + c_3),  after which the signature is left out of the read
 
-    With `addressing="content"` there are no W_k and W_q: `addressing` says how slots are found by their signatures.
+    With `addressing="content"` there are no W_k and W_q: `addressing` says how slots are found by their signatures. There m_n is
+    the cosine of the signature read and the one asked for, so that what fades is heard less, but is no less sure of itself.
 
     Args:
         hidden_size: D, width of the hidden states.
@@ -264,7 +265,7 @@ class GRUMemoryWithDecay(nn.Module):
             address = self.key.bias.to(dtype).view(1, *shape[1:]).expand(shape)
         strength = self.strength_key.bias.to(dtype).expand(batch_size, -1)
         state = {"slots": slots, "address": address, "strength": strength}
-        return {**state, "told": torch.zeros_like(strength)} if self.addressing == "content" else state
+        return {**state, "replacing": torch.ones_like(strength)} if self.addressing == "content" else state
 
     def forward(
         self,
@@ -338,9 +339,17 @@ class GRUMemoryWithDecay(nn.Module):
         reads (..., N, d) and signature (..., N, f); returns (..., N, d - f).
         """
         values, found = reads.split([self.value_size, self.signature_size], dim=-1)
-        agreement, together = agreements(found, signature)
+        agreement, together = self.agreements(found, signature)
         trust = self.trust.to(reads.dtype)
         return values * torch.sigmoid(trust[0] * agreement + trust[1] * together + trust[2]).unsqueeze(-1)
+
+    def agreements(self, found: Tensor, signature: Tensor) -> tuple[Tensor, Tensor]:
+        """How well signatures (..., N, f) that were read agree with those asked for: m (..., N) of each head, M (..., 1) of all."""
+        if self.addressing == "content":
+            agreement = F.cosine_similarity(found, signature, dim=-1, eps=1e-6)
+        else:
+            agreement = (found * signature).mean(dim=-1)
+        return agreement, agreement.clamp_min(0).mean(dim=-1, keepdim=True)
 
     def prepare(
         self,
@@ -393,13 +402,11 @@ class GRUMemoryWithDecay(nn.Module):
         if self.addressing == "content":
             strength = self.max_strength * ((told - NO_WRITE) / (1 - NO_WRITE)).clamp_min(0)
             written = values[..., self.value_size :].to(dtype)
-            told_before, told_last = _shift(told, state["told"].to(dtype), mask)
-            lookup = Lookup(
-                written, strength, strength * (1 - told_before), keep, signature, self.sharpness.to(dtype)
-            )
-            address, keep, query = find_places(lookup, state["slots"][..., self.value_size :].to(dtype))
+            lookup = Lookup(written, strength, told, mask, keep, signature, self.sharpness.to(dtype))
+            signatures = state["slots"][..., self.value_size :].to(dtype)
+            address, keep, query, replacing = find_places(lookup, signatures, state["replacing"].to(dtype))
         else:
-            strength = self.max_strength * told
+            strength = told if self.max_strength == 1 else self.max_strength * told
             if self.address_rank:
                 key = self.key(key.to(self.gate.dtype)).to(dtype)
             address = key.unflatten(-1, (N, S)).softmax(dim=-1)  # (B, T, N, S)
@@ -412,7 +419,7 @@ class GRUMemoryWithDecay(nn.Module):
         before, decided = last.split([last.shape[-1] - N, N], dim=-1)
         last_key = {"address": before if self.address_rank else before.unflatten(-1, (N, S)), "strength": decided}
         if self.addressing == "content":
-            last_key["told"] = told_last
+            last_key["replacing"] = replacing
         return Prepared(inputs, told, last_key, read_gate.to(dtype).unsqueeze(-1), persistent, signature)
 
     def keys_of(
@@ -482,7 +489,7 @@ class GRUMemoryWithDecay(nn.Module):
             "strength": (batch_size, self.num_heads),
         }
         if self.addressing == "content":
-            shapes["told"] = (batch_size, self.num_heads)
+            shapes["replacing"] = (batch_size, self.num_heads)
         if set(state) != set(shapes):
             raise ValueError(
                 f"the state holds {sorted(state)}: expected {sorted(shapes)}; start from None or initial_state()"
@@ -493,12 +500,6 @@ class GRUMemoryWithDecay(nn.Module):
                     f"state {name!r} is {tuple(state[name].shape)}, expected {shape}: it belongs to another memory or batch "
                     "size; use state.select / MemoryState.cat to change the rows, or start from None"
                 )
-
-
-def agreements(found: Tensor, signature: Tensor) -> tuple[Tensor, Tensor]:
-    """How well signatures that were read agree with those asked for: m (..., N) of each head and M (..., 1) of all."""
-    agreement = (found * signature).mean(dim=-1)
-    return agreement, agreement.clamp_min(0).mean(dim=-1, keepdim=True)
 
 
 def _without_autocast(device_type: str) -> contextlib.AbstractContextManager:

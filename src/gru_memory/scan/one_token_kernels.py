@@ -138,6 +138,18 @@ def _softmax_into(out, logits):
 
 
 @_compiled
+def _cosine(a, b):
+    """As torch's, with eps=1e-6."""
+    product, one, other = a.dtype.type(0), a.dtype.type(0), a.dtype.type(0)
+    least = a.dtype.type(1e-6)
+    for j in range(a.shape[0]):
+        product += a[j] * b[j]
+        one += a[j] * a[j]
+        other += b[j] * b[j]
+    return product / (max(np.sqrt(one), least) * max(np.sqrt(other), least))
+
+
+@_compiled
 def _write_and_read_one(
     like,
     weights,
@@ -154,16 +166,16 @@ def _write_and_read_one(
     learned,
     signed,
     signature,
-    told_before,
-    told_now,
+    replacing,
+    replacing_next,
     reads,
 ):
     """The recurrence and the read. Arrays as in `site_one`, those of the tokens for its rows alone.
 
     values (B, N*(d-f)); address, wanted (B, N*S), unless slots are found by their content, and learned (B, N*P) before their
     softmax; strength, gates (B, N) before their sigmoid; signed (B, N*f), the signature to write, and signature (B, N*f), the
-    one asked for, before their tanh; told_before (B, N) of the token before; slots, after (B, N, S, d). Fills after,
-    told_now (B, N) and reads (B, N*(d-f)).
+    one asked for, before their tanh; replacing (B, N) says how far each may replace another; slots, after (B, N, S, d).
+    Fills after, replacing_next (B, N) and reads (B, N*(d-f)).
     """
     rows, heads, count, size = slots.shape
     marks = signed.shape[1] // heads  # floats of a signature
@@ -211,9 +223,9 @@ def _write_and_read_one(
                     key[j] = math.tanh(signed[b, n * marks + j])
                     found[j] = math.tanh(signature[b, n * marks + j])
                 z = most * max(zero, (told - rules[3]) / (one - rules[3]))
-                gone = z * (one - told_before[b, n])
-                place(signatures, amount, left, key, z, gone, found, sharpness[0], rules, where, sought)
-                told_now[b, n] = told if visible[b] else told_before[b, n]
+                may = replacing[b, n]
+                gone = place(signatures, amount, left, key, z, may, found, sharpness[0], rules, where, sought)
+                replacing_next[b, n] = max(one - told, gone) if visible[b] else may
                 _decay(state, left)
             else:
                 if ticks[b]:
@@ -235,8 +247,11 @@ def _write_and_read_one(
             _write_and_read(state, cell[0], put, sought, read)
             _store(after[b, n], state)
             reads[b, n * room : (n + 1) * room] = read[:room]
-            for j in range(marks):
-                agreement[b, n] += read[room + j] * math.tanh(signature[b, n * marks + j]) / like.dtype.type(marks)
+            if by_content:
+                agreement[b, n] = _cosine(read[room:], found)
+            else:
+                for j in range(marks):
+                    agreement[b, n] += read[room + j] * math.tanh(signature[b, n * marks + j]) / like.dtype.type(marks)
     trust = carray(_pointer(weights[TRUST]), (3 if marks > 0 else 0,), like.dtype)
     for b in range(rows):
         together = zero
@@ -259,8 +274,8 @@ def _write_and_read_one(
 
 @_compiled
 def site_one(
-    like, weights, sizes, hidden_at, embeds_at, further_at, visible_at, starts_at, address_at, strength_at, told_at, slots_at,
-    recalled_at, after_at, last_address_at, last_strength_at, last_told_at, batch, first, last,
+    like, weights, sizes, hidden_at, embeds_at, further_at, visible_at, starts_at, address_at, strength_at, replacing_at, slots_at,
+    recalled_at, after_at, last_address_at, last_strength_at, last_replacing_at, batch, first, last,
 ):  # fmt: skip
     """One token of the rows `first` to `last` of a batch, by the equations of `GRUMemoryWithDecay`.
 
@@ -268,7 +283,7 @@ def site_one(
 
     - hidden (B, D), embeds (B, E) and further (B, `key_size`); visible and starts (B,) are bool. Address 0 stands for
       embeds of zeros, for all rows visible, for none that begins a turn.
-    - the state: address (B, r) or (B, N*S) and strength (B, N), what the token before decided; told (B, N), if slots are
+    - the state: address (B, r) or (B, N*S) and strength (B, N), what the token before decided; replacing (B, N), if slots are
       found by their content; slots (B, N, S, d).
     - recalled (B, D) gets hidden with what is recalled added; after and those that begin with last_ get the new state.
 
@@ -295,8 +310,8 @@ def site_one(
     last_address = carray(_pointer(last_address_at), (batch, kept), like.dtype)
     last_strength = carray(_pointer(last_strength_at), (batch, heads), like.dtype)
     by_content = weights[SHARPNESS] != 0
-    told_before = carray(_pointer(told_at), (batch if by_content else 0, heads), like.dtype)
-    last_told = carray(_pointer(last_told_at), (batch if by_content else 0, heads), like.dtype)
+    replacing = carray(_pointer(replacing_at), (batch if by_content else 0, heads), like.dtype)
+    last_replacing = carray(_pointer(last_replacing_at), (batch if by_content else 0, heads), like.dtype)
     decay = carray(_pointer(weights[DECAY]), (sizes[8], sizes[9]), like.dtype)
 
     visible, ticks = np.ones(rows, np.bool_), np.zeros(rows, np.bool_)
@@ -347,7 +362,7 @@ def site_one(
     reads = np.empty((rows, heads * room), like.dtype)
     _write_and_read_one(
         like, weights, decay, slots[first:last], after[first:last], ticks, visible, values, address, strength, wanted,
-        gates, learned, signed, signature, told_before[first:last], last_told[first:last], reads,
+        gates, learned, signed, signature, replacing[first:last], last_replacing[first:last], reads,
     )  # fmt: skip
     recalled[first:last] = hidden[first:last]
     _add_times(recalled[first:last], weights[OUTPUT], reads)

@@ -18,8 +18,8 @@ def _dot(a, b):
 
 
 @_compiled
-def place(slots, amount, left, key, strength, replaces, asked, sharpness, same, address, query):
-    """One token of one head: where it is written and what it finds.
+def place(slots, amount, left, key, strength, replacing, asked, sharpness, same, address, query):
+    """One token of one head: where it is written and what it finds. Returns how much it replaced.
 
     slots (S, f) holds the signatures and amount (S,) their squared lengths; both become those after the token. left (S,) is
     the decay of the token, and what is replaced is taken off it. key, asked (f,). Fills address and query (S,).
@@ -34,18 +34,22 @@ def place(slots, amount, left, key, strength, replaces, asked, sharpness, same, 
             for j in range(width):
                 slots[s, j] *= left[s]
             amount[s] *= left[s] * left[s]
-    if replaces > zero:
-        size = _dot(key, key)
+    replaced = zero
+    if strength * replacing > zero:
+        size, likest, old = _dot(key, key), begins, -1
         for s in range(count):
             if amount[s] == zero:
                 continue
             likeness = _dot(slots[s], key) / math.sqrt(max(amount[s] * size, least))
-            stays = one - replaces * min(max((likeness - begins) / (ends - begins), zero), one)
-            if stays < one:
-                for j in range(width):
-                    slots[s, j] *= stays
-                amount[s] *= stays * stays
-                left[s] *= stays
+            if likeness > likest:
+                likest, old = likeness, s
+        if old >= 0:
+            replaced = strength * replacing * min((likest - begins) / (ends - begins), one)
+            stays = one - replaced
+            for j in range(width):
+                slots[old, j] *= stays
+            amount[old] *= stays * stays
+            left[old] *= stays
     free = 0
     for s in range(1, count):
         if amount[s] < amount[free]:
@@ -66,6 +70,7 @@ def place(slots, amount, left, key, strength, replaces, asked, sharpness, same, 
         total += query[s]
     for s in range(count):
         query[s] /= total
+    return replaced
 
 
 @_compiled
@@ -76,13 +81,16 @@ def squared_lengths(slots, amount):
 
 
 @_compiled
-def find(written, strength, replaces, keep, asked, sharpness, same, signatures, address, kept, query, first, last):
-    """Fill address, kept and query (B, T, N, S) for the heads `first` to `last` of all B*N.
+def find(
+    written, strength, told, mask, keep, asked, sharpness, same, signatures, address, kept, query, replacing, first, last
+):  # fmt: skip
+    """Fill address, kept and query (B, T, N, S), and bring replacing (B, N) up to date, for the heads `first` to `last` of all B*N.
 
-    written, asked (B, T, N, f); strength, replaces (B, T, N); keep (B, T, N or 1, S or 1); signatures (B, N, S, f);
+    written, asked (B, T, N, f); strength, told (B, T, N); mask (B, T); keep (B, T, N or 1, S or 1); signatures (B, N, S, f);
     same: from where on, up to where two keys are the same one, and the least product of two lengths that have a direction.
     """
     length, heads, count = address.shape[1:]
+    one = signatures.dtype.type(1)
     amount = np.empty(count, signatures.dtype)
     for item in range(first, last):
         row, head = divmod(item, heads)
@@ -93,7 +101,9 @@ def find(written, strength, replaces, keep, asked, sharpness, same, signatures, 
             left = kept[row, t, head]
             for s in range(count):
                 left[s] = decay[s % decay.shape[0]]
-            place(
-                slots, amount, left, written[row, t, head], strength[row, t, head], replaces[row, t, head],
+            replaced = place(
+                slots, amount, left, written[row, t, head], strength[row, t, head], replacing[row, head],
                 asked[row, t, head], sharpness, same, address[row, t, head], query[row, t, head],
             )  # fmt: skip
+            if mask[row, t]:
+                replacing[row, head] = max(one - told[row, t, head], replaced)

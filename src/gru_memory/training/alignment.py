@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..memory import GRUMemoryWithDecay, agreements
+from ..memory import GRUMemoryWithDecay
 from .objective import read
 from .rows import Batch
 
@@ -27,6 +27,7 @@ _EASY, _HARD = 0.1, 50  # share of positions kept for the fit of strengths, and 
 _SIGNED = 0.4  # of a normed key in a signature: tanh leaves its direction as it is, and four bits a number tell it
 _FOUND = 0.3  # of a token's weight that a head must meet to count as having found it
 _TRUSTING = 1.5  # added to the bias of trust: who doubts a right head loses an answer, a wrong one is outvoted
+_TRUSTING_ONE = 3.0  # the same where slots are found by content: most doubted tokens are right
 _LOUDNESS = 0.2  # root mean square of rank projections, whose scale says nothing: so much Adam moves them a step
 
 
@@ -253,7 +254,7 @@ def fit_trust(memory: GRUMemoryWithDecay, head: Tensor, batches: Iterable[Batch]
     features, target = [], []
     for batch in batches:
         prepared, reads = read(memory, head, batch)
-        of_head, of_all = agreements(reads[..., memory.value_size :], prepared.signature)
+        of_head, of_all = memory.agreements(reads[..., memory.value_size :], prepared.signature)
         both = torch.stack([of_head, of_all.expand_as(of_head)], dim=-1)  # (R, T, N, 2)
         inputs = prepared.inputs
         for row, t in ((batch.asked > 0) | batch.unknown).nonzero().tolist():
@@ -271,7 +272,8 @@ def fit_trust(memory: GRUMemoryWithDecay, head: Tensor, batches: Iterable[Batch]
     if not features:
         raise ValueError("no session asks for anything: nothing to fit trust by")
     weight, bias, loss = _logistic(torch.cat(features), torch.cat(target), decay=0.0)
-    memory.trust.copy_(torch.tensor([*weight.tolist(), bias + _TRUSTING]))
+    trusting = _TRUSTING_ONE if memory.addressing == "content" else _TRUSTING
+    memory.trust.copy_(torch.tensor([*weight.tolist(), bias + trusting]))
     return loss
 
 
