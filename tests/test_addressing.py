@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+from talking import talking_model, talking_tokenizer
 from tiny import assert_close, memory_model, one_thread, random_ids  # noqa: F401 (a fixture)
 
-from gru_memory import GRUMemoryWithDecay, MemoryConfig, MemoryState
+from gru_memory import Conversation, GRUMemoryWithDecay, MemoryConfig, MemoryState
 from gru_memory.addressing import (
     NO_WRITE,
     SAME_KEY,
@@ -16,6 +17,7 @@ from gru_memory.addressing import (
     find_places_in_parallel,
     find_places_step_by_step,
 )
+from gru_memory.editing import forget, kept_share
 
 D = 12
 FORMS = (find_places_compiled, find_places_in_parallel)
@@ -286,6 +288,25 @@ def test_merging_more_than_there_is_room_for_keeps_the_fullest():
     one, two = told(model, 1, 12).decay(30), told(model, 2, 12)
     both = one.merge(two)
     assert all(holds(both, two)) and not any(holds(both, one))
+
+
+def test_forgetting_a_turn_finds_it_wherever_it_lies():
+    """Told after another turn it lies in other slots than when it is read alone; all of it goes, and hardly anything else."""
+    model = talking_model("llama", cell="mingru", addressing="content", num_slots=64, slot_size=24, address_rank=12,
+                          signature_size=12, decay=0.99)  # fmt: skip
+    tokenizer = talking_tokenizer("llama")
+    with torch.no_grad():
+        model.memory_sites()["top"].strength_key.bias.fill_(20.0)
+        model.memory_sites()["top"].strength_embed.weight.zero_()
+    texts = ["I live in Porto.", "My boat is called Marigold.", "Where?"]
+    chat = Conversation(model, tokenizer)
+    for text in texts:
+        chat.read(text)
+    after = forget(model, tokenizer, chat.state, texts[1])
+    before, now = ([kept_share(model, tokenizer, state, text) for text in texts] for state in (chat.state, after))
+    assert before[1] > 0.5 and now[1] < 0.1 * before[1]
+    assert now[0] > 0.5 * before[0] > 0.1 and now[2] > 0.2 * before[2]  # the latter is mostly the template, which all share
+    assert kept_share(model, tokenizer, model.initial_memory_state(1), texts[1]) == 0
 
 
 def test_a_state_says_how_its_slots_are_found():
