@@ -25,6 +25,7 @@ _REFINE_RATE, _REFINE_TEMPERATURE, _REFINE_PULL = 1e-3, 0.3, 5.0
 _AGAIN = 128  # corrections in a step of refinement
 _EASY, _HARD = 0.1, 50  # share of positions kept for the fit of strengths, and what a probability of 1 adds to it
 _SIGNED = 0.4  # of a normed key in a signature: tanh leaves its direction as it is, and four bits a number tell it
+_MOST = 250_000  # positions in that fit: gigabytes
 _FOUND = 0.3  # of a token's weight that a head must meet to count as having found it
 _TRUSTING = 1.5  # added to the bias of trust: who doubts a right head loses an answer, a wrong one is outvoted
 _TRUSTING_ONE = 3.0  # the same where slots are found by content: most doubted tokens are right
@@ -51,8 +52,11 @@ class Views:
     )
 
 
-def collect(memory: GRUMemoryWithDecay, head: Tensor, batches: Iterable[Batch], positions: int = 60_000) -> Views:
-    """The views that `batches` of whole sessions give, at most about `positions` of them for the strengths."""
+def collect(
+    memory: GRUMemoryWithDecay, head: Tensor, batches: Iterable[Batch], positions: int = 60_000, pairs: int = 80_000
+) -> Views:
+    """The views that `batches` of whole sessions give, at most about `pairs` of what is told and asked for, and about
+    `positions` for the strengths."""
     told, asked, first, before, own, telling, asking, corrected, correcting, writing, written, wanted = (
         [] for _ in range(12)
     )
@@ -64,7 +68,7 @@ def collect(memory: GRUMemoryWithDecay, head: Tensor, batches: Iterable[Batch], 
             where = {int(row_told[t]): t for t in (row_told > 0).nonzero().flatten().tolist() if t}
             found = [(where[int(row_asked[t])] - 1, t) for t in (row_asked > 0).nonzero().flatten().tolist()
                      if int(row_asked[t]) in where]  # fmt: skip
-            if found:
+            if found and sum(map(len, told)) < pairs:
                 tells, asks = zip(*found, strict=True)
                 told.append(row_keys[list(tells)])
                 asked.append(row_keys[list(asks)])
@@ -217,14 +221,19 @@ def fit_strengths(memory: GRUMemoryWithDecay, head: Tensor, views: Views, batche
     features = torch.cat([views.before, views.own], dim=1)
     weight, bias, _ = _logistic(features, views.telling)
     found = [(features, views.telling, torch.ones(len(features)))]
+    thinned = 1.0
     for batch in batches:
+        if sum(len(told) for _, told, _ in found) > _MOST:
+            halves = [torch.rand(len(told)) < 0.5 for _, told, _ in found]
+            found = [tuple(part[half] for part in parts) for parts, half in zip(found, halves, strict=True)]
+            thinned /= 2
         keys = memory.keys_of(*batch.inputs(memory, head))[2].detach()
         there = batch.mask[:, 1:] & ~batch.turn_starts[:, 1:]
         both = torch.cat([keys[:, :-1][there], keys[:, 1:][there]], dim=1)
         told = batch.told[:, 1:][there] > 0
         share = (_EASY + _HARD * torch.sigmoid(both @ weight + bias)).clamp_max(1)
         share[told] = 1
-        kept = torch.rand(len(share)) < share
+        kept = torch.rand(len(share)) < share * thinned
         found.append((both[kept].to(features), told[kept], 1 / share[kept]))
     features, told, stands_for = (torch.cat(part) for part in zip(*found, strict=True))
     del found  # gigabytes
