@@ -122,14 +122,16 @@ def fit_addresses(
     rank = memory.address_rank
     if not rank:
         raise ValueError("addresses are fitted through their rank: give the memory an address_rank")
-    counts = torch.where(views.first, first_weight, 1)
     scale = _even(memory, views.told)
     views = replace(views, told=views.told * scale, asked=views.asked * scale)
-    told, asked = (view.repeat_interleave(counts, dim=0) for view in (views.told, views.asked))
-    centres = told.mean(0), asked.mean(0)
-    told, asked = told - centres[0], asked - centres[1]
-    roots = [_inverse_root(view.t() @ view / len(view), ridge) for view in (told, asked)]
-    left, correlations, right = torch.linalg.svd(roots[0] @ (told.t() @ asked / len(told)) @ roots[1])
+    weights = torch.where(views.first, float(first_weight), 1.0)
+    weights /= weights.sum()
+    centres = [weights @ view for view in (views.told, views.asked)]
+    told, asked = (view - centre for view, centre in zip((views.told, views.asked), centres, strict=True))
+    roots = [_inverse_root((view * weights[:, None]).t() @ view, ridge) for view in (told, asked)]
+    both = (told * weights[:, None]).t() @ asked
+    del told, asked  # gigabytes
+    left, correlations, right = torch.linalg.svd(roots[0] @ both @ roots[1])
     directions = [correlations[:rank, None].clamp_max(1) * way for way in (left[:, :rank].t(), right[:rank])]
     if refine_steps:
         white = [
