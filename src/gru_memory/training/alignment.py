@@ -82,9 +82,9 @@ def collect(
             for t in (row_told > 0).nonzero().flatten().tolist():
                 fact = int(batch.fact[row, t])
                 if t and batch.value[row, t] != batch.value[row, t - 1]:
-                    if fact in begins:
-                        corrected.append(row_keys[begins[fact] - 1])
-                        correcting.append(row_keys[t - 1])
+                    if fact in begins and len(corrected) < pairs:
+                        corrected.append(row_keys[begins[fact] - 1].clone())  # a view would keep all the others
+                        correcting.append(row_keys[t - 1].clone())
                     begins[fact] = t
             if sum(map(len, own)) < positions:
                 last = int(batch.mask[row].sum())
