@@ -18,6 +18,7 @@ from gru_memory.addressing import (
     find_places_step_by_step,
 )
 from gru_memory.editing import forget, kept_share
+from gru_memory.memory import _chain
 
 D = 12
 FORMS = (find_places_compiled, find_places_in_parallel)
@@ -224,6 +225,34 @@ def test_trust_goes_by_the_angle_so_what_fades_stays_sure_of_itself():
     assert_close(together, agreement.clamp_min(0))
     assert_close(memory.agreements(found / 1000, asked)[0], agreement)
     assert memory.agreements(torch.zeros_like(found), asked)[0].abs().max() == 0
+
+
+def test_what_is_told_is_a_chain_of_beginning_and_going_on():
+    """p_t = (1 - p_{t-1}) begins_t + p_{t-1} goes_on_t, step by step, and held where the mask is False."""
+    torch.manual_seed(0)
+    begins, goes_on, before = torch.rand(2, 13, 3).double(), torch.rand(2, 13, 3).double(), torch.rand(2, 3).double()
+    mask = torch.rand(2, 13) < 0.7
+    now, wanted = before, []
+    for t in range(13):
+        new = (1 - now) * begins[:, t] + now * goes_on[:, t]
+        now = torch.where(mask[:, t, None], new, now)
+        wanted.append(now)
+    assert_close(_chain(begins, goes_on, before, mask), torch.stack(wanted, dim=1), 1e-12)
+    memory = site()
+    x, e = torch.randn(2, 9, D).double(), torch.randn(2, 9, D).double()
+    prepared = memory.prepare(x, e, memory.initial_state(2), mask[:, :9], None, None)
+    assert not prepared.told[~mask[:, :9]].any() and prepared.told[mask[:, :9]].min() > 0
+    last = torch.stack([row[seen][-1] for row, seen in zip(prepared.told, mask[:, :9], strict=True)])
+    assert_close(prepared.last_key["told"], last)
+    full_stop = site()  # begins nothing, ends everything
+    with torch.no_grad():
+        full_stop.strength_key.weight.zero_()
+        full_stop.strength_embed.weight.zero_()
+        full_stop.strength_key.bias[:2], full_stop.strength_key.bias[2:] = -30.0, 30.0
+    for told in (0.0, 1.0):
+        state = full_stop.initial_state(2)
+        state["told"].fill_(told)
+        assert_close(full_stop.prepare(x, e, state, None, None, None).told, torch.full((2, 9, 2), told).double(), 1e-9)
 
 
 def test_what_is_hardly_told_is_not_written_at_all():

@@ -360,7 +360,7 @@ def test_alignment_finds_what_was_told_without_a_step_of_training(model, pool, b
     own, before = torch.randn(count, width), torch.randn(count, width)
     own[:, 0] += 6 * telling
     own[:, 1] += 6 * asking
-    views = Views(told, asked, torch.zeros(count, dtype=torch.bool), before, own, telling, asking)
+    views = Views(told, asked, torch.zeros(count, dtype=torch.bool), before, own, telling, ~telling, asking)
 
     def read_where_written():
         key, query = F.rms_norm(memory.key_rank(told), (12,)), F.rms_norm(memory.query_rank(asked), (12,))
@@ -400,7 +400,7 @@ def test_a_value_written_elsewhere_is_read_off_the_hidden_state(model):
     elsewhere = torch.rand(600) < 0.5
     hidden = F.rms_norm(torch.randn(8, 32)[wanted - 20 + 4 * elsewhere], (32,))
     nothing = torch.zeros(0)
-    views = Views(*(nothing,) * 9, hidden, torch.where(elsewhere, 7, wanted), wanted)
+    views = Views(*(nothing,) * 10, hidden, torch.where(elsewhere, 7, wanted), wanted)
     normed = F.rms_norm(head, head.shape[-1:])
 
     def error() -> torch.Tensor:
@@ -609,7 +609,7 @@ def test_quiet_blocks_are_heard_when_addresses_are_fitted():
     for view in (told, asked):
         view[:, 32:64] = 0.01 * (hidden @ torch.randn(8, 32) + 0.3 * torch.randn(count, 32))
     flags = torch.zeros(count, dtype=torch.bool)
-    correlations = fit_addresses(memory, Views(told, asked, flags, told, told, flags, flags), refine_steps=0)
+    correlations = fit_addresses(memory, Views(told, asked, flags, told, told, flags, flags, flags), refine_steps=0)
     assert correlations.min() > 0.8
     key, query = (F.normalize(way(view), dim=-1) for way, view in ((memory.key_rank, told), (memory.query_rank, asked)))
     assert (key * query).sum(-1).mean() > 0.8

@@ -66,7 +66,9 @@ class GRUMemoryWithDecay(nn.Module):
 
         trust     y_n *= sigmoid(c_1 m_n + c_2 M + c_3),  after which the signature is left out of the read
 
-    With `addressing="content"` there are no W_k and W_q: `addressing` says how slots are found by their signatures. There m_n is
+    With `addressing="content"` there are no W_k and W_q: `addressing` says how slots are found by their signatures. What is told is then
+    a chain, p_t = (1 - p_{t-1}) sigmoid(w_b [k_{t-1}, k_t]) + p_{t-1} sigmoid(w_c [k_{t-1}, k_t]), of tokens with which something told
+    begins and tokens with which it goes on, and b_t = b_max max(0, p_t - 0.05) / 0.95. There m_n is
     the cosine of the signature read and the one asked for, so that what fades is heard less, but is no less sure of itself.
 
     Args:
@@ -152,8 +154,9 @@ class GRUMemoryWithDecay(nn.Module):
         if signature_size:
             self.signature = nn.Linear(address_rank, num_heads * signature_size, bias=False)
             self.trust = nn.Parameter(torch.empty(3))  # c_1, c_2, c_3
-        self.strength_key = nn.Linear(key_width, num_heads)
-        self.strength_embed = nn.Linear(key_width if address_rank else self.embed_size, num_heads, bias=False)
+        strengths = num_heads * (2 if addressing == "content" else 1)  # after what was told there is another one
+        self.strength_key = nn.Linear(key_width, strengths)
+        self.strength_embed = nn.Linear(key_width if address_rank else self.embed_size, strengths, bias=False)
         self.value_embed = nn.Linear(self.embed_size, width, bias=False)
         self.value_hidden = nn.Linear(hidden_size, width, bias=False)
         self.read_gate = nn.Linear(key_width if address_rank else hidden_size, num_heads)
@@ -265,7 +268,10 @@ class GRUMemoryWithDecay(nn.Module):
             address = self.key.bias.to(dtype).view(1, *shape[1:]).expand(shape)
         strength = self.strength_key.bias.to(dtype).expand(batch_size, -1)
         state = {"slots": slots, "address": address, "strength": strength}
-        return {**state, "replacing": torch.ones_like(strength)} if self.addressing == "content" else state
+        if self.addressing == "learned":
+            return state
+        told = slots.new_zeros(batch_size, self.num_heads)
+        return {**state, "told": told, "replacing": torch.ones_like(told)}
 
     def forward(
         self,
@@ -379,7 +385,8 @@ class GRUMemoryWithDecay(nn.Module):
         decided = torch.cat([key, self.strength_key(keys)], dim=-1).to(dtype)
         before = torch.cat([state["address"].flatten(1), state["strength"]], dim=-1).to(dtype)
         shifted, last = _shift(decided, before, mask)
-        key, strength = shifted.split([shifted.shape[-1] - N, N], dim=-1)
+        strengths = self.strength_key.out_features
+        key, strength = shifted.split([shifted.shape[-1] - strengths, strengths], dim=-1)
         signed = None
         if self.signature_size:
             signed = self.signature(key.to(self.gate.dtype)).unflatten(-1, (N, self.signature_size))
@@ -392,7 +399,12 @@ class GRUMemoryWithDecay(nn.Module):
         else:
             values = values.tanh()
 
-        told = torch.sigmoid(strength) * visible  # (B, T, N), 0 holds
+        told, told_last = torch.sigmoid(strength), None
+        if self.addressing == "content":
+            begins, goes_on = told.chunk(2, dim=-1)
+            told = _chain(begins, goes_on, state["told"].to(dtype), mask)
+            told_last = told[:, -1]
+        told = told * visible  # (B, T, N), 0 holds
         ticks = mask if self.decay_every == "token" else mask & _or_false(turn_starts, mask)
         keep = torch.where(ticks[..., None, None], self.decay.to(dtype), 1.0).expand(batch, length, N, S)
         asked = _rms_norm(self.query_rank(keys)) if self.address_rank else keys
@@ -416,10 +428,10 @@ class GRUMemoryWithDecay(nn.Module):
             persistent = self.persistent_query(asked).to(dtype).unflatten(-1, (N, -1)).softmax(dim=-1)
         read_gate = self.gate * torch.sigmoid(self.read_gate(keys if self.address_rank else normed))
         inputs = recurrence.ScanInputs(values.to(dtype), address, strength.unsqueeze(-1) * address, keep, query)
-        before, decided = last.split([last.shape[-1] - N, N], dim=-1)
+        before, decided = last.split([last.shape[-1] - strengths, strengths], dim=-1)
         last_key = {"address": before if self.address_rank else before.unflatten(-1, (N, S)), "strength": decided}
         if self.addressing == "content":
-            last_key["replacing"] = replacing
+            last_key |= {"told": told_last, "replacing": replacing}
         return Prepared(inputs, told, last_key, read_gate.to(dtype).unsqueeze(-1), persistent, signature)
 
     def keys_of(
@@ -486,10 +498,10 @@ class GRUMemoryWithDecay(nn.Module):
             "address": (batch_size, self.address_rank)
             if self.address_rank
             else (batch_size, self.num_heads, self.num_slots),
-            "strength": (batch_size, self.num_heads),
+            "strength": (batch_size, self.strength_key.out_features),
         }
         if self.addressing == "content":
-            shapes["replacing"] = (batch_size, self.num_heads)
+            shapes |= {name: (batch_size, self.num_heads) for name in ("told", "replacing")}
         if set(state) != set(shapes):
             raise ValueError(
                 f"the state holds {sorted(state)}: expected {sorted(shapes)}; start from None or initial_state()"
@@ -515,6 +527,22 @@ def _rms_norm(x: Tensor) -> Tensor:
 
 def _or_false(flags: Tensor | None, like: Tensor) -> Tensor:
     return torch.zeros_like(like) if flags is None else flags.bool()
+
+
+def _chain(begins: Tensor, goes_on: Tensor, before: Tensor, mask: Tensor) -> Tensor:
+    """p_t = (1 - p_{t-1}) begins_t + p_{t-1} goes_on_t, held where the mask is False; all (B, T, N), before (B, N) is p_0.
+
+    The composition of affine maps is associative, so it takes log2(T) steps (Hillis and Steele, "Data parallel algorithms", 1986).
+    """
+    seen = mask.unsqueeze(-1)
+    slope, offset = torch.where(seen, goes_on - begins, 1.0), torch.where(seen, begins, 0.0)
+    reach = 1
+    while reach < mask.shape[1]:
+        earlier_slope = F.pad(slope[:, :-reach], (0, 0, reach, 0), value=1.0)
+        earlier_offset = F.pad(offset[:, :-reach], (0, 0, reach, 0))
+        slope, offset = slope * earlier_slope, slope * earlier_offset + offset
+        reach *= 2
+    return slope * before.unsqueeze(1) + offset
 
 
 def _shift(decided: Tensor, before: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -106,8 +106,8 @@ def run_one(
     starts = None if turn_starts is None else _rows(turn_starts, torch.bool)
     kept = {name: _rows(tensor, dtype) for name, tensor in state.items()}
     recalled, after = torch.empty_like(hidden), {name: torch.empty_like(tensor) for name, tensor in kept.items()}
-    before = (kept["address"], kept["strength"], kept.get("replacing"), kept["slots"])
-    new = (recalled, after["slots"], after["address"], after["strength"], after.get("replacing"))
+    before = (kept["address"], kept["strength"], kept.get("told"), kept.get("replacing"), kept["slots"])
+    new = (recalled, after["slots"], after["address"], after["strength"], after.get("told"), after.get("replacing"))
     tensors = (hidden, embeds, further, visible, starts, *before, *new)
     places = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
 

@@ -31,7 +31,8 @@ class MemoryState:
     Attributes:
         sites: site name -> what that site keeps; every tensor has the batch first. `GRUMemoryWithDecay` keeps "slots"
             (B, N, S, d), and where the last position decided that the next token goes: "address" (B, N, S) or (B, r) and
-            "strength" (B, N); with `addressing="content"` also how far the next one may take another's place, "replacing" (B, N).
+            "strength" (B, N); with `addressing="content"`, "strength" (B, 2N), how surely the last token was "told" (B, N), and how
+            far the next one may take another's place, "replacing" (B, N).
         tokens: (B,) int64, tokens taken in so far.
         turns: (B,) int64, turns begun so far.
         pending: (B,) bool, a turn has begun of which memory has not seen a token yet.

@@ -166,6 +166,8 @@ def _write_and_read_one(
     learned,
     signed,
     signature,
+    told_before,
+    told_now,
     replacing,
     replacing_next,
     reads,
@@ -173,9 +175,9 @@ def _write_and_read_one(
     """The recurrence and the read. Arrays as in `site_one`, those of the tokens for its rows alone.
 
     values (B, N*(d-f)); address, wanted (B, N*S), unless slots are found by their content, and learned (B, N*P) before their
-    softmax; strength, gates (B, N) before their sigmoid; signed (B, N*f), the signature to write, and signature (B, N*f), the
-    one asked for, before their tanh; replacing (B, N) says how far each may replace another; slots, after (B, N, S, d).
-    Fills after, replacing_next (B, N) and reads (B, N*(d-f)).
+    softmax; strength (B, N), or (B, 2N) for slots found by their content, and gates (B, N) before their sigmoid; signed (B, N*f), the signature to write, and signature (B, N*f), the
+    one asked for, before their tanh; told_before (B, N) says how surely the token before was told, replacing (B, N) how far each
+    may replace another; slots, after (B, N, S, d). Fills after, told_now, replacing_next (B, N) and reads (B, N*(d-f)).
     """
     rows, heads, count, size = slots.shape
     marks = signed.shape[1] // heads  # floats of a signature
@@ -211,7 +213,13 @@ def _write_and_read_one(
             value[room:] = signed[b, n * marks : (n + 1) * marks]
             _load(state, slots[b, n])
             rates = decay[n if decay.shape[0] > 1 else 0]
-            told = like.dtype.type(_sigmoid(strength[b, n])) if visible[b] else zero
+            told = like.dtype.type(_sigmoid(strength[b, n]))
+            if by_content:
+                begins, last = told, told_before[b, n]
+                told = begins + last * (like.dtype.type(_sigmoid(strength[b, heads + n])) - begins)
+                told_now[b, n] = told if visible[b] else last
+            if not visible[b]:
+                told = zero
             z = most * told
             if by_content:
                 for s in range(count):
@@ -274,8 +282,9 @@ def _write_and_read_one(
 
 @_compiled
 def site_one(
-    like, weights, sizes, hidden_at, embeds_at, further_at, visible_at, starts_at, address_at, strength_at, replacing_at, slots_at,
-    recalled_at, after_at, last_address_at, last_strength_at, last_replacing_at, batch, first, last,
+    like, weights, sizes, hidden_at, embeds_at, further_at, visible_at, starts_at, address_at, strength_at, told_at, replacing_at,
+    slots_at,
+    recalled_at, after_at, last_address_at, last_strength_at, last_told_at, last_replacing_at, batch, first, last,
 ):  # fmt: skip
     """One token of the rows `first` to `last` of a batch, by the equations of `GRUMemoryWithDecay`.
 
@@ -283,8 +292,8 @@ def site_one(
 
     - hidden (B, D), embeds (B, E) and further (B, `key_size`); visible and starts (B,) are bool. Address 0 stands for
       embeds of zeros, for all rows visible, for none that begins a turn.
-    - the state: address (B, r) or (B, N*S) and strength (B, N), what the token before decided; replacing (B, N), if slots are
-      found by their content; slots (B, N, S, d).
+    - the state: address (B, r) or (B, N*S) and strength (B, N), what the token before decided, strength (B, 2N) and told,
+      replacing (B, N) if slots are found by their content; slots (B, N, S, d).
     - recalled (B, D) gets hidden with what is recalled added; after and those that begin with last_ get the new state.
 
     `weights` are addresses too, see `WEIGHTS`, 0 for those that this site does not have. `sizes` are D, E, `key_size`, N,
@@ -303,13 +312,16 @@ def site_one(
     shown = carray(_pointer(visible_at), (batch,), np.bool_)
     starts = carray(_pointer(starts_at), (batch,), np.bool_)
     before = carray(_pointer(address_at), (batch, kept), like.dtype)
-    before_strength = carray(_pointer(strength_at), (batch, heads), like.dtype)
+    by_content = weights[SHARPNESS] != 0
+    strengths = 2 * heads if by_content else heads
+    before_strength = carray(_pointer(strength_at), (batch, strengths), like.dtype)
     slots = carray(_pointer(slots_at), (batch, heads, count, size), like.dtype)
     after = carray(_pointer(after_at), (batch, heads, count, size), like.dtype)
     recalled = carray(_pointer(recalled_at), (batch, D), like.dtype)
     last_address = carray(_pointer(last_address_at), (batch, kept), like.dtype)
-    last_strength = carray(_pointer(last_strength_at), (batch, heads), like.dtype)
-    by_content = weights[SHARPNESS] != 0
+    last_strength = carray(_pointer(last_strength_at), (batch, strengths), like.dtype)
+    told_before = carray(_pointer(told_at), (batch if by_content else 0, heads), like.dtype)
+    last_told = carray(_pointer(last_told_at), (batch if by_content else 0, heads), like.dtype)
     replacing = carray(_pointer(replacing_at), (batch if by_content else 0, heads), like.dtype)
     last_replacing = carray(_pointer(last_replacing_at), (batch if by_content else 0, heads), like.dtype)
     decay = carray(_pointer(weights[DECAY]), (sizes[8], sizes[9]), like.dtype)
@@ -348,7 +360,7 @@ def site_one(
     signed = _times(weights[SIGNATURE], 0, heads * marks, held)
     signature = _times(weights[SIGNATURE], 0, heads * marks, asked)
     learned = _times(weights[PERSISTENT_QUERY], weights[PERSISTENT_QUERY_BIAS], heads * always, asked)
-    next_strength = _times(weights[STRENGTH_KEY], weights[STRENGTH_KEY_BIAS], heads, keys)
+    next_strength = _times(weights[STRENGTH_KEY], weights[STRENGTH_KEY_BIAS], strengths, keys)
     strength = before_strength[first:last].copy()
     _add_times(strength, weights[STRENGTH_EMBED], keys if ranked else told)
     gates = _times(weights[READ_GATE], weights[READ_GATE_BIAS], heads, keys if ranked else normed)
@@ -362,7 +374,8 @@ def site_one(
     reads = np.empty((rows, heads * room), like.dtype)
     _write_and_read_one(
         like, weights, decay, slots[first:last], after[first:last], ticks, visible, values, address, strength, wanted,
-        gates, learned, signed, signature, replacing[first:last], last_replacing[first:last], reads,
+        gates, learned, signed, signature, told_before[first:last], last_told[first:last], replacing[first:last],
+        last_replacing[first:last], reads,
     )  # fmt: skip
     recalled[first:last] = hidden[first:last]
     _add_times(recalled[first:last], weights[OUTPUT], reads)

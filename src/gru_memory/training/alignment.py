@@ -42,6 +42,7 @@ class Views:
     before: Tensor  # (P, F) of the position before each of P tokens
     own: Tensor  # (P, F) of the token's own position
     telling: Tensor  # (P,) bool, whether the token is told
+    going_on: Tensor  # (P,) bool, whether the one before it is
     asking: Tensor  # (P,) bool, whether the token after it is one of an answer that was told
     corrected: Tensor | None = None  # (C, F) of the position before the first token of a value that is corrected later
     correcting: Tensor | None = None  # (C, F) of the position before the first token of the value that corrects it
@@ -57,8 +58,8 @@ def collect(
 ) -> Views:
     """The views that `batches` of whole sessions give, at most about `pairs` of what is told and asked for, and about
     `positions` for the strengths."""
-    told, asked, first, before, own, telling, asking, corrected, correcting, writing, written, wanted = (
-        [] for _ in range(12)
+    told, asked, first, before, own, telling, going_on, asking, corrected, correcting, writing, written, wanted = (
+        [] for _ in range(13)
     )
     for batch in batches:
         normed, _, keys = memory.keys_of(*batch.inputs(memory, head))
@@ -91,10 +92,11 @@ def collect(
                 before.append(F.pad(row_keys[: last - 1], (0, 0, 1, 0)).half())  # nothing comes before the first
                 own.append(row_keys[:last].half())
                 telling.append(row_told[:last] > 0)
+                going_on.append(F.pad(row_told[: last - 1] > 0, (1, 0)))
                 asking.append(row_asked[:last] > 0)
     if not told:
         raise ValueError("no session asks for what it tells: nothing to align addresses by")
-    parts = [torch.cat(part) for part in (told, asked, first, before, own, telling, asking)]
+    parts = [torch.cat(part) for part in (told, asked, first, before, own, telling, going_on, asking)]
     again = [torch.stack(part) if part else parts[0][:0] for part in (corrected, correcting)]
     return Views(*parts, *again, *(torch.cat(part) for part in (writing, written, wanted)))
 
@@ -216,35 +218,52 @@ def fit_strengths(memory: GRUMemoryWithDecay, head: Tensor, views: Views, batche
     """Write strengths as the probability that a token is told, the same in all heads. Returns the loss in nats a token.
 
     A first fit, to the positions of `views`, says which others are hard: those are added of all in `batches`, as are all
-    that are told, and of the easy ones a share that weighs the more (importance sampling). Few texts tell nothing and look as
-    if they did, and a stray write wears away what its slots hold, so they have to be sought.
+    that are told or come right after, and of the easy ones a share that weighs the more (importance sampling). Few texts tell nothing
+    and look as if they did, and a stray write wears away what its slots hold, so they have to be sought. Where slots are found by
+    their content, tokens that come after one that is told are fitted apart from those with which something told begins.
     """
-    count = views.own.shape[1]
+    chain = memory.addressing == "content"
     features = torch.cat([views.before, views.own], dim=1)
-    weight, bias, _ = _logistic(features, views.telling)
-    found = [(features, views.telling, torch.ones(len(features)))]
+    lines = _strength_lines(features, views.telling, views.going_on, chain)
+    found = [(features, views.telling, views.going_on, torch.ones(len(features)))]
     thinned = 1.0
     for batch in batches:
-        if sum(len(told) for _, told, _ in found) > _MOST:
-            halves = [torch.rand(len(told)) < 0.5 for _, told, _ in found]
+        if sum(len(parts[1]) for parts in found) > _MOST:
+            halves = [torch.rand(len(parts[1])) < 0.5 for parts in found]
             found = [tuple(part[half] for part in parts) for parts, half in zip(found, halves, strict=True)]
             thinned /= 2
         keys = memory.keys_of(*batch.inputs(memory, head))[2].detach()
         there = batch.mask[:, 1:] & ~batch.turn_starts[:, 1:]
         both = torch.cat([keys[:, :-1][there], keys[:, 1:][there]], dim=1)
-        told = batch.told[:, 1:][there] > 0
-        share = (_EASY + _HARD * torch.sigmoid(both @ weight + bias)).clamp_max(1)
-        share[told] = 1
+        told, after = batch.told[:, 1:][there] > 0, batch.told[:, :-1][there] > 0
+        share = (_EASY + _HARD * torch.sigmoid(both @ lines[0][0] + lines[0][1])).clamp_max(1)
+        share[told | after] = 1
         kept = torch.rand(len(share)) < share * thinned
-        found.append((both[kept].to(features), told[kept], 1 / share[kept]))
-    features, told, stands_for = (torch.cat(part) for part in zip(*found, strict=True))
+        found.append((both[kept].to(features), told[kept], after[kept], 1 / share[kept]))
+    parts = [torch.cat(part) for part in zip(*found, strict=True)]
     del found  # gigabytes
-    weight, bias, loss = _logistic(features, told, stands_for, decay=1e-4, steps=100)
+    lines = _strength_lines(*parts[:3], chain, parts[3], decay=1e-4, steps=100)
     with torch.no_grad():
-        memory.strength_key.weight.copy_(weight[:count].expand(memory.num_heads, -1))
-        memory.strength_embed.weight.copy_(weight[count:].expand(memory.num_heads, -1))
-        memory.strength_key.bias.fill_(bias)
-    return loss
+        for i, (weight, bias, _) in enumerate(lines):
+            heads = slice(i * memory.num_heads, (i + 1) * memory.num_heads)
+            width = views.own.shape[1]
+            memory.strength_key.weight[heads] = weight[:width]
+            memory.strength_embed.weight[heads] = weight[width:]
+            memory.strength_key.bias[heads] = bias
+    return lines[0][2]
+
+
+def _strength_lines(
+    features: Tensor, told: Tensor, after: Tensor, chain: bool, stands_for: Tensor | None = None, **settings
+) -> list[tuple[Tensor, float, float]]:
+    """What `_logistic` makes of all positions, or in a `chain` of those that do not come `after` something told and of those that do."""
+    if not chain:
+        return [_logistic(features, told, stands_for, **settings)]
+    parts = [None if stands_for is None else stands_for[where] for where in (~after, after)]
+    return [
+        _logistic(features[where], told[where], part, **settings)
+        for where, part in zip((~after, after), parts, strict=True)
+    ]
 
 
 def fit_read_gates(memory: GRUMemoryWithDecay, views: Views) -> float:

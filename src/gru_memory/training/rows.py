@@ -134,9 +134,10 @@ def _marks(turn: Turn | None, reply: int) -> Iterator[tuple[Mark, bool, dict[str
 
 
 def _thin(row: dict[str, np.ndarray], keep: float, rng: Random) -> dict[str, np.ndarray]:
-    """What is told with the position before it, answers, where replies begin, and runs of the rest; all turns' first positions."""
+    """What is told with the positions before and after it, answers, where replies begin, and runs of the rest; all turns' first positions."""
     needed = (row["told"] > 0) | (row["labels"] >= 0) | (row["asked"] > 0) | row["turn_starts"] | row["begins"]
     needed[:-1] |= row["told"][1:] > 0
+    needed[1:] |= row["told"][:-1] > 0
     starts = np.flatnonzero(row["turn_starts"])
     needed[: starts[1] if len(starts) > 1 else 0] = True
     length = len(needed)
