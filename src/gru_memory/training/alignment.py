@@ -27,6 +27,7 @@ _EASY, _HARD = 0.1, 50  # share of positions kept for the fit of strengths, and 
 _SIGNED = 0.4  # of a normed key in a signature: tanh leaves its direction as it is, and four bits a number tell it
 _MOST = 250_000  # positions in that fit: gigabytes
 _FOUND = 0.3  # of a token's weight that a head must meet to count as having found it
+_DOUBT = 3e-3  # weight decay of that fit
 _TRUSTING = 1.5  # added to the bias of trust: who doubts a right head loses an answer, a wrong one is outvoted
 _TRUSTING_ONE = 3.0  # the same where slots are found by content: most doubted tokens are right
 _LOUDNESS = 0.2  # root mean square of rank projections, whose scale says nothing: so much Adam moves them a step
@@ -301,7 +302,8 @@ def fit_trust(memory: GRUMemoryWithDecay, head: Tensor, batches: Iterable[Batch]
             target.append(right)
     if not features:
         raise ValueError("no session asks for anything: nothing to fit trust by")
-    weight, bias, loss = _logistic(torch.cat(features), torch.cat(target), decay=0.0)
+    # Where agreement tells right from wrong without a fault, nothing else keeps the slope from growing without bound.
+    weight, bias, loss = _logistic(torch.cat(features), torch.cat(target), decay=_DOUBT)
     trusting = _TRUSTING_ONE if memory.addressing == "content" else _TRUSTING
     memory.trust.copy_(torch.tensor([*weight.tolist(), bias + trusting]))
     return loss
