@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+import torch
+
 from .drawing import figure_class as _figure_class
 from .drawing import save as _save
 from .evaluation.recall import RecallResult
@@ -18,6 +20,7 @@ NAMES = {
 }
 MAX_TOKENS = 90  # columns of a heat map that can still be read
 MAX_SLOTS = 256
+LEAST_WRITTEN = 0.02  # share of a slot that one token has to be written to, for the slot to be shown
 
 
 def plot_recall(results: Sequence[RecallResult], path: str | Path, title: str = "Recall") -> None:
@@ -55,7 +58,7 @@ def plot_recall(results: Sequence[RecallResult], path: str | Path, title: str = 
 
 
 def plot_writes(trace: Trace, path: str | Path, turns: Collection[int] | None = None) -> None:
-    """Heat map of write strength times address: tokens across, slots (grouped by head) down.
+    """Heat map of write strength times address: tokens across, slots that are written to (grouped by head) down.
 
     Args:
         trace: from `inspection.trace`.
@@ -70,16 +73,21 @@ def plot_writes(trace: Trace, path: str | Path, turns: Collection[int] | None = 
     shown = shown[:MAX_TOKENS]
     all_heads, slots = trace.address.shape[1:]
     heads = min(all_heads, max(1, MAX_SLOTS // slots))
-    writes = (trace.strength[shown].unsqueeze(-1) * trace.address[shown])[:, :heads].flatten(1).T  # (N*S, T)
-    size = (2 + 0.19 * len(shown), 2.4 + max(3.0, 0.045 * heads * slots))
+    writes = (trace.strength[shown].unsqueeze(-1) * trace.address[shown])[:, :heads]  # (T, N, S)
+    used = writes.amax(dim=0) > LEAST_WRITTEN  # (N, S)
+    rows = [writes[:, head, used[head]].T for head in range(heads)]
+    image = torch.cat(rows) if any(map(len, rows)) else writes.new_zeros(1, len(shown))
+    borders = [0, *torch.tensor([len(part) for part in rows]).cumsum(0).tolist()]
+    size = (2 + 0.19 * len(shown), 2.4 + max(3.0, 0.045 * len(image)))
     figure = figure_class(figsize=size, layout="constrained")
     axes = figure.add_subplot()
-    image = axes.imshow(writes.numpy(), aspect="auto", cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    drawn = axes.imshow(image.numpy(), aspect="auto", cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     axes.set_xticks(range(len(shown)), [_token_label(trace.tokens[i]) for i in shown], rotation=90, fontsize=8)
-    axes.set_yticks([slots * (head + 0.5) - 0.5 for head in range(heads)], [f"head {head}" for head in range(heads)])
+    middles = [(first + last - 1) / 2 for first, last in zip(borders, borders[1:])]
+    axes.set_yticks(middles, [f"head {head}" for head in range(heads)] if all_heads > 1 else [""])
     axes.tick_params(length=0)
-    for head in range(1, heads):
-        axes.axhline(slots * head - 0.5, color="0.75", linewidth=0.6)
+    for border in borders[1:-1]:
+        axes.axhline(border - 0.5, color="0.75", linewidth=0.6)
     starts = [n for n, i in enumerate(shown) if n == 0 or trace.turns[i] != trace.turns[shown[n - 1]]]
     for n in starts:
         if n:
@@ -88,10 +96,11 @@ def plot_writes(trace: Trace, path: str | Path, turns: Collection[int] | None = 
             _turn_label(trace.turns[shown[n]]), (n - 0.4, 1), xycoords=("data", "axes fraction"), xytext=(0, 3),
             textcoords="offset points", fontsize=9,
         )  # fmt: skip
-    axes.set_ylabel(f"{slots} slots a head")
+    each = f"{slots} slots a head" if all_heads > 1 else f"{slots} slots"
+    axes.set_ylabel(f"those of {each} that are written to")
     of = "" if heads == all_heads else f" ({heads} of {all_heads} heads)"
     axes.set_title(f"Where each token is written{of}", loc="left", fontweight="bold", pad=20)
-    figure.colorbar(image, ax=axes, label="strength × address", fraction=0.03, pad=0.01)
+    figure.colorbar(drawn, ax=axes, label="strength × address", fraction=0.03, pad=0.01)
     _save(figure, path)
 
 
