@@ -89,7 +89,10 @@ def test_gradients_of_the_parallel_form_are_those_step_by_step():
     lookup, signatures, replacing = drawn(2, 40, 2, 5, 8, torch.float64)
     found = []
     for form in (find_places_step_by_step, find_places_in_parallel):
-        named = {name: getattr(lookup, name).clone().requires_grad_() for name in ("written", "strength", "asked", "sharpness")}
+        named = {
+            name: getattr(lookup, name).clone().requires_grad_()
+            for name in ("written", "strength", "asked", "sharpness")
+        }
         slots = signatures.clone().requires_grad_()
         places = form(lookup._replace(**named), slots, replacing)
         grads = torch.autograd.grad((places.query * torch.arange(5)).pow(2).sum(), [*named.values(), slots])
@@ -334,7 +337,9 @@ def test_forgetting_a_turn_finds_it_wherever_it_lies():
     after = forget(model, tokenizer, chat.state, texts[1])
     before, now = ([kept_share(model, tokenizer, state, text) for text in texts] for state in (chat.state, after))
     assert before[1] > 0.5 and now[1] < 0.1 * before[1]
-    assert now[0] > 0.5 * before[0] > 0.1 and now[2] > 0.2 * before[2]  # the latter is mostly the template, which all share
+    assert (
+        now[0] > 0.5 * before[0] > 0.1 and now[2] > 0.2 * before[2]
+    )  # the latter is mostly the template, which all share
     assert kept_share(model, tokenizer, model.initial_memory_state(1), texts[1]) == 0
 
 

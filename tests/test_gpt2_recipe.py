@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 from gpt2_gru_memory import GPT2WithGRUMemory
 from gru_memory.cli.app import app
 
-LITTLE = ["--num-heads", 2, "--num-slots", 4, "--slot-size", 8, "--signature-size", 4, "--steps", 2, "--rows", 2, "--validate-every", 2]
-LITTLE += ["--address-rank", 200]  # more than a key of so small a model has numbers
+LITTLE = ["--num-heads", 2, "--num-slots", 4, "--slot-size", 8, "--signature-size", 4, "--steps", 2, "--rows", 2]
+LITTLE += ["--validate-every", 2, "--address-rank", 200]  # more than a key of so small a model has numbers
 POOL = ["--pool-facts", 10, "--pool-talk", 3, "--replied", 3, "--pages", 2]
 
 

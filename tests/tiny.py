@@ -40,7 +40,14 @@ _MINGRU = {
     "max_strength": 0.75,
     "cell": "mingru",
 }  # the two cells are tested with two ways to address
-_CONTENT = {**_MINGRU, "addressing": "content", "num_slots": 6, "slot_size": 10, "signature_size": 5, "max_strength": 1.0}
+_CONTENT = {
+    **_MINGRU,
+    "addressing": "content",
+    "num_slots": 6,
+    "slot_size": 10,
+    "signature_size": 5,
+    "max_strength": 1.0,
+}
 
 
 @pytest.fixture(autouse=True, scope="module")

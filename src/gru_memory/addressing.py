@@ -6,8 +6,8 @@ external memory", 2016). The first token of what is told takes away what was wri
 correction does, and the tokens after it go on with that; others replace nothing, since the key of a later token says little
 more than the token before it. A read is attention over the signatures.
 
-With K_s the signature of slot s, k_t what is written at token t (both in [-1, 1]^f), q_t what is asked for there, b_t the strength and
-p_t how surely the token is told, the head's index left out:
+With K_s the signature of slot s, k_t what is written at token t (both in [-1, 1]^f), q_t what is asked for there, b_t the
+strength and p_t how surely the token is told, the head's index left out:
 
     fade       K~_s = lambda K_s
     replace    e_t = b_t m_{t-1} clamp((cos(K~_o, k_t) - c_0) / (c_1 - c_0), 0, 1),  o = argmax_s cos(K~_s, k_t);  K~_o *= 1 - e_t
@@ -31,14 +31,12 @@ from .scan import can_compile
 from .scan.fused import without_copies
 from .scan.threads import share
 
-SAME_KEY = (0.84, 0.92)  # c_0 and c_1: the the cosine from which on, and up to which, two keys are more and more the same
+SAME_KEY = (
+    0.84,
+    0.92,
+)  # c_0 and c_1: the the cosine from which on, and up to which, two keys are more and more the same
 NO_WRITE = 0.05  # strength up to which nothing is written at all
 _NO_DIRECTION = 1e-12  # product of two squared lengths, up to which nothing is said to point the same way
-
-
-def rules(dtype: torch.dtype) -> Tensor:
-    """c_0, c_1, the least product of two squared lengths that have a direction, and `NO_WRITE`: what compiled code goes by."""
-    return torch.tensor([*SAME_KEY, _NO_DIRECTION, NO_WRITE], dtype=dtype)
 
 
 class Places(NamedTuple):
@@ -113,8 +111,7 @@ def find_places_compiled(lookup: Lookup, signatures: Tensor, replacing: Tensor) 
 
     dtype = signatures.dtype
     written, strength, told, asked = (
-        field.detach().to(dtype).contiguous()
-        for field in (lookup.written, lookup.strength, lookup.told, lookup.asked)
+        field.detach().to(dtype).contiguous() for field in (lookup.written, lookup.strength, lookup.told, lookup.asked)
     )
     keep, signatures = without_copies(lookup.keep.detach()).to(dtype), signatures.detach().contiguous()
     batch, heads, count = signatures.shape[:3]

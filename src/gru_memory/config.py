@@ -69,7 +69,9 @@ class MemoryConfig:
     )
     addressing: str = field(
         default="learned",
-        metadata={"help": "'learned' addresses, or 'content': every write finds a free slot, every read the likest one"},
+        metadata={
+            "help": "'learned' addresses, or 'content': every write finds a free slot, every read the likest one"
+        },
     )
     max_strength: float = field(
         default=1.0, metadata={"help": "the most that a write replaces of what its slots hold, in (0, 1]"}

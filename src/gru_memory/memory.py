@@ -66,10 +66,10 @@ class GRUMemoryWithDecay(nn.Module):
 
         trust     y_n *= sigmoid(c_1 m_n + c_2 M + c_3),  after which the signature is left out of the read
 
-    With `addressing="content"` there are no W_k and W_q: `addressing` says how slots are found by their signatures. What is told is then
-    a chain, p_t = (1 - p_{t-1}) sigmoid(w_b [k_{t-1}, k_t]) + p_{t-1} sigmoid(w_c [k_{t-1}, k_t]), of tokens with which something told
-    begins and tokens with which it goes on, and b_t = b_max max(0, p_t - 0.05) / 0.95. There m_n is
-    the cosine of the signature read and the one asked for, so that what fades is heard less, but is no less sure of itself.
+    With `addressing="content"` there are no W_k and W_q: `addressing` says how slots are found by their signatures. What is told
+    is then a chain, p_t = (1 - p_{t-1}) sigmoid(w_b [k_{t-1}, k_t]) + p_{t-1} sigmoid(w_c [k_{t-1}, k_t]), of tokens with which
+    it begins and tokens with which it goes on, b_t = b_max max(0, p_t - 0.05) / 0.95, and m_n is the cosine of the signature
+    read and the one asked for, so that what fades is heard less, but is no less sure of itself.
 
     Args:
         hidden_size: D, width of the hidden states.

@@ -281,7 +281,9 @@ class MemoryState:
         if addressing not in ADDRESSINGS:
             raise KeyError("addressing")
         fingerprint = header.get("fingerprint") or None
-        state = cls(sites, decay_rates=rates, fingerprint=fingerprint, kept_in=kept_in, addressing=addressing, **counters)
+        state = cls(
+            sites, decay_rates=rates, fingerprint=fingerprint, kept_in=kept_in, addressing=addressing, **counters
+        )
         if not sites or any(t.shape[:1] != state.tokens.shape for t in state._tensors()):
             raise KeyError("its tensors do not have one batch size")
         return state

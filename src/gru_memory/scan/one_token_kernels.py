@@ -175,9 +175,10 @@ def _write_and_read_one(
     """The recurrence and the read. Arrays as in `site_one`, those of the tokens for its rows alone.
 
     values (B, N*(d-f)); address, wanted (B, N*S), unless slots are found by their content, and learned (B, N*P) before their
-    softmax; strength (B, N), or (B, 2N) for slots found by their content, and gates (B, N) before their sigmoid; signed (B, N*f), the signature to write, and signature (B, N*f), the
-    one asked for, before their tanh; told_before (B, N) says how surely the token before was told, replacing (B, N) how far each
-    may replace another; slots, after (B, N, S, d). Fills after, told_now, replacing_next (B, N) and reads (B, N*(d-f)).
+    softmax; strength (B, N), or (B, 2N) for slots found by their content, and gates (B, N) before their sigmoid; signed
+    (B, N*f), the signature to write, and signature (B, N*f), the one asked for, before their tanh; told_before (B, N) says how
+    surely the token before was told, replacing (B, N) how far each may replace another; slots, after (B, N, S, d). Fills
+    after, told_now, replacing_next (B, N) and reads (B, N*(d-f)).
     """
     rows, heads, count, size = slots.shape
     marks = signed.shape[1] // heads  # floats of a signature

@@ -218,10 +218,10 @@ def _apart(asked: Tensor, told: Tensor) -> Tensor:
 def fit_strengths(memory: GRUMemoryWithDecay, head: Tensor, views: Views, batches: Iterable[Batch] = ()) -> float:
     """Write strengths as the probability that a token is told, the same in all heads. Returns the loss in nats a token.
 
-    A first fit, to the positions of `views`, says which others are hard: those are added of all in `batches`, as are all
-    that are told or come right after, and of the easy ones a share that weighs the more (importance sampling). Few texts tell nothing
-    and look as if they did, and a stray write wears away what its slots hold, so they have to be sought. Where slots are found by
-    their content, tokens that come after one that is told are fitted apart from those with which something told begins.
+    A first fit, to the positions of `views`, says which others are hard: those are added of all in `batches`, as are all that
+    are told or come right after, and of the easy ones a share that weighs the more (importance sampling). Few texts tell
+    nothing and look as if they did, and a stray write wears away what its slots hold, so they have to be sought. Where slots
+    are found by their content, tokens that come after one that is told are fitted apart from those with which it begins.
     """
     chain = memory.addressing == "content"
     features = torch.cat([views.before, views.own], dim=1)
@@ -257,7 +257,8 @@ def fit_strengths(memory: GRUMemoryWithDecay, head: Tensor, views: Views, batche
 def _strength_lines(
     features: Tensor, told: Tensor, after: Tensor, chain: bool, stands_for: Tensor | None = None, **settings
 ) -> list[tuple[Tensor, float, float]]:
-    """What `_logistic` makes of all positions, or in a `chain` of those that do not come `after` something told and of those that do."""
+    """What `_logistic` makes of all positions, or in a `chain` of those that do not come `after` something told, and of those
+    that do."""
     if not chain:
         return [_logistic(features, told, stands_for, **settings)]
     parts = [None if stands_for is None else stands_for[where] for where in (~after, after)]

@@ -134,7 +134,8 @@ def _marks(turn: Turn | None, reply: int) -> Iterator[tuple[Mark, bool, dict[str
 
 
 def _thin(row: dict[str, np.ndarray], keep: float, rng: Random) -> dict[str, np.ndarray]:
-    """What is told with the positions before and after it, answers, where replies begin, and runs of the rest; all turns' first positions."""
+    """What is told, with the positions before and after it; answers; where replies begin; all turns' first positions; and runs of
+    the rest."""
     needed = (row["told"] > 0) | (row["labels"] >= 0) | (row["asked"] > 0) | row["turn_starts"] | row["begins"]
     needed[:-1] |= row["told"][1:] > 0
     needed[1:] |= row["told"][:-1] > 0
