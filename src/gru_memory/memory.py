@@ -399,12 +399,7 @@ class GRUMemoryWithDecay(nn.Module):
         else:
             values = values.tanh()
 
-        told, told_last = torch.sigmoid(strength), None
-        if self.addressing == "content":
-            begins, goes_on = told.chunk(2, dim=-1)
-            told = _chain(begins, goes_on, state["told"].to(dtype), mask)
-            told_last = told[:, -1]
-        told = told * visible  # (B, T, N), 0 holds
+        told, told_last = self.told(strength, state, mask)
         ticks = mask if self.decay_every == "token" else mask & _or_false(turn_starts, mask)
         keep = torch.where(ticks[..., None, None], self.decay.to(dtype), 1.0).expand(batch, length, N, S)
         asked = _rms_norm(self.query_rank(keys)) if self.address_rank else keys
@@ -433,6 +428,18 @@ class GRUMemoryWithDecay(nn.Module):
         if self.addressing == "content":
             last_key |= {"told": told_last, "replacing": replacing}
         return Prepared(inputs, told, last_key, read_gate.to(dtype).unsqueeze(-1), persistent, signature)
+
+    def told(self, strength: Tensor, state: SiteState, mask: Tensor) -> tuple[Tensor, Tensor | None]:
+        """How surely tokens are to be written (B, T, N), 0 where the memory holds, and what the state keeps of it.
+
+        strength (B, T, N), or (B, T, 2N) for beginning and going on, before its sigmoid; mask (B, T) bool.
+        """
+        told = torch.sigmoid(strength)
+        if self.addressing == "learned":
+            return told * mask[..., None], None
+        begins, goes_on = told.chunk(2, dim=-1)
+        told = _chain(begins, goes_on, state["told"].to(told), mask)
+        return told * mask[..., None], told[:, -1]
 
     def keys_of(
         self, hidden_states: Tensor, token_embeds: Tensor | None, key_states: Tensor | None

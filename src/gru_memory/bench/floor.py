@@ -67,7 +67,7 @@ def _sites(plan: Plan) -> dict[str, GRUMemoryWithDecay]:
     sites[CONVERSATION] = GRUMemoryWithDecay(
         hidden, shape.num_heads, shape.num_slots, shape.slot_size, cell=shape.cell, decay_every="turn", gate_init=0.1,
         key_size=hidden * len(shape.key_layers), address_rank=shape.address_rank, persistent_slots=shape.persistent_slots,
-        signature_size=shape.signature_size, max_strength=shape.max_strength,
+        signature_size=shape.signature_size, max_strength=shape.max_strength, addressing=shape.addressing,
     )  # fmt: skip
     return {name: site.eval() for name, site in sites.items()}
 
@@ -101,6 +101,8 @@ def _site_costs(site: GRUMemoryWithDecay, length: int) -> tuple[int, int]:
     slots = site.num_heads * site.num_slots * site.slot_size
     stream = length * (2 * site.hidden_size + site.embed_size + site.key_size)
     scan = scan_operations(site.num_heads, site.num_slots, site.slot_size, site.cell, backward=False)
+    if site.addressing == "content":  # every slot's signature against what is asked for
+        scan += 2 * site.num_heads * site.num_slots * site.signature_size
     return FLOAT * (weights + 2 * slots + stream), length * (2 * linear + scan)
 
 

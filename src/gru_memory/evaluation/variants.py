@@ -12,6 +12,8 @@ from torch import Tensor
 from ..config import check_decay
 from ..memory import GRUMemoryWithDecay, Prepared
 
+_MOST_ADDED = 0.999  # of a content at once, by the naive accumulator
+
 
 def memory_sites(model: Any) -> dict[str, GRUMemoryWithDecay]:
     """The sites that evaluations of traces know. Raises ValueError if there is none."""
@@ -43,12 +45,15 @@ def accumulating(model: Any) -> Iterator[None]:
     """Every site adds what it writes to its slots, H_s = H~_s + b a_s C, instead of mixing it in: the naive accumulator.
 
     With H~ = keep / (1 - z) H and z = b a, the update H~ + z (C - H~) of the scan is keep H + z C. (The gru cell then sees
-    that H~ as well.)
+    that H~ as well.) A z of 1 would leave nothing to scale up: there 0.999 is written of a C that is as much larger.
     """
 
     def unbounded(prepared: Prepared, mask: Tensor | None) -> Prepared:
         inputs = prepared.inputs
-        return prepared._replace(inputs=inputs._replace(keep=inputs.keep / (1 - inputs.write).clamp_min(1e-6)))
+        write = inputs.write.clamp_max(_MOST_ADDED)  # (B, T, N, S)
+        louder = inputs.write.sum(-1, keepdim=True) / write.sum(-1, keepdim=True).clamp_min(1e-12)
+        values = torch.where(write.sum(-1, keepdim=True) > 0, louder, 1.0) * inputs.values
+        return prepared._replace(inputs=inputs._replace(values=values, write=write, keep=inputs.keep / (1 - write)))
 
     with _prepared(model, unbounded):
         yield
@@ -58,13 +63,17 @@ def accumulating(model: Any) -> Iterator[None]:
 def unwritten(model: Any, columns: Sequence[Sequence[int]]) -> Iterator[None]:
     """Let a forward pass write nothing at the given columns of each row; everything else about those tokens stays."""
 
-    def silent(prepared: Prepared, mask: Tensor | None) -> Prepared:
-        write = prepared.inputs.write.clone()  # (B, T, N, S)
-        for row, places in enumerate(columns):
-            write[row, list(places)] = 0
-        return prepared._replace(inputs=prepared.inputs._replace(write=write))
+    def wrap(original: Any) -> Any:
+        def told(*arguments: Any) -> tuple[Tensor, Tensor | None]:
+            found, last = original(*arguments)
+            found = found.clone()  # (B, T, N)
+            for row, places in enumerate(columns):
+                found[row, list(places)] = 0
+            return found, last
 
-    with _prepared(model, silent):
+        return told
+
+    with _wrapped(model, "told", wrap):
         yield
 
 
@@ -74,7 +83,6 @@ def _prepared(model: Any, change: Any) -> Iterator[None]:
 
     For stretches of at least two tokens: decoding takes a path of its own past `prepare`.
     """
-    sites = memory_sites(model).values()
 
     def wrap(original: Any) -> Any:
         def prepare(hidden_states, token_embeds, state, mask, *rest, **further):
@@ -82,13 +90,21 @@ def _prepared(model: Any, change: Any) -> Iterator[None]:
 
         return prepare
 
+    with _wrapped(model, "prepare", wrap):
+        yield
+
+
+@contextlib.contextmanager
+def _wrapped(model: Any, method: str, wrap: Any) -> Iterator[None]:
+    """Let every site's method of that name be `wrap` of it. Decoding a single token takes a path of its own past all of them."""
+    sites = memory_sites(model).values()
     try:
         for site in sites:
-            site.prepare = wrap(site.prepare)
+            setattr(site, method, wrap(getattr(site, method)))
         yield
     finally:
         for site in sites:
-            vars(site).pop("prepare", None)
+            vars(site).pop(method, None)
 
 
 def _set_decay(site: GRUMemoryWithDecay, table: list[list[float]]) -> None:
