@@ -18,6 +18,7 @@ from gru_memory.addressing import (
     find_places_step_by_step,
 )
 from gru_memory.editing import forget, kept_share
+from gru_memory.evaluation.variants import unwritten
 from gru_memory.memory import _chain
 
 D = 12
@@ -341,6 +342,23 @@ def test_forgetting_a_turn_finds_it_wherever_it_lies():
         now[0] > 0.5 * before[0] > 0.1 and now[2] > 0.2 * before[2]
     )  # the latter is mostly the template, which all share
     assert kept_share(model, tokenizer, model.initial_memory_state(1), texts[1]) == 0
+
+
+def test_a_token_left_unwritten_leaves_its_slot_to_the_next():
+    """As if it had not been told at all: one slot fewer is taken, and the others hold what they held."""
+    model = memory_model("llama", cell="content", sites=("top",), num_slots=12, decay=1.0)
+    ids = random_ids(1, 6, 1)
+    whole = told(model, 1, 6)
+    with unwritten(model, [[3]]):
+        without = model(ids, memory_state=None).memory_state
+    with unwritten(model, [range(6)]):
+        nothing = model(ids, memory_state=None).memory_state
+    assert not nothing.sites["top"]["slots"].any()
+    taken = [(state.sites["top"]["slots"].norm(dim=-1) > 0).sum(-1) for state in (whole, without)]  # (1, N)
+    assert torch.equal(taken[1], taken[0] - 1)
+    assert all(holds(whole, without))
+    places = without.sites["top"]["slots"][0, 0].norm(dim=-1).nonzero().flatten()
+    assert places.tolist() == list(range(len(places)))
 
 
 def test_a_state_says_how_its_slots_are_found():
