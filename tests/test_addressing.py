@@ -296,7 +296,7 @@ def holds(state, other, site="top"):
     """For each slot that `other` fills, whether `state` has it, whatever its place."""
     mine, theirs = (s.sites[site]["slots"][0] for s in (state, other))
     return [
-        bool(((mine[n] - slot).norm(dim=-1) < 1e-9).any())
+        bool(((mine[n] - slot).norm(dim=-1) < 1e-6).any())
         for n in range(len(theirs)) for slot in theirs[n] if slot.norm() > 0
     ]  # fmt: skip
 
