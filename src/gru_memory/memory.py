@@ -407,13 +407,13 @@ class GRUMemoryWithDecay(nn.Module):
         if self.signature_size:
             signature = self.signature(asked).to(dtype).unflatten(-1, (N, self.signature_size)).tanh()
         if self.addressing == "content":
-            strength = self.max_strength * ((told - NO_WRITE) / (1 - NO_WRITE)).clamp_min(0)
+            strength = self.write_strength(told)
             written = values[..., self.value_size :].to(dtype)
             lookup = Lookup(written, strength, told, mask, keep, signature, self.sharpness.to(dtype))
             signatures = state["slots"][..., self.value_size :].to(dtype)
             address, keep, query, replacing = find_places(lookup, signatures, state["replacing"].to(dtype))
         else:
-            strength = told if self.max_strength == 1 else self.max_strength * told
+            strength = self.write_strength(told)
             if self.address_rank:
                 key = self.key(key.to(self.gate.dtype)).to(dtype)
             address = key.unflatten(-1, (N, S)).softmax(dim=-1)  # (B, T, N, S)
@@ -440,6 +440,12 @@ class GRUMemoryWithDecay(nn.Module):
         begins, goes_on = told.chunk(2, dim=-1)
         told = _chain(begins, goes_on, state["told"].to(told), mask)
         return told * mask[..., None], told[:, -1]
+
+    def write_strength(self, told: Tensor) -> Tensor:
+        """How strongly tokens are written, of how surely they are told; both (B, T, N)."""
+        if self.addressing == "content":
+            told = ((told - NO_WRITE) / (1 - NO_WRITE)).clamp_min(0)
+        return told if self.max_strength == 1 else self.max_strength * told
 
     def keys_of(
         self, hidden_states: Tensor, token_embeds: Tensor | None, key_states: Tensor | None

@@ -64,16 +64,15 @@ def unwritten(model: Any, columns: Sequence[Sequence[int]]) -> Iterator[None]:
     """Let a forward pass write nothing at the given columns of each row; everything else about those tokens stays."""
 
     def wrap(original: Any) -> Any:
-        def told(*arguments: Any) -> tuple[Tensor, Tensor | None]:
-            found, last = original(*arguments)
-            found = found.clone()  # (B, T, N)
+        def write_strength(told: Tensor) -> Tensor:
+            strength = original(told).clone()  # (B, T, N)
             for row, places in enumerate(columns):
-                found[row, list(places)] = 0
-            return found, last
+                strength[row, list(places)] = 0
+            return strength
 
-        return told
+        return write_strength
 
-    with _wrapped(model, "told", wrap):
+    with _wrapped(model, "write_strength", wrap):
         yield
 
 
