@@ -24,7 +24,7 @@ def test_it_recalls_what_the_base_model_cannot_know(loaded):
     """A small sample of `gru-memory eval recall`; the full figures are in docs/evaluation.md."""
     result = evaluate_recall(*loaded, RecallConfig(facts=3, between=6, sessions=10), full_history=False)
     assert result.floor.share <= 0.1
-    assert result.memory.share >= result.floor.share + 0.2
+    assert result.memory.share >= 0.8
     assert result.state_bytes <= 32 * 1024
 
 
@@ -35,7 +35,7 @@ def test_it_keeps_quiet_where_nothing_was_told(loaded):
 
 def test_the_demo_answers(loaded, tmp_path):
     result = run_demo(*loaded)
-    assert sum(answer.right for answer in result.answers) >= 2
+    assert all(answer.right for answer in result.answers)
     assert all(answer.value not in answer.alone for answer in result.answers)
 
 
