@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from decoding import assert_state_after, at_word, some_state
+from decoding import assert_state_after, at_word
 from tiny import assert_close, assert_same_state
 from transformers import TextIteratorStreamer
 
@@ -13,6 +13,7 @@ from gru_memory.shipped import shipped_memory
 
 pytestmark = [pytest.mark.needs_model, pytest.mark.slow]
 TOLERANCE = 2e-3
+BEFORE = "Please remember that my locker code is 3517."
 TOLD = "My boat is called Marigold. My boat is red. What is my boat called? My boat is called"
 
 
@@ -25,7 +26,9 @@ class Real:
         self.model = add_memory(base)
         self.model.load_memory(shipped_memory())
         self.ids = self.tokenizer(TOLD, return_tensors="pt").input_ids  # (1, T)
-        self.start = some_state(self.model, 1)
+        with torch.no_grad():
+            before = self.tokenizer(BEFORE, return_tensors="pt").input_ids
+            self.start = self.model(before, use_cache=False).memory_state
         self.end = self.tokenizer.eos_token_id
 
 
