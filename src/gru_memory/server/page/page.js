@@ -164,6 +164,8 @@ function showSlots(slots) {
   }));
 }
 
+let mapNote = ""; // what stands below the map, unless there is nothing in it
+
 function drawMap() {
   const canvas = $("map");
   const tokens = lastTrace?.tokens ?? [];
@@ -191,6 +193,8 @@ function drawMap() {
   const what = shown === "write" ? "written" : "read";
   canvas.setAttribute("aria-label", tokens.length
     ? `${tokens.length} tokens, ${rows} slots; most strongly ${what}: ${strongest.join(", ")}` : "Nothing was said yet");
+  mapNote ||= $("map-note").textContent;
+  $("map-note").textContent = tokens.length && !rows ? `Nothing of the last turn was ${what}.` : mapNote;
 }
 
 async function showSession() {
