@@ -316,6 +316,14 @@ def test_merging_keeps_what_either_holds_wherever_it_lies():
     assert all(holds(nothing.merge(one), one))
 
 
+def test_merging_keeps_the_stronger_of_two_traces_of_one_thing():
+    model = memory_model("llama", cell="content", num_slots=16, decay=0.9)
+    full = told(model, 1)
+    faded = full.decay(3)
+    for both in (faded.merge(full), full.merge(faded)):
+        assert all(holds(both, full)) and len(holds(full, both)) == len(holds(full, full))  # once, at full length
+
+
 def test_merging_more_than_there_is_room_for_keeps_the_fullest():
     model = memory_model("llama", cell="content", num_slots=4, decay=0.9)
     one, two = told(model, 1, 12).decay(30), told(model, 2, 12)

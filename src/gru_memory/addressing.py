@@ -31,10 +31,7 @@ from .scan import can_compile
 from .scan.fused import without_copies
 from .scan.threads import share
 
-SAME_KEY = (
-    0.84,
-    0.92,
-)  # c_0 and c_1: the the cosine from which on, and up to which, two keys are more and more the same
+SAME_KEY = (0.84, 0.92)  # c_0 and c_1: the cosines between which two keys are more and more the same one
 NO_WRITE = 0.05  # strength up to which nothing is written at all
 _NO_DIRECTION = 1e-12  # product of two squared lengths, up to which nothing is said to point the same way
 

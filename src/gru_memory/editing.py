@@ -10,9 +10,8 @@ from torch.nn.functional import normalize
 
 from .conversation import Conversation
 from .inspection import _site, trace
-from .state import MemoryState
+from .state import HOLDS_THE_SAME, MemoryState
 
-_HOLDS_THE_SAME = 0.9  # cosine from which a slot found by its content holds what was written to another one
 _LEAST_WRITTEN = 0.01  # share of a slot below which a turn is not said to have written there
 
 
@@ -98,7 +97,7 @@ def _likest(slots: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     """For each of the slots `wanted` (B, N, S, d) the one of `slots` that holds the same, or nothing if none does."""
     likeness = normalize(wanted, dim=-1) @ normalize(slots, dim=-1).transpose(2, 3)  # (B, N, S wanted, S)
     best, place = likeness.max(dim=3, keepdim=True)
-    return slots.gather(2, place.expand_as(wanted)) * (best > _HOLDS_THE_SAME)
+    return slots.gather(2, place.expand_as(wanted)) * (best > HOLDS_THE_SAME)
 
 
 @dataclass(frozen=True)

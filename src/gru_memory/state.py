@@ -21,6 +21,7 @@ from .packing import pack_int4, unpack_int4
 FORMAT_VERSION = 2  # 2: slots may be packed, see `packing`; what is not packed is written as 1
 _KIND = "gru-memory state"
 AS_KEPT = "kept"  # for `dtype`: what the memory's config says that conversations are kept in
+HOLDS_THE_SAME = 0.9  # cosine from which two slots that are found by their content hold the same
 MAX_FILE_BYTES = 1 << 30  # read no further: a state is kilobytes a conversation
 
 
@@ -320,16 +321,15 @@ def _joined(one: Tensor, other: Tensor) -> Tensor:
     return (total * shortened).clamp(-1, 1)
 
 
-_SAME = 0.9  # cosine from which two slots are said to hold the same
-
-
 def _fullest(one: Tensor, other: Tensor) -> Tensor:
     """(B, N, S, d) and the same: the S longest slots of both, those of `one` in their places; of two that hold the same, one."""
     count = one.shape[2]
-    alike = F.normalize(one, dim=-1) @ F.normalize(other, dim=-1).transpose(2, 3) > _SAME  # (B, N, S, S of other)
+    alike = (
+        F.normalize(one, dim=-1) @ F.normalize(other, dim=-1).transpose(2, 3) > HOLDS_THE_SAME
+    )  # (B, N, S, S of other)
     length, others = one.norm(dim=-1), other.norm(dim=-1)
     weaker = alike & (length.unsqueeze(3) < others.unsqueeze(2))
-    length = length.masked_fill(weaker.any(dim=3), 0)  # what the other one holds more of gives way to it
+    length = length.masked_fill(weaker.any(dim=3), -1)  # what the other one holds more of goes before an empty slot does
     others = others.masked_fill((alike & ~weaker).any(dim=2), 0)
     order = torch.cat([length, others], dim=2).argsort(dim=2, descending=True, stable=True)  # (B, N, 2S)
     kept = torch.zeros_like(order, dtype=torch.bool).scatter_(2, order[..., :count], True)

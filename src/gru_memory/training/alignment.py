@@ -24,10 +24,10 @@ from .rows import Batch
 _REFINE_RATE, _REFINE_TEMPERATURE, _REFINE_PULL = 1e-3, 0.3, 5.0
 _AGAIN = 128  # corrections in a step of refinement
 _EASY, _HARD = 0.1, 50  # share of positions kept for the fit of strengths, and what a probability of 1 adds to it
-_SIGNED = 0.4  # of a normed key in a signature: tanh leaves its direction as it is, and four bits a number tell it
 _MOST = 250_000  # positions in that fit: gigabytes
+_SIGNED = 0.4  # of a normed key in a signature: tanh leaves its direction as it is, and four bits a number tell it
 _FOUND = 0.3  # of a token's weight that a head must meet to count as having found it
-_DOUBT = 3e-3  # weight decay of that fit
+_DOUBT = 3e-3  # weight decay of the fit of trust
 _TRUSTING = 1.5  # added to the bias of trust: who doubts a right head loses an answer, a wrong one is outvoted
 _TRUSTING_ONE = 3.0  # the same where slots are found by content: most doubted tokens are right
 _LOUDNESS = 0.2  # root mean square of rank projections, whose scale says nothing: so much Adam moves them a step
