@@ -329,7 +329,9 @@ def _fullest(one: Tensor, other: Tensor) -> Tensor:
     )  # (B, N, S, S of other)
     length, others = one.norm(dim=-1), other.norm(dim=-1)
     weaker = alike & (length.unsqueeze(3) < others.unsqueeze(2))
-    length = length.masked_fill(weaker.any(dim=3), -1)  # what the other one holds more of goes before an empty slot does
+    length = length.masked_fill(
+        weaker.any(dim=3), -1
+    )  # what the other one holds more of goes before an empty slot does
     others = others.masked_fill((alike & ~weaker).any(dim=2), 0)
     order = torch.cat([length, others], dim=2).argsort(dim=2, descending=True, stable=True)  # (B, N, 2S)
     kept = torch.zeros_like(order, dtype=torch.bool).scatter_(2, order[..., :count], True)
