@@ -192,6 +192,26 @@ def test_a_pool_draws_sessions_of_facts_that_are_alike():
     assert sum(len(kinds) == 1 for kinds in drawn) < one_kind / 2
 
 
+def test_a_pool_draws_sessions_of_values_that_begin_alike():
+    pool = FactPool(FactGenerator(), 1000, 0, begun_alike=1.0)
+
+    def pairs() -> int:
+        """Sessions in which two values are different and begin alike."""
+        found = 0
+        for i in range(40):
+            values = {turn.value for turn in pool.session(random.Random(i), 3, 0).turns}
+            assert len(values) == 3
+            found += len({value[:4] for value in values if len(value) > 4}) < sum(len(value) > 4 for value in values)
+        return found
+
+    assert pairs() > 30  # a pair of one attribute cannot be told in one session
+    assert len(pool.session(random.Random(0), 1, 0).turns) == 2
+    pool.begun_alike = 0.0
+    assert pairs() < 12
+    few = FactPool(FactGenerator(), 2, 0, begun_alike=1.0)  # there is no such pair
+    assert len(few.session(random.Random(0), 2, 0).turns) == 4
+
+
 def test_sessions_survive_jsonl(tmp_path):
     generator = FactGenerator(corrected=0.5)
     sessions = [generator.session(3, 2, shuffle=True) for _ in range(5)]

@@ -33,7 +33,7 @@ from gru_memory.training.alignment import (
 )
 from gru_memory.training.calibration import calibrate
 from gru_memory.training.features import PREFIX, build_feature_cache
-from gru_memory.training.objective import address_loss, compute_loss, logits_of, read, recall, write_loss
+from gru_memory.training.objective import address_loss, compute_loss, gate_loss, logits_of, read, recall, write_loss
 from gru_memory.training.rows import Batch, make_batch, turn_text
 from gru_memory.training.run import FilePool, _alone, book_pages, conversation_memory
 from gru_memory.training.trainer import MemoryTrainer, TrainingConfig
@@ -276,6 +276,38 @@ def test_strengths_are_judged_as_shares_of_the_greatest(model, pool, build):
         for most in (1.0, 0.5)
     )
     assert part == pytest.approx(whole, rel=1e-4)
+
+
+def test_tokens_of_values_have_to_be_ahead_by_the_margin(model, pool, build):
+    """The loss with a margin is that of logits from which it was taken where a value is asked for, and nowhere else."""
+    head = model.get_output_embeddings().weight.detach()
+    batch = make_batch([pool.session(random.Random(3), 2, 1)], build(pool.turns()))
+    batch.base[:] = False
+    memory, everything = make_memory(), 40 * len(head)
+    plain, ahead = (
+        compute_loss(memory, head, batch, torch.Generator().manual_seed(0), negatives=everything, margin=margin)
+        for margin in (0.0, 2.0)
+    )
+    taught = batch.labels >= 0
+    with torch.no_grad():
+        logits = logits_of(recall(memory, head, batch)[0][taught], head)
+    labels, value = batch.labels[taught], batch.asked[taught] > 0
+    assert value.any() and not value.all()
+    assert plain.answer_loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-3)
+    logits[value, labels[value]] -= 2.0
+    assert ahead.answer_loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-3)
+    assert ahead.correct == plain.correct
+
+
+def test_read_gates_are_to_be_open_at_values_asked_for_and_may_be_anything_elsewhere(pool, build):
+    batch = make_batch([pool.session(random.Random(3), 2, 1)], build(pool.turns()))
+    value = (batch.asked > 0) & (batch.labels >= 0)
+    share = torch.where(value, 1.0, 0.01)[..., None, None].expand(-1, -1, 2, 1)
+    most = torch.tensor([3.0])
+    assert gate_loss(most * share, most, batch).item() == pytest.approx(0.0, abs=1e-6)
+    assert gate_loss(most * share.clamp_max(0.5), most, batch).item() == pytest.approx(math.log(2))
+    batch.asked[:] = 0
+    assert gate_loss(most * share, most, batch).item() == 0.0
 
 
 def test_what_is_told_of_a_value_ends_with_the_token_after_it(tokenizer, pool, build):

@@ -20,6 +20,7 @@ ASKED_TWICE = 0.2  # of the facts of a shuffled session
 ASKED_EARLY = 0.5  # of the corrected facts of a shuffled session are also asked before their correction
 NEAR_SHARE = 0.5  # of the questions about things never told ask for what was told of somebody else
 MAX_TRIES = 1000
+_BEGINNING = 4  # letters in which values that begin alike are the same
 _MANY = 4  # attributes and values of one kind for each fact of a session, so that such as do not clash are soon found
 # One wording for whatever is asked, so that reply and memory have little to agree on but the value. Up to "it's" the model
 # takes in what is asked for; there memory knows whether it found anything (docs/decisions.md).
@@ -205,7 +206,8 @@ class FactPool:
     """A finite pool of turns, recombined into any number of sessions: work on a turn can be done once.
 
     `untold` are questions about things that are not told in the sessions they are asked in. In a share `alike` of the
-    sessions all values are of one kind, such as dates: those are mixed up most easily.
+    sessions all values are of one kind, such as dates: those are mixed up most easily. In a share `begun_alike` two facts have
+    values that begin with the same letters ("northern Serbian", "northern Sinhala"): what comes next then hangs on what is asked.
     """
 
     def __init__(
@@ -217,10 +219,11 @@ class FactPool:
         asks: int = 2,
         num_untold: int = 0,
         alike: float = 0.0,
+        begun_alike: float = 0.0,
     ):
         if num_facts < 1:
             raise ValueError(f"a pool needs at least one fact, not {num_facts}")
-        self.alike = alike
+        self.alike, self.begun_alike = alike, begun_alike
         self.facts = [generator.fact_turns(tells, asks) for _ in range(num_facts)]
         self.talk = [generator.talk() for _ in range(num_talk)]
         self.untold = [generator.question() for _ in range(num_untold)]
@@ -245,7 +248,8 @@ class FactPool:
         if self.alike and rng.random() < self.alike:
             same_kind, distinct = self._by_kind[rng.choice(self.facts).fact.kind]
             facts = same_kind if distinct >= _MANY * num_facts else facts
-        chosen = _without_clashes(lambda: rng.choice(facts), num_facts)
+        drawn = self._pair_begun_alike(rng) if self.begun_alike and rng.random() < self.begun_alike else []
+        chosen = _without_clashes(lambda: drawn.pop() if drawn else rng.choice(facts), num_facts)
         talk = [rng.choice(self.talk) for _ in range(between)]
         told = {turns.fact.attribute for turns in chosen}
         for _ in range(num_untold if self.untold else 0):
@@ -266,6 +270,19 @@ class FactPool:
             kind: (alike, min(len({t.fact.attribute for t in alike}), len({t.fact.value for t in alike})))
             for kind, alike in found.items()
         }
+
+    def _pair_begun_alike(self, rng: Random) -> list[FactTurns]:
+        """Two facts whose values begin alike; they may still have one attribute."""
+        return rng.sample(rng.choice(self._by_beginning), 2) if self._by_beginning else []
+
+    @cached_property
+    def _by_beginning(self) -> list[list[FactTurns]]:
+        """Groups of at least two facts whose values begin with the same `_BEGINNING` letters and go on in another way."""
+        found: dict[str, list[FactTurns]] = {}
+        for turns in self.facts:
+            if len(turns.fact.value) > _BEGINNING:
+                found.setdefault(turns.fact.value[:_BEGINNING], []).append(turns)
+        return [group for group in found.values() if len({turns.fact.value for turns in group}) > 1]
 
     @cached_property
     def _by_base(self) -> dict[str, list[Question]]:

@@ -15,7 +15,7 @@ from .objective import logits_of, read, shares_of_right
 from .rows import Batch
 
 _TRUST = tuple(map(float, range(-1, 8)))  # shifts of the bias of trust
-_GATES = (0.0, 0.5, 1.0, 1.5, 2.0)  # and of those of the read gates
+_GATES = (0.0, 1.0, 2.0)  # and of those of the read gates
 _UNTOLD = 0.02  # of an answer: what a right reply to a question about something never told counts for
 _BASE = 0.5  # answers that a nat of KL to the base model is worth, where memory has to leave it alone
 _BASE_POSITIONS = 256  # of a batch, on which that is measured

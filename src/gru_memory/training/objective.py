@@ -102,6 +102,15 @@ def write_loss(told: Tensor, batch: Batch) -> Tensor:
     return (loss * batch.stands_for)[batch.mask].mean()
 
 
+def gate_loss(read_gate: Tensor, most: Tensor, batch: Batch) -> Tensor:
+    """Read gates (R, T, N, 1), sigmoids times `most`, are open at every token of a value asked for: -log of the sigmoid there.
+
+    Without it they close wherever the model guesses well ("$178.4" after "$178."), and then miss what it cannot guess.
+    """
+    open_there = (read_gate / most)[(batch.asked > 0) & (batch.labels >= 0)]
+    return -torch.log(open_there.clamp_min(1e-6)).mean() if len(open_there) else read_gate.new_zeros(())
+
+
 def compute_loss(
     memory: GRUMemoryWithDecay,
     head: Tensor,
@@ -114,10 +123,14 @@ def compute_loss(
     negatives: int = 4096,
     hard_negatives: int = 16,
     key_dropout: float = 0.0,
+    gate_weight: float = 0.0,
+    margin: float = 0.0,
 ) -> LossReport:
     """Cross-entropy on answers, plus `base_weight` times KL(base || memory) on turns that must stay as they were, plus
-    `address_weight` times `address_loss` and `write_weight` times `write_loss`.
+    `address_weight` times `address_loss`, `write_weight` times `write_loss` and `gate_weight` times `gate_loss`.
 
+    The right token of a value asked for has to be ahead by `margin` nats: what comes out just ahead in training falls behind
+    where turns between have worn the trace away, or it was kept in four bits.
     The first two are taken over a sampled vocabulary: every token of the batch, `negatives` random others, fresh each
     step, and the `hard_negatives` likeliest of the whole vocabulary at every token of a value asked for. The full softmax
     would be most of the arithmetic.
@@ -129,8 +142,9 @@ def compute_loss(
     weight = head[vocabulary]  # (C, D)
     taught = batch.labels >= 0
     logits = logits_of(states[taught], weight)
-    answer_loss = F.cross_entropy(logits, labels[taught])
     correct = logits.argmax(-1) == labels[taught]
+    ahead = margin * (batch.asked[taught] > 0).to(logits).unsqueeze(1)
+    answer_loss = F.cross_entropy(logits.scatter_add(1, labels[taught].unsqueeze(1), -ahead), labels[taught])
 
     where = batch.base.nonzero()
     where = where[torch.randperm(len(where), generator=generator)[:base_positions]].unbind(1)
@@ -142,7 +156,11 @@ def compute_loss(
         )
     addressing, writing = address_loss(prepared.inputs, batch), write_loss(prepared.told, batch)
     return LossReport(
-        answer_loss + base_weight * base_kl + address_weight * addressing + write_weight * writing,
+        answer_loss
+        + base_weight * base_kl
+        + address_weight * addressing
+        + write_weight * writing
+        + gate_weight * gate_loss(prepared.read_gate, memory.gate, batch),
         answer_loss.item(),
         base_kl.item(),
         addressing.item(),

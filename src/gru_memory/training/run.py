@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,13 @@ Progress = Callable[[str, int, int], None]  # (what is being done, done, in all)
 
 _PLAIN = 0.25  # share of questions in the plainest words: what people ask most often
 _ALIKE = 0.3  # share of sessions whose values are all of one kind
+_BEGUN_ALIKE = 0.2  # share of sessions in which two values begin with the same letters
 _SILENT = 0.7  # share of told turns without a reply: replies to them are all alike, facts are not
 _ALIGNED_SESSIONS = 3600  # of three facts each: what addresses and strengths begin with
 _ALIGNED_SHARE = 8  # sessions of a member of a small pool: more would say the same again
 _TRUSTED_SESSIONS = 160  # what trust begins with
 _VALIDATION_SESSIONS = 32
+_CALIBRATED_BATCHES = 3  # of so many sessions, for each kind of question
 _CALIBRATED_BETWEEN = 12  # turns of talk: trust falls as they wear away what is stored
 _VALIDATION = {
     "values": {"values": "test"},
@@ -188,7 +190,7 @@ def train_loaded(
             _align(memory, head, pool, cache, request.training.seed, progress)
         trainer.train()
         if memory.signature_size:
-            calibrate(memory, head, (_validation_batch(*pair, _CALIBRATED_BETWEEN) for pair in kept.values()))
+            calibrate(memory, head, _calibration_batches(kept.values()))
     return model
 
 
@@ -235,7 +237,7 @@ def _pools(request, model, renderer, folder, fingerprint, progress) -> tuple[Any
         pool = FilePool(request.data)
         return pool, {"sessions": pool}
     facts = FactGenerator(seed, corrected=request.corrected, silent=_SILENT, plain=_PLAIN)
-    pool = FactPool(facts, request.pool_facts, request.pool_talk, 1, 1, request.pool_untold, _ALIKE)
+    pool = FactPool(facts, request.pool_facts, request.pool_talk, 1, 1, request.pool_untold, _ALIKE, _BEGUN_ALIKE)
     rng = random.Random(f"run {seed}")
     if request.replied:
         _with_own_replies(pool, rng, request.replied, model, renderer, folder, fingerprint, progress)
@@ -287,8 +289,13 @@ def book_pages(folder: str | Path, count: int, rng: random.Random) -> list[str]:
     return pages
 
 
-def _validation_batch(pool: Any, cache: FeatureCache, between: int = 3) -> Batch:
-    rng = random.Random(5)
+def _calibration_batches(kept: Iterable[tuple[Any, FeatureCache]]) -> Iterator[Batch]:
+    for pair in kept:
+        yield from (_validation_batch(*pair, _CALIBRATED_BETWEEN, seed) for seed in range(_CALIBRATED_BATCHES))
+
+
+def _validation_batch(pool: Any, cache: FeatureCache, between: int = 3, seed: int = 5) -> Batch:
+    rng = random.Random(seed)
     return make_batch(
         [pool.session(rng, 3, between, shuffle=False, num_untold=1) for _ in range(_VALIDATION_SESSIONS)], cache
     )
