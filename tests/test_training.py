@@ -530,7 +530,10 @@ def test_trust_begins_where_signatures_tell_what_was_found_from_what_was_not(bui
     head = torch.randn(4, 32)
     assert 0 < fit_trust(memory, head, [batch]) < 0.4  # a coin is worth 0.69 nats
     assert memory.trust[0] > 0 and torch.isfinite(memory.trust).all()
-    batch.asked[:], batch.unknown[:] = 0, False
+    batch.unknown[:] = False  # nobody asks for something never told: there is nothing to doubt
+    assert fit_trust(memory, head, [batch]) < 0.1
+    assert memory.trust.tolist() == [0.0, 0.0, 4.0]
+    batch.asked[:] = 0
     with pytest.raises(ValueError, match="nothing to fit trust"):
         fit_trust(memory, head, [batch])
 

@@ -29,6 +29,7 @@ _SIGNED = 0.4  # of a normed key in a signature: tanh leaves its direction as it
 _FOUND = 0.3  # of a token's weight that a head must meet to count as having found it
 _DOUBT = 3e-3  # weight decay of the fit of trust
 _TRUSTING = 1.5  # added to the bias of trust: who doubts a right head loses an answer, a wrong one is outvoted
+_TRUSTING_ALL = 4.0  # the whole of the bias where nothing calls for doubt
 _TRUSTING_ONE = 3.0  # the same where slots are found by content: most doubted tokens are right
 _LOUDNESS = 0.2  # root mean square of rank projections, whose scale says nothing: so much Adam moves them a step
 
@@ -281,10 +282,12 @@ def fit_read_gates(memory: GRUMemoryWithDecay, views: Views) -> float:
 def fit_trust(memory: GRUMemoryWithDecay, head: Tensor, batches: Iterable[Batch]) -> float:
     """Trust as the probability that a head reads the token asked for, from how signatures agree. Returns the loss in nats.
 
-    `batches` are whole sessions that also ask for things never told, where no head can be right.
+    `batches` are whole sessions that also ask for things never told, where no head can be right. Where none does, nothing
+    says what doubt is good for, and memory trusts whatever it reads.
     """
-    features, target = [], []
+    features, target, doubtful = [], [], False
     for batch in batches:
+        doubtful |= bool(batch.unknown.any())
         prepared, reads = read(memory, head, batch)
         of_head, of_all = memory.agreements(reads[..., memory.value_size :], prepared.signature)
         both = torch.stack([of_head, of_all.expand_as(of_head)], dim=-1)  # (R, T, N, 2)
@@ -303,6 +306,10 @@ def fit_trust(memory: GRUMemoryWithDecay, head: Tensor, batches: Iterable[Batch]
             target.append(right)
     if not features:
         raise ValueError("no session asks for anything: nothing to fit trust by")
+    if not doubtful:
+        memory.trust.copy_(torch.tensor([0.0, 0.0, _TRUSTING_ALL]))
+        right = torch.cat(target)
+        return F.binary_cross_entropy_with_logits(torch.full_like(right, _TRUSTING_ALL), right).item()
     # Where agreement tells right from wrong without a fault, nothing else keeps the slope from growing without bound.
     weight, bias, loss = _logistic(torch.cat(features), torch.cat(target), decay=_DOUBT)
     trusting = _TRUSTING_ONE if memory.addressing == "content" else _TRUSTING
