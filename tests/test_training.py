@@ -530,12 +530,24 @@ def test_trust_begins_where_signatures_tell_what_was_found_from_what_was_not(bui
     head = torch.randn(4, 32)
     assert 0 < fit_trust(memory, head, [batch]) < 0.4  # a coin is worth 0.69 nats
     assert memory.trust[0] > 0 and torch.isfinite(memory.trust).all()
-    batch.unknown[:] = False  # nobody asks for something never told: there is nothing to doubt
-    assert fit_trust(memory, head, [batch]) < 0.1
-    assert memory.trust.tolist() == [0.0, 0.0, 4.0]
-    batch.asked[:] = 0
+    batch.asked[:], batch.unknown[:] = 0, False
     with pytest.raises(ValueError, match="nothing to fit trust"):
         fit_trust(memory, head, [batch])
+
+
+def test_a_memory_that_is_never_asked_for_something_untold_has_nothing_to_doubt(build, model):
+    pool = FactPool(FactGenerator(0), 12, 4, 1, 1, num_untold=6)
+    cache, head = build(pool.turns()), model.get_output_embeddings().weight.detach()
+    memory = make_memory(address_rank=12, signature_size=3, addressing="content")
+    batches = [
+        make_batch([pool.session(random.Random(i), 2, 1, num_untold=untold) for i in range(4)], cache)
+        for untold in (0, 2)
+    ]
+    assert [bool(batch.unknown.any()) for batch in batches] == [False, True]
+    fit_trust(memory, head, batches[:1])
+    assert memory.trust.tolist() == [0.0, 0.0, 4.0]
+    fit_trust(memory, head, batches)
+    assert memory.trust[0] != 0
 
 
 def test_calibration_makes_answers_right_and_leaves_talk_alone(build, model):

@@ -282,8 +282,8 @@ def fit_read_gates(memory: GRUMemoryWithDecay, views: Views) -> float:
 def fit_trust(memory: GRUMemoryWithDecay, head: Tensor, batches: Iterable[Batch]) -> float:
     """Trust as the probability that a head reads the token asked for, from how signatures agree. Returns the loss in nats.
 
-    `batches` are whole sessions that also ask for things never told, where no head can be right. Where none does, nothing
-    says what doubt is good for, and memory trusts whatever it reads.
+    `batches` are whole sessions that also ask for things never told, where no head can be right. Where none does, a
+    memory that is addressed by content has nothing to doubt: what it finds is the best there is.
     """
     features, target, doubtful = [], [], False
     for batch in batches:
@@ -306,7 +306,7 @@ def fit_trust(memory: GRUMemoryWithDecay, head: Tensor, batches: Iterable[Batch]
             target.append(right)
     if not features:
         raise ValueError("no session asks for anything: nothing to fit trust by")
-    if not doubtful:
+    if memory.addressing == "content" and not doubtful:
         memory.trust.copy_(torch.tensor([0.0, 0.0, _TRUSTING_ALL]))
         right = torch.cat(target)
         return F.binary_cross_entropy_with_logits(torch.full_like(right, _TRUSTING_ALL), right).item()
