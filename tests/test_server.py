@@ -393,7 +393,13 @@ def test_a_key_takes_as_long_as_any_other_right_or_wrong(monkeypatch):
 
     monkeypatch.setattr("gru_memory.server.http.hmac.compare_digest", compare)
     keys = Keys((*KEYS, "yet another key"), owner_of)
-    for key, known in ((KEYS[0], True), ("yet another key", True), ("wrong", False), ("", False), ("k" * 10_000, False)):
+    for key, known in (
+        (KEYS[0], True),
+        ("yet another key", True),
+        ("wrong", False),
+        ("", False),
+        ("k" * 10_000, False),
+    ):
         compared.clear()
         if known:
             assert keys.owner(f"Bearer {key}") == owner_of(key)
