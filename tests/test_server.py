@@ -23,6 +23,7 @@ from tiny import assert_same_state
 from gru_memory import Conversation, MemoryState
 from gru_memory.evaluation.full_history import kv_bytes_per_token
 from gru_memory.server.engine import EngineLimits
+from gru_memory.server.errors import ApiError
 from gru_memory.server.http import JsonLines, Keys
 from gru_memory.server.protocol import Message, split
 from gru_memory.server.recognition import where_to_go_on
@@ -380,6 +381,32 @@ def test_keys_are_all_compared():
     keys = Keys(KEYS, owner_of)
     assert [keys.owner(f"Bearer {key}") for key in KEYS] == [owner_of(key) for key in KEYS]
     assert keys.owner(f"bearer  {KEYS[1]} ") == owner_of(KEYS[1])
+
+
+def test_a_key_takes_as_long_as_any_other_right_or_wrong(monkeypatch):
+    """Every known key is compared, by digests of one length, wherever the right one stands and if there is none."""
+    compared = []
+
+    def compare(known, given):
+        compared.append((len(known), len(given)))
+        return known == given
+
+    monkeypatch.setattr("gru_memory.server.http.hmac.compare_digest", compare)
+    keys = Keys((*KEYS, "yet another key"), owner_of)
+    for key, known in (
+        (KEYS[0], True),
+        ("yet another key", True),
+        ("wrong", False),
+        ("", False),
+        ("k" * 10_000, False),
+    ):
+        compared.clear()
+        if known:
+            assert keys.owner(f"Bearer {key}") == owner_of(key)
+        else:
+            with pytest.raises(ApiError, match="valid API key"):
+                keys.owner(f"Bearer {key}")
+        assert compared == [(32, 32)] * (len(KEYS) + 1)
     assert Keys((), owner_of).owner(None) == ""
     assert KEYS[0] not in owner_of(KEYS[0])
 

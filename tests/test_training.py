@@ -33,7 +33,17 @@ from gru_memory.training.alignment import (
 )
 from gru_memory.training.calibration import calibrate
 from gru_memory.training.features import PREFIX, build_feature_cache
-from gru_memory.training.objective import address_loss, compute_loss, gate_loss, logits_of, read, recall, write_loss
+from gru_memory.training.objective import (
+    _ROUNDED,
+    _rounded,
+    address_loss,
+    compute_loss,
+    gate_loss,
+    logits_of,
+    read,
+    recall,
+    write_loss,
+)
 from gru_memory.training.rows import Batch, make_batch, turn_text
 from gru_memory.training.run import FilePool, _alone, book_pages, conversation_memory
 from gru_memory.training.trainer import MemoryTrainer, TrainingConfig
@@ -297,6 +307,18 @@ def test_tokens_of_values_have_to_be_ahead_by_the_margin(model, pool, build):
     logits[value, labels[value]] -= 2.0
     assert ahead.answer_loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-3)
     assert ahead.correct == plain.correct
+
+
+def test_rounded_embeddings_follow_those_they_are_of():
+    head = torch.randn(7, 4)
+    first = _rounded(head)
+    assert first.dtype == torch.bfloat16 and _rounded(head) is first
+    with torch.no_grad():
+        head.mul_(2)
+    assert torch.equal(_rounded(head), head.to(torch.bfloat16))
+    number = len(_ROUNDED)
+    del head
+    assert len(_ROUNDED) == number - 1
 
 
 def test_read_gates_are_to_be_open_at_values_asked_for_and_may_be_anything_elsewhere(pool, build):

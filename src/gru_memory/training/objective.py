@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..memory import GRUMemoryWithDecay, Prepared
 from ..scan import ScanInputs
@@ -137,7 +138,8 @@ def compute_loss(
     """
     states, prepared = recall(memory, head, batch, key_dropout, generator)
     with torch.no_grad():
-        hard = logits_of(states[(batch.asked > 0) & (batch.labels >= 0)], head).topk(hard_negatives, dim=-1).indices
+        asked = states[(batch.asked > 0) & (batch.labels >= 0)]
+        hard = logits_of(asked, _rounded(head)).topk(hard_negatives, dim=-1).indices
     vocabulary, labels = _sample_vocabulary(batch, hard, len(head), negatives, generator)
     weight = head[vocabulary]  # (C, D)
     taught = batch.labels >= 0
@@ -195,6 +197,19 @@ def _share(group: Tensor, correct: Tensor) -> float:
 def logits_of(states: Tensor, weight: Tensor) -> Tensor:
     """bfloat16 products (float32 sums) where the processor has them; the softmax stays in float32."""
     return (states.to(torch.bfloat16) @ weight.to(torch.bfloat16).t()).float()
+
+
+_ROUNDED = (
+    WeakTensorKeyDictionary()
+)  # frozen output embeddings: what they are in bfloat16, and of which version of them
+
+
+def _rounded(head: Tensor) -> Tensor:
+    """The whole vocabulary in bfloat16, once for all steps: rounding it takes longer than the product with it."""
+    found = _ROUNDED.get(head)
+    if found is None or found[1] != head._version:
+        found = _ROUNDED[head] = head.detach().to(torch.bfloat16), head._version
+    return found[0]
 
 
 def _sample_vocabulary(
