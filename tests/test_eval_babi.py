@@ -14,6 +14,7 @@ from gru_memory.evaluation.babi import (
     MEAN,
     BabiConfig,
     _cache,
+    _told_live,
     evaluate_babi,
     make_tests,
     read_cached,
@@ -25,7 +26,7 @@ from gru_memory.rendering import TurnRenderer
 from gru_memory.training.features import PREFIX
 from gru_memory.training.rows import make_batch
 
-SMALL = BabiConfig(turns=(0, 3), stories=10, most_noise=1, talk=4, steps=1, rows=2, tests=3, seed=3)
+SMALL = BabiConfig(turns=(0, 3), stories=10, most_noise=1, talk=4, steps=1, rows=2, tests=3, seed=3, max_new_tokens=2)
 
 
 def replay(statements: list[str]) -> dict:
@@ -85,14 +86,37 @@ def test_answers_follow_from_the_statements(seed):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_every_fact_that_an_answer_finds_was_told_under_its_name(task):
+def test_every_fact_that_a_reply_finds_was_told_under_its_name(task):
     rng = Random(task)
     for _ in range(50):
+        latest: dict[str, str] = {}
         *told, asked = story(task, rng)
-        latest = {mark.fact: mark.value for turn in told for mark in turn.marks}
-        assert asked.marks or task == 3
-        for mark in asked.marks:
-            assert latest[mark.fact] == mark.value and mark.value in asked.assistant
+        assert asked.marks
+        for turn in [*told, asked]:
+            if turn.learn == "answer":
+                assert all(latest[mark.fact] == mark.value and mark.value in turn.assistant for mark in turn.marks)
+            tells = turn.notes if turn.learn == "answer" else turn.marks
+            assert all(mark.value in (turn.assistant or turn.user) for mark in tells)
+            latest |= {mark.fact: mark.value for mark in tells}
+
+
+def test_notes_say_what_follows_from_statements():
+    rng = Random(5)
+    for _ in range(50):
+        *told, _ = story(3, rng)
+        for number, turn in enumerate(told):
+            person, last = turn.user.split()[0], turn.user.rstrip(".").split()[-1]
+            before = replay([turn.user for turn in told[:number]])["place"].get(person)
+            if last in PLACES:
+                wanted = (
+                    f"{person} came to the {last} from the {before or 'unknown'}, and is now in the {last}, as told."
+                )
+            elif turn.user.split()[1] in ("picked", "took", "grabbed"):
+                wanted = f"{person} took it, so the {last} is with {person}, who took it."
+            else:
+                wanted = (f"{person} left it, so the {last} is with nobody, since it was left by {person}, "
+                          f"and lies in the {before}, as told.")  # fmt: skip
+            assert turn.assistant == wanted
 
 
 def test_noise_goes_between_the_facts_and_the_question():
@@ -124,21 +148,45 @@ def test_tests_are_the_same_stories_for_every_number_of_turns_of_noise():
 def trained(tmp_path_factory):
     work = tmp_path_factory.mktemp("babi")
     model, tokenizer = talking_base("llama"), talking_tokenizer("llama")
-    return train_memory(model, tokenizer, SMALL, work, lambda *_: None), tokenizer, work
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gru_memory.training.run._VALIDATION_SESSIONS", 2)  # its tokens are letters, stories are long
+        return train_memory(model, tokenizer, SMALL, work, lambda *_: None), tokenizer, work
 
 
 def test_states_read_from_the_cache_are_those_that_the_model_reads(trained):
     model, tokenizer, work = trained
     sessions = make_tests(SMALL)[2, 3]
-    states = read_cached(model, sessions, _cache(model, tokenizer, sessions, work), rows=2)
-    reader = BatchReader(model, tokenizer)
-    read = [[(turn.user, turn.assistant) for turn in session.turns[:-1]] for session in sessions]
-    wanted = reader.read_all(reader.start(len(sessions)), read)
+    turns = [session.turns[:-1] for session in sessions]
+    reader, cache = BatchReader(model, tokenizer), _cache(model, tokenizer, sessions, work)
+    begin = read_cached(model, [some[:2] for some in turns], cache, reader.start(len(turns)))
+    states = read_cached(model, [some[2:] for some in turns], cache, begin)
+    wanted = reader.read_all(
+        reader.start(len(turns)), [[(turn.user, turn.assistant) for turn in some] for some in turns]
+    )
     assert states.tokens.tolist() == wanted.tokens.tolist()
     assert states.turns.tolist() == wanted.turns.tolist()
     for name, tensor in wanted.sites["top"].items():
         torch.testing.assert_close(states.sites["top"][name], tensor, rtol=0.02, atol=0.02)  # cached in half precision
     assert wanted.sites["top"]["slots"].abs().max() > 0.1
+
+
+def test_notes_are_the_models_own(trained):
+    model, tokenizer, work = trained
+    sessions = make_tests(SMALL)[2, 3]
+    reader, cache = BatchReader(model, tokenizer), _cache(model, tokenizer, sessions, work)
+    states, wrong = _told_live(reader, sessions, cache, max_new_tokens=3)
+    for row, session in enumerate(sessions):
+        state, other = reader.start(1), []
+        for turn in session.turns[:-1]:
+            if turn.learn == "answer":
+                (reply,), state = reader.ask(state, [turn.user], max_new_tokens=3)
+                other += [reply] if reply != turn.assistant else []
+            else:
+                state = reader.read(state, [(turn.user, turn.assistant)])
+        assert [note["reply"] for note in wrong[row]] == other
+        assert states.turns[row] == state.turns[0] == len(session.turns) - 1
+        slots = states.sites["top"]["slots"][row]
+        torch.testing.assert_close(slots, state.sites["top"]["slots"][0], rtol=0.02, atol=0.02)
 
 
 def test_training_and_test_share_neither_stories_nor_talk(trained):

@@ -54,7 +54,7 @@ class BabiConfig:
         default=None,
         metadata={"help": "folder for hidden states and memories, used again; a temporary one if not given"},
     )
-    max_new_tokens: int = field(default=24, metadata={"help": "longest reply, in tokens"})
+    max_new_tokens: int = field(default=40, metadata={"help": "longest reply, in tokens"})
     batch_size: int = field(default=16, metadata={"help": "questions at once"})
 
     def __post_init__(self) -> None:
@@ -70,8 +70,8 @@ def evaluate_babi(model: Any, tokenizer: Any, config: BabiConfig, progress: Prog
     """Train one memory for all tasks on stories, then ask it for others, with more noise than training had.
 
     A statement is a turn; attention sees one turn. What the base model says of a turn does not depend on a memory at the
-    top, so states are read from cached hidden states, in training and in the test. Replies are generated. A reply is right
-    if the last word in it that can be an answer is the one asked for.
+    top, so noise, and in training everything, is read from cached hidden states. In the test notes and answers are generated.
+    An answer is right if the last word in it that can be one is the one asked for.
     """
     began, tell = time.perf_counter(), progress or (lambda *_: None)
     tests = make_tests(config)
@@ -79,12 +79,20 @@ def evaluate_babi(model: Any, tokenizer: Any, config: BabiConfig, progress: Prog
     with _folder(config.work) as work:
         model = train_memory(model, tokenizer, config, work, tell)
         trained = time.perf_counter() - began
-        cache = _cache(model, tokenizer, [session for sessions in tests.values() for session in sessions], work)
+        silent = [
+            Session(tuple(turn for turn in session.turns if turn.learn != "answer"))
+            for sessions in tests.values()
+            for session in sessions
+        ]
+        cache = _cache(model, tokenizer, silent, work)
         reader = BatchReader(model, tokenizer)
         for number, ((task, turns), sessions) in enumerate(tests.items()):
             tell("asking", number, len(tests))
             questions = [asked(session)[0] for session in sessions]
-            states = as_kept(read_cached(model, sessions, cache, config.batch_size))
+            told = [_told_live(reader, sessions[start : start + config.batch_size], cache, config.max_new_tokens)
+                    for start in range(0, len(sessions), config.batch_size)]  # fmt: skip
+            states = as_kept(MemoryState.cat([state for state, _ in told]))
+            wrong_notes = [wrong for _, notes in told for wrong in notes]
             found = ask_all(
                 reader,
                 states,
@@ -94,10 +102,11 @@ def evaluate_babi(model: Any, tokenizer: Any, config: BabiConfig, progress: Prog
                 config.max_new_tokens,
             )
             right = [answer_in(reply) == turn.value for reply, turn in zip(found, questions, strict=True)]
-            for turn, reply in zip(questions, found, strict=True):
+            for turn, reply, wrong in zip(questions, found, wrong_notes, strict=True):
                 replies.append(
-                    {"task": task, "turns": turns, "question": turn.user, "value": turn.value, "reply": reply}
-                )
+                    {"task": task, "turns": turns, "question": turn.user, "value": turn.value, "reply": reply,
+                     "wanted": turn.assistant, "wrong_notes": wrong}
+                )  # fmt: skip
             rows.append({"task": task, "turns": turns, "accuracy": sum(right) / len(right), "questions": len(right)})
         tell("asking", len(tests), len(tests))
     for row in rows:
@@ -141,18 +150,16 @@ def train_memory(model: Any, tokenizer: Any, config: BabiConfig, work: Path, tel
         steps=config.steps,
         rows=config.rows,
         seed=config.seed,
-        validate_every=max(1, config.steps // 4),
+        validate_every=75,
         warmup_steps=50,
     )
-    request = TrainRequest(
-        out=str(out), data=str(out / "stories.jsonl"), training=training, cache=str(work / "states"), bfloat16=False
-    )
+    request = TrainRequest(out=str(out), data=str(out / "stories.jsonl"), training=training, cache=str(work / "states"))
 
     def report(values: dict) -> None:
         if "validation" not in values:
             tell("training", values["step"], values["steps"])
 
-    model = train_loaded(model, tokenizer, request, report, tell)
+    model = train_loaded(model, tokenizer, request, report, tell).float()
     model.save_memory(out, dtype=torch.float16)
     return model
 
@@ -177,24 +184,74 @@ def _cache(model: Any, tokenizer: Any, sessions: Sequence[Session], work: Path) 
         )  # fmt: skip
 
 
+def _told_live(
+    reader: BatchReader, sessions: Sequence[Session], cache: FeatureCache, max_new_tokens: int
+) -> tuple[MemoryState, list[list[dict[str, str]]]]:
+    """The states before the questions, every note as the model itself said it; and of each session the notes that differ
+    from those of training."""
+    model, states = reader.model, reader.start(len(sessions))
+    parts = [_parts(session) for session in sessions]
+    wrong: list[list[dict[str, str]]] = [[] for _ in sessions]
+    for number in range(max(map(len, parts))):
+        here = {row: part[number] for row, part in enumerate(parts) if number < len(part)}
+        silent = {row: turns for row, (turns, _) in here.items() if turns}
+        if silent:
+            read = read_cached(model, list(silent.values()), cache, states.select(list(silent)))
+            states = _put(states, list(silent), read)
+        noted = {row: turn for row, (_, turn) in here.items() if turn is not None}
+        if noted:
+            users = [turn.user for turn in noted.values()]
+            replies, read = reader.ask(states.select(list(noted)), users, max_new_tokens=max_new_tokens)
+            states = _put(states, list(noted), read)
+            for (row, turn), reply in zip(noted.items(), replies, strict=True):
+                if reply != turn.assistant:
+                    wrong[row].append({"statement": turn.user, "wanted": turn.assistant, "reply": reply})
+    return states, wrong
+
+
+def _parts(session: Session) -> list[tuple[list[Turn], Turn | None]]:
+    """The session without its question in stretches: turns that are only read, and a statement that the model replies to."""
+    parts: list[tuple[list[Turn], Turn | None]] = []
+    silent: list[Turn] = []
+    for turn in session.turns:
+        if turn.kind == "tell" and turn.learn == "answer":
+            parts.append((silent, turn))
+            silent = []
+        elif turn.kind != "ask":
+            silent.append(turn)
+    return [*parts, (silent, None)] if silent else parts
+
+
+def _put(states: MemoryState, rows: list[int], new: MemoryState) -> MemoryState:
+    """`states` with `new` ones in these rows."""
+    rest = [row for row in range(len(states.tokens)) if row not in rows]
+    both = MemoryState.cat([new, states.select(rest)]) if rest else new
+    order = [*rows, *rest]
+    return both.select([order.index(row) for row in range(len(order))])
+
+
 @torch.no_grad()
-def read_cached(model: Any, sessions: Sequence[Session], cache: FeatureCache, rows: int) -> MemoryState:
-    """The states after all turns of the sessions but the questions, `rows` sessions at once."""
+def read_cached(
+    model: Any, conversations: Sequence[Sequence[Turn]], cache: FeatureCache, states: MemoryState
+) -> MemoryState:
+    """The states after these turns of each conversation."""
     memory, head = model.memory_sites()["top"], model.get_output_embeddings().weight
-    parts = []
-    for start in range(0, len(sessions), rows):
-        some = [Session(tuple(t for t in one.turns if t.kind != "ask")) for one in sessions[start : start + rows]]
-        batch = make_batch(some, cache)
-        own, extra = batch.features[..., : memory.hidden_size], batch.features[..., memory.hidden_size :]
-        state = model.initial_memory_state(len(some))
-        _, site = memory(
-            own, F.embedding(batch.tokens, head), state.sites["top"], batch.mask, batch.turn_starts,
-            extra if memory.key_size else None,
-        )  # fmt: skip
-        parts.append(
-            replace(state, sites={"top": site}, tokens=batch.mask.sum(dim=1), turns=batch.turn_starts.sum(dim=1))
-        )
-    return MemoryState.cat(parts)
+    batch = make_batch([Session(tuple(turns)) for turns in conversations], cache)
+    prefix = len(cache.tokens(cache.find(PREFIX)))
+    begun = states.turns > 0
+    if prefix:  # memory takes it in once
+        batch.mask[begun, :prefix] = False
+        batch.turn_starts[begun, :prefix] = False
+        batch.turn_starts[begun, prefix] = True
+    own, extra = batch.features[..., : memory.hidden_size], batch.features[..., memory.hidden_size :]
+    _, site = memory(
+        own, F.embedding(batch.tokens, head), states.sites["top"], batch.mask, batch.turn_starts,
+        extra if memory.key_size else None,
+    )  # fmt: skip
+    tokens, turns = (
+        kept + new.sum(dim=1) for kept, new in ((states.tokens, batch.mask), (states.turns, batch.turn_starts))
+    )
+    return replace(states, sites={"top": site}, tokens=tokens, turns=turns)
 
 
 def plot_babi(runs: Sequence[dict[str, Any]], path: Any, title: str) -> None:

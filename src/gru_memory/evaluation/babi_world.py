@@ -1,16 +1,20 @@
 """A world of people, places and things, and stories of it that ask for one, two or three of its facts.
 
 It has the rules of tasks 1 to 5 of bAbI (Weston et al. 2015, 1502.05698); the simulator and its sentences are our own. A turn of
-a story is one sentence. Answers are whole sentences that end with what was asked for; where two facts are needed the answer says
-both, one after the other.
+a story is one sentence. To what moves a person or a thing the model replies with what follows from it: where the person came from,
+who has the thing, where it was left. Such a note is said from memory, and remembered: what a memory at the top does not know when
+it writes, the model says, and then it is there to be asked for. Answers end with what was asked for; where several facts are needed
+an answer says one after the other, in the words of the notes. After a fact the same token follows wherever it is told or asked for,
+since what comes next is remembered with it; notes begin with the person, as the model by itself would.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 
+from ..data.facts import ANSWER
 from ..data.sessions import Mark, Session, Turn
 
 PEOPLE = ("Mary", "John", "Sandra", "Daniel")
@@ -36,11 +40,13 @@ TASKS = {
 
 @dataclass
 class _World:
-    """Where everybody is and who has what; `trail` are the places that a thing was in, the last one now."""
+    """Where everybody and everything is, and what a memory of the last of each would say about it."""
 
-    place: dict[str, str]
-    carrier: dict[str, str]
-    trail: dict[str, list[str]]
+    place: dict[str, str] = field(default_factory=dict)  # of people
+    origin: dict[tuple[str, str], str] = field(default_factory=dict)  # (person, place) -> from where, the last time
+    carrier: dict[str, str] = field(default_factory=dict)  # of things that are carried
+    leaver: dict[str, str] = field(default_factory=dict)  # who put a thing down last
+    trail: dict[str, list[str]] = field(default_factory=dict)  # places that a thing was in, the last one now
 
 
 def story(task: int, rng: Random) -> list[Turn]:
@@ -77,45 +83,75 @@ def _statement(text: str, *marks: Mark) -> Turn:
     return Turn(text, kind="tell", more=marks)
 
 
+def _noted(text: str, note: str, asks: tuple[Mark, ...], tells: tuple[Mark, ...]) -> Turn:
+    """A statement to which the model replies with a note, which asks for some facts and tells others."""
+    return Turn(text, note, learn="answer", kind="tell", more=asks, notes=tells)
+
+
 def _question(text: str, answer: str, value: str, *marks: Mark) -> Turn:
     """`value` is what is asked for; `marks` are the facts that the answer says, one after the other."""
     return Turn(text, answer, learn="answer", kind="ask", value=value, more=marks)
 
 
 def _move(world: _World, person: str, rng: Random) -> Turn:
-    place = rng.choice([place for place in PLACES if place != world.place.get(person)])
+    before = world.place.get(person)
+    place = rng.choice([place for place in PLACES if place != before])
     world.place[person] = place
+    if before:
+        world.origin[person, place] = before
     for thing, carrier in world.carrier.items():
         if carrier == person:
             world.trail.setdefault(thing, []).append(place)
-    return _statement(f"{person} {rng.choice(_MOVES)} the {place}.", Mark(f"place of {person}", place))
+    known = (Mark(f"place of {person}", before),) if before else ()
+    way = (Mark(f"from where {person} came to the {place}", before),) if before else ()
+    return _noted(
+        f"{person} {rng.choice(_MOVES)} the {place}.",
+        f"{person} came to the {place} from the {before or 'unknown'}, and is now in the {place}, as told.",
+        known,
+        (*way, Mark(f"place of {person}", place)),
+    )
 
 
 def _take(world: _World, person: str, thing: str, rng: Random) -> Turn:
     world.carrier[thing] = person
     if not world.trail.get(thing):
         world.trail[thing] = [world.place[person]]
-    # Who has it is asked by the thing, which comes after the name: so it is written at the end.
-    return _statement(f"{person} {rng.choice(_TAKES)} the {thing}.", Mark(f"carrier of {thing}", person, "."))
+    return _noted(
+        f"{person} {rng.choice(_TAKES)} the {thing}.",
+        f"{person} took it, so the {thing} is with {person}, who took it.",
+        (),
+        (Mark(f"carrier of {thing}", person),),
+    )
 
 
 def _drop(world: _World, thing: str, rng: Random) -> Turn:
     person = world.carrier.pop(thing)
-    return _statement(f"{person} {rng.choice(_DROPS)} the {thing}.", Mark(f"carrier of {thing}", "nobody", "."))
+    world.leaver[thing] = person
+    place = world.place[person]
+    return _noted(
+        f"{person} {rng.choice(_DROPS)} the {thing}.",
+        f"{person} left it, so the {thing} is with nobody, since it was left by {person}, and lies in the {place}, as told.",
+        (Mark(f"place of {person}", place),),
+        (
+            Mark(f"carrier of {thing}", "nobody"),
+            Mark(f"leaver of {thing}", person),
+            Mark(f"place of {thing}", place),
+        ),
+    )
 
 
 def _one_fact(rng: Random) -> list[Turn]:
-    world = _World({}, {}, {})
+    world = _World()
     turns = [_move(world, rng.choice(PEOPLE), rng) for _ in range(rng.randint(2, 8))]
     person = rng.choice(list(world.place))
     place = world.place[person]
-    answer = f"{person} is in the {place}."
+    answer = f"{person} is now in the {place}, as told."
     return [*turns, _question(f"Where is {person}?", answer, place, Mark(f"place of {person}", place))]
 
 
 def _happenings(rng: Random, length: int) -> tuple[_World, list[Turn]]:
     """People move, take things that are where they are, and drop them."""
-    world = _World({}, {}, {})
+    world = _World()
     turns: list[Turn] = []
     while len(turns) < length:
         person = rng.choice(PEOPLE)
@@ -144,9 +180,10 @@ def _two_facts(rng: Random) -> list[Turn] | None:
     place = world.trail[thing][-1]
     carrier = world.carrier.get(thing)
     if carrier is None:
-        answer, marks = f"The {thing} is with nobody. It is in the {place}.", (Mark(f"carrier of {thing}", "nobody"),)
+        answer = f"The {thing} is with nobody, and lies in the {place}, as told."
+        marks = (Mark(f"carrier of {thing}", "nobody"), Mark(f"place of {thing}", place))
     else:
-        answer = f"The {thing} is with {carrier}. {carrier} is in the {place}."
+        answer = f"The {thing} is with {carrier}, who is now in the {place}, as told."
         marks = (Mark(f"carrier of {thing}", carrier), Mark(f"place of {carrier}", place))
     return [*turns, _question(f"Where is the {thing}?", answer, place, *marks)]
 
@@ -160,8 +197,17 @@ def _three_facts(rng: Random) -> list[Turn] | None:
     if not asked:
         return None
     thing, before, place = rng.choice(asked)
-    answer = f"Before the {place}, the {thing} was in the {before}."
-    return [*turns, _question(f"Where was the {thing} before the {place}?", answer, before)]
+    # Who had it last is taken for the one who brought it there, which is wrong in one story of a hundred.
+    carrier = world.carrier.get(thing)
+    person = carrier or world.leaver[thing]
+    marks = [Mark(f"carrier of {thing}", carrier or "nobody")]
+    if carrier is None:
+        marks.append(Mark(f"leaver of {thing}", person))
+    if world.origin.get((person, place)) == before:
+        marks.append(Mark(f"from where {person} came to the {place}", before))
+    left = "" if carrier else "nobody, since it was left by "
+    answer = f"The {thing} is with {left}{person}, who came to the {place} from the {before}, as told."
+    return [*turns, _question(f"Where was the {thing} before the {place}?", answer, before, *marks)]
 
 
 def _two_arguments(rng: Random) -> list[Turn]:
@@ -172,12 +218,9 @@ def _two_arguments(rng: Random) -> list[Turn]:
     rng.shuffle(turns)
     if rng.random() < 0.5:
         fact, text = f"{side} of {middle}", f"What is {side} of the {middle}?"
-        return [
-            *turns,
-            _question(text, f"{side.capitalize()} of the {middle} is the {first}.", first, Mark(fact, first)),
-        ]
+        return [*turns, _question(text, ANSWER.format(f"the {first}"), first, Mark(fact, first))]
     fact, text = f"{middle} is {other} of", f"What is the {middle} {other} of?"
-    return [*turns, _question(text, f"The {middle} is {other} of the {last}.", last, Mark(fact, last))]
+    return [*turns, _question(text, ANSWER.format(f"the {last}"), last, Mark(fact, last))]
 
 
 def _relation(first: str, side: str, second: str) -> Turn:
@@ -190,7 +233,7 @@ def _relation(first: str, side: str, second: str) -> Turn:
 
 def _three_arguments(rng: Random) -> list[Turn]:
     """Things change hands; who gave what to whom?"""
-    world = _World({}, {}, {})
+    world = _World()
     turns: list[Turn] = []
     given: dict[str, tuple[str, str]] = {}
     for _ in range(rng.randint(1, 4)):
@@ -215,17 +258,17 @@ def _three_arguments(rng: Random) -> list[Turn]:
 
 def _ask_giver(thing: str, giver: str, taker: str) -> Turn:
     mark = Mark(f"giver of {thing}", giver)
-    return _question(f"Who gave the {thing} to {taker}?", f"The {thing} was given to {taker} by {giver}.", giver, mark)
+    return _question(f"Who gave the {thing} to {taker}?", ANSWER.format(giver), giver, mark)
 
 
 def _ask_taker(thing: str, giver: str, taker: str) -> Turn:
     mark = Mark(f"taker of {thing}", taker)
-    return _question(f"Who did {giver} give the {thing} to?", f"{giver} gave the {thing} to {taker}.", taker, mark)
+    return _question(f"Who did {giver} give the {thing} to?", ANSWER.format(taker), taker, mark)
 
 
 def _ask_thing(thing: str, giver: str, taker: str) -> Turn:
     mark = Mark(f"given by {giver}", thing)
-    return _question(f"What did {giver} give to {taker}?", f"{giver} gave {taker} the {thing}.", thing, mark)
+    return _question(f"What did {giver} give to {taker}?", ANSWER.format(f"the {thing}"), thing, mark)
 
 
 _STORIES: dict[int, Callable[[Random], list[Turn] | None]] = {
