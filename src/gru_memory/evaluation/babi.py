@@ -41,13 +41,13 @@ class BabiConfig:
 
     tasks: tuple[int, ...] = field(default=tuple(TASKS), metadata={"help": "of 1 to 5, all trained into one memory"})
     turns: tuple[int, ...] = field(default=(0, 10, 50), metadata={"help": "turns of noise among the facts of a story"})
-    stories: int = field(default=4000, metadata={"help": "stories to train on"})
+    stories: int = field(default=2000, metadata={"help": "stories to train on"})
     most_noise: int = field(default=6, metadata={"help": "turns of noise in a story to train on, drawn from 0 to this"})
     talk: int = field(
         default=300, metadata={"help": "distinct turns of noise to train on, and as many others to test on"}
     )
-    steps: int = field(default=600, metadata={"help": "training steps"})
-    rows: int = field(default=16, metadata={"help": "stories in a step, about"})
+    steps: int = field(default=2000, metadata={"help": "training steps"})
+    rows: int = field(default=8, metadata={"help": "stories in a step, about"})
     tests: int = field(default=50, metadata={"help": "stories of each task to test on"})
     seed: int = field(default=1234, metadata={"help": "of stories and training"})
     work: str | None = field(
