@@ -139,9 +139,10 @@ def compute_loss(
     states, prepared = recall(memory, head, batch, key_dropout, generator)
     with torch.no_grad():
         asked = states[(batch.asked > 0) & (batch.labels >= 0)]
-        hard = logits_of(asked, _rounded(head)).topk(hard_negatives, dim=-1).indices
+        # The vocabulary's side first: a product with its transpose takes a sixth longer.
+        hard = (_rounded(head) @ asked.to(torch.bfloat16).t()).t().float().topk(hard_negatives, dim=-1).indices
     vocabulary, labels = _sample_vocabulary(batch, hard, len(head), negatives, generator)
-    weight = head[vocabulary]  # (C, D)
+    weight = _rounded(head)[vocabulary]  # (C, D)
     taught = batch.labels >= 0
     logits = logits_of(states[taught], weight)
     correct = logits.argmax(-1) == labels[taught]
