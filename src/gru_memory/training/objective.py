@@ -200,9 +200,8 @@ def logits_of(states: Tensor, weight: Tensor) -> Tensor:
     return (states.to(torch.bfloat16) @ weight.to(torch.bfloat16).t()).float()
 
 
-_ROUNDED = (
-    WeakTensorKeyDictionary()
-)  # frozen output embeddings: what they are in bfloat16, and of which version of them
+# Frozen output embeddings: what they are in bfloat16, and of which version of them.
+_ROUNDED = WeakTensorKeyDictionary()
 
 
 def _rounded(head: Tensor) -> Tensor:
