@@ -180,6 +180,19 @@ def test_exponents_of_known_powers():
     assert (time, memory) == (pytest.approx(1.5), pytest.approx(1.0, abs=1e-2))
 
 
+def test_the_peak_is_what_tensors_take_at_a_time():
+    kept = []
+
+    def case():
+        for _ in range(3):
+            torch.zeros(1000, 250).add_(1)  # freed at once
+        kept.append(torch.zeros(1000, 250) + 1)  # two at a time
+        torch.zeros(10)
+
+    assert measure.peak_bytes(case) == pytest.approx(2_000_000, abs=100)
+    assert measure.peak_bytes(lambda: None) == 0
+
+
 def test_rows_come_back_from_their_file(tmp_path):
     rows = [row("scan", {"batch": 1}, "a", [1.0, 2.0], peak_bytes=5), row("growth", {"axis": "tokens"}, "gru", [1.0])]
     write_rows(tmp_path / "deep" / "bench.json", "gru-memory bench", Plan(), rows)

@@ -38,10 +38,11 @@ from gru_memory.training.objective import (
     _rounded,
     address_loss,
     compute_loss,
-    gate_loss,
+    likeliest,
     logits_of,
     read,
     recall,
+    speech_loss,
     write_loss,
 )
 from gru_memory.training.rows import Batch, make_batch, turn_text
@@ -109,7 +110,7 @@ def test_cached_training_row_equals_the_model_turn_by_turn(model, tokenizer, poo
     session = pool.session(random.Random(0), 2, 2)
     batch = make_batch([session], build(pool.turns()))
     memory = make_memory(**form)
-    trained, _ = recall(memory, model.get_output_embeddings().weight, batch)
+    trained, *_ = recall(memory, model.get_output_embeddings().weight, batch)
     trained = F.linear(trained, model.get_output_embeddings().weight)[0]
 
     import copy
@@ -250,7 +251,7 @@ def test_the_best_checkpoint_is_picked_by_values_or_by_whole_replies(
 @pytest.mark.parametrize(("cell", "steps"), [("mingru", 60), ("gru", 25)])
 def test_training_learns(model, pool, build, tmp_path, cell, steps):
     memory = make_memory(gate=20.0, cell=cell)
-    losses = run(memory, model, pool, build(pool.turns()), tmp_path, steps, learning_rate=3e-2, base_weight=0.0)
+    losses = run(memory, model, pool, build(pool.turns()), tmp_path, steps, learning_rate=3e-2, base_weight=0.0, speech_weight=0.0)
     assert sum(losses[-5:]) < 0.85 * sum(losses[:5])
 
 
@@ -309,6 +310,16 @@ def test_tokens_of_values_have_to_be_ahead_by_the_margin(model, pool, build):
     assert ahead.correct == plain.correct
 
 
+@pytest.mark.parametrize("size", (20, 16 * 32, 16 * 32 + 40, 3001))
+def test_the_likeliest_tokens_are_those_of_the_largest_logits(size):
+    head = torch.randn(size, 8).to(torch.bfloat16)
+    states = torch.randn(5, 8)
+    logits = head @ states.to(torch.bfloat16).t()
+    found = likeliest(head, states, 16)
+    assert found.shape == (5, 16) and all(len(row.unique()) == 16 for row in found)
+    assert torch.equal(logits.t().gather(1, found), logits.t().topk(16, dim=1).values)  # equal logits in any order
+
+
 def test_rounded_embeddings_follow_those_they_are_of():
     head = torch.randn(7, 4)
     first = _rounded(head)
@@ -321,15 +332,30 @@ def test_rounded_embeddings_follow_those_they_are_of():
     assert len(_ROUNDED) == number - 1
 
 
-def test_read_gates_are_to_be_open_at_values_asked_for_and_may_be_anything_elsewhere(pool, build):
+def test_memory_is_to_speak_at_values_asked_for_and_nowhere_else(model, pool, build):
     batch = make_batch([pool.session(random.Random(3), 2, 1)], build(pool.turns()))
     value = (batch.asked > 0) & (batch.labels >= 0)
-    share = torch.where(value, 1.0, 0.01)[..., None, None].expand(-1, -1, 2, 1)
-    most = torch.tensor([3.0])
-    assert gate_loss(most * share, most, batch).item() == pytest.approx(0.0, abs=1e-6)
-    assert gate_loss(most * share.clamp_max(0.5), most, batch).item() == pytest.approx(math.log(2))
-    batch.asked[:] = 0
-    assert gate_loss(most * share, most, batch).item() == 0.0
+    silent = (batch.base | (batch.labels >= 0)) & ~value
+    assert (silent & batch.base).any() and (silent & ~batch.base).any()
+    memory = make_memory(address_rank=12, signature_size=3)
+    memory.gate.data.fill_(3.0)
+    prepared, reads = read(memory, model.get_output_embeddings().weight.detach(), batch)
+
+    def loss(gates, trust):
+        """Of read gates (R, T) in the first head, closed in the second, where every head is trusted so much."""
+        memory.trust.data.copy_(torch.tensor([0.0, 0.0, math.log(trust / (1 - trust))]))
+        first = F.one_hot(torch.zeros_like(gates, dtype=torch.long), memory.num_heads) * gates.unsqueeze(-1)
+        return speech_loss(memory, prepared._replace(read_gate=3.0 * first.unsqueeze(-1)), reads, batch).item()
+
+    where = value.float()
+    assert loss(where, 1 - 1e-7) == pytest.approx(0.0, abs=1e-3)
+    assert loss(where, 0.5) == pytest.approx(math.log(2), rel=1e-3)  # asked for, and half trusted
+    babbling = loss(where + 0.5 * silent, 1 - 1e-7)
+    assert babbling == pytest.approx(math.log(2) * (silent.sum() / value.sum()).item(), rel=1e-3)
+    other = ~value & ~silent & batch.mask
+    assert other.any() and loss(where + 0.5 * other, 0.5) == pytest.approx(math.log(2), rel=1e-3)
+    batch.stands_for[silent] = 3.0
+    assert loss(where + 0.5 * silent, 1 - 1e-7) == pytest.approx(3 * babbling, rel=1e-3)
 
 
 def test_what_is_told_of_a_value_ends_with_the_token_after_it(tokenizer, pool, build):
@@ -741,9 +767,9 @@ def test_key_dropout_reaches_keys_and_nothing_else(build, pool, model):
     batch = make_batch([pool.session(random.Random(3), 3, 1)], build(pool.turns()))
     memory, head = make_memory(gate=0.0, address_rank=6), model.get_output_embeddings().weight.detach()
     with torch.no_grad():
-        states, plain = recall(memory, head, batch)
+        states, plain, _ = recall(memory, head, batch)
         torch.manual_seed(0)
-        noisy_states, noisy = recall(memory, head, batch, key_dropout=0.5)
+        noisy_states, noisy, _ = recall(memory, head, batch, key_dropout=0.5)
     assert torch.equal(states, noisy_states)  # the gate is shut: only the hidden states are left
     changed = (plain.inputs.query != noisy.inputs.query).flatten(2).any(-1)[batch.mask].float().mean()
     assert 0.25 < changed < 0.75

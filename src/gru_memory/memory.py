@@ -344,10 +344,13 @@ class GRUMemoryWithDecay(nn.Module):
 
         reads (..., N, d) and signature (..., N, f); returns (..., N, d - f).
         """
-        values, found = reads.split([self.value_size, self.signature_size], dim=-1)
-        agreement, together = self.agreements(found, signature)
+        return reads[..., : self.value_size] * self.trust_in(reads, signature).unsqueeze(-1)
+
+    def trust_in(self, reads: Tensor, signature: Tensor) -> Tensor:
+        """How far each head's read is trusted (..., N), in (0, 1): of reads (..., N, d) and what was asked for (..., N, f)."""
+        agreement, together = self.agreements(reads[..., self.value_size :], signature)
         trust = self.trust.to(reads.dtype)
-        return values * torch.sigmoid(trust[0] * agreement + trust[1] * together + trust[2]).unsqueeze(-1)
+        return torch.sigmoid(trust[0] * agreement + trust[1] * together + trust[2])
 
     def agreements(self, found: Tensor, signature: Tensor) -> tuple[Tensor, Tensor]:
         """How well signatures (..., N, f) that were read agree with those asked for: m (..., N) of each head, M (..., 1) of all."""

@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -70,7 +70,7 @@ class Row:
     case: str
     seconds: list[float]  # one a round
     units: int = 1  # tokens, steps or turns in each of `seconds`
-    peak_bytes: int | None = None  # the process grew by at most this much while it ran
+    peak_bytes: int | None = None  # of tensors that it made, the most at a time
     kept_bytes: int | None = None  # what has to be kept for going on
 
     @property
@@ -146,20 +146,13 @@ def side_by_side(
     return found
 
 
-def peak_growth(case: Callable[[], object]) -> int | None:
-    """By how many bytes the process grew at most while `case` ran; None where Linux does not tell."""
-    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-    try:
-        reset.write_text("5")  # the peak starts anew: proc(5)
-        before = _kilobytes(status.read_text(), "VmRSS")
+def peak_bytes(case: Callable[[], object]) -> int:
+    """How much the tensors that `case` makes take at most at a time, by torch's own record of what it allocates on the CPU."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as record:
         case()
-        return max(0, _kilobytes(status.read_text(), "VmHWM") - before) * 1024
-    except (OSError, AttributeError):
-        return None
-
-
-def _kilobytes(status: str, name: str) -> int:
-    return int(re.search(rf"^{name}:\s+(\d+) kB", status, flags=re.MULTILINE).group(1))
+    events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    return max(accumulate((event.nbytes() for event in events), initial=0))
 
 
 def wait_for_device() -> None:

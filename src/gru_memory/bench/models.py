@@ -13,7 +13,7 @@ from ..config import MemoryConfig
 from ..embedded import load_model
 from ..models import add_memory
 from ..training.run import conversation_memory
-from .measure import Plan, Row, peak_growth, side_by_side
+from .measure import Plan, Row, peak_bytes, side_by_side
 
 CONVERSATION = "conversation_memory"  # the shape that ships: many small slots, at the top
 SITES = {"top site": ("top",), "three sites": ("input", "middle", "top")}
@@ -132,7 +132,7 @@ def bench_prefill(plan: Plan) -> list[Row]:
         cases = {name: prefilling(model, prompt) for name, model in models.items()}
         found = side_by_side(cases, plan, turns=1 if plan.quick else max(1, 1024 // length))
         for name, case in cases.items():
-            rows.append(Row("prefill", setting, name, found[name], length, peak_growth(case)))
+            rows.append(Row("prefill", setting, name, found[name], length, peak_bytes(case)))
     return rows
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..memory import GRUMemoryWithDecay
 from ..scan import CellWeights, ScanInputs, scan
-from .measure import Plan, Row, peak_growth, side_by_side
+from .measure import Plan, Row, peak_bytes, side_by_side
 from .peers import GRUCellLoop, titans_memory
 
 HEADS, SLOTS, SIZE = 4, 16, 128
@@ -158,7 +158,7 @@ def bench_growth(plan: Plan) -> list[Row]:
                 tensors = [*inputs, slots, *weights]
                 case = run_pass(partial(run_scan, None), tensors, backward=True)
                 case()
-                peak = peak_growth(case)
+                peak = peak_bytes(case)
                 seconds = side_by_side({"pass": case}, plan)["pass"]
                 setting = {"axis": axis, **shape}
                 rows.append(Row("growth", setting, cell, seconds, shape["batch"] * shape["tokens"], peak))

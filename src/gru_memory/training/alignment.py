@@ -27,10 +27,10 @@ _EASY, _HARD = 0.1, 50  # share of positions kept for the fit of strengths, and 
 _MOST = 250_000  # positions in that fit: gigabytes
 _SIGNED = 0.4  # of a normed key in a signature: tanh leaves its direction as it is, and four bits a number tell it
 _FOUND = 0.3  # of a token's weight that a head must meet to count as having found it
-_DOUBT = 3e-3  # weight decay of the fit of trust
+_DOUBT = 3e-4  # weight decay of the fit of trust
 _TRUSTING = 1.5  # added to the bias of trust: who doubts a right head loses an answer, a wrong one is outvoted
 _TRUSTING_ALL = 4.0  # the whole of the bias where nothing calls for doubt
-_TRUSTING_ONE = 3.0  # the same where slots are found by content: most doubted tokens are right
+_TRUSTING_ONE = 1.0  # the same where slots are found by content: most doubted tokens are right
 _LOUDNESS = 0.2  # root mean square of rank projections, whose scale says nothing: so much Adam moves them a step
 
 
@@ -282,28 +282,31 @@ def fit_read_gates(memory: GRUMemoryWithDecay, views: Views) -> float:
 def fit_trust(memory: GRUMemoryWithDecay, head: Tensor, batches: Iterable[Batch]) -> float:
     """Trust as the probability that a head reads the token asked for, from how signatures agree. Returns the loss in nats.
 
-    `batches` are whole sessions that also ask for things never told, where no head can be right. Where none does, a
-    memory that is addressed by content has nothing to doubt: what it finds is the best there is.
+    `batches` are whole sessions that also ask for things never told, where no head can be right; a position of such a reply
+    counts as far as the read gate, fitted before, is open there. Where none does, a memory that is addressed by content has
+    nothing to doubt: what it finds is the best there is.
     """
-    features, target, doubtful = [], [], False
+    features, target, counts, doubtful = [], [], [], False
     for batch in batches:
         doubtful |= bool(batch.unknown.any())
         prepared, reads = read(memory, head, batch)
         of_head, of_all = memory.agreements(reads[..., memory.value_size :], prepared.signature)
         both = torch.stack([of_head, of_all.expand_as(of_head)], dim=-1)  # (R, T, N, 2)
-        inputs = prepared.inputs
+        inputs, opened = prepared.inputs, prepared.read_gate.squeeze(-1) / memory.gate
         for row, t in ((batch.asked > 0) | batch.unknown).nonzero().tolist():
             there = (batch.told[row, :t] == batch.asked[row, t]) & (batch.told[row, :t] > 0)
             if batch.unknown[row, t]:
-                right = torch.zeros(memory.num_heads)
+                right, count = torch.zeros(memory.num_heads), opened[row, t]
             elif there.any():
                 where = int(there.nonzero()[-1])
                 met = (inputs.query[row, t] * inputs.write[row, where]).sum(-1) / memory.max_strength
                 right = (met > _FOUND).float()  # (N,)
+                count = torch.ones(memory.num_heads)
             else:
                 continue
             features.append(both[row, t])
             target.append(right)
+            counts.append(count)
     if not features:
         raise ValueError("no session asks for anything: nothing to fit trust by")
     if memory.addressing == "content" and not doubtful:
@@ -311,7 +314,7 @@ def fit_trust(memory: GRUMemoryWithDecay, head: Tensor, batches: Iterable[Batch]
         right = torch.cat(target)
         return F.binary_cross_entropy_with_logits(torch.full_like(right, _TRUSTING_ALL), right).item()
     # Where agreement tells right from wrong without a fault, nothing else keeps the slope from growing without bound.
-    weight, bias, loss = _logistic(torch.cat(features), torch.cat(target), decay=_DOUBT)
+    weight, bias, loss = _logistic(torch.cat(features), torch.cat(target), torch.cat(counts), decay=_DOUBT)
     trusting = _TRUSTING_ONE if memory.addressing == "content" else _TRUSTING
     memory.trust.copy_(torch.tensor([*weight.tolist(), bias + trusting]))
     return loss

@@ -13,6 +13,8 @@ from ..memory import GRUMemoryWithDecay, Prepared
 from ..scan import ScanInputs
 from .rows import Batch
 
+_BLOCK = 32  # tokens of the vocabulary that are looked at together
+
 
 @dataclass
 class LossReport:
@@ -34,8 +36,8 @@ def recall(
     batch: Batch,
     key_dropout: float = 0.0,
     generator: torch.Generator | None = None,
-) -> tuple[Tensor, Prepared]:
-    """Final hidden states with what the memory recalls added (R, T, D), and what the batch asked of it.
+) -> tuple[Tensor, Prepared, Tensor]:
+    """Final hidden states with what the memory recalls added (R, T, D), what the batch asked of it, and what was read (R, T, N, d).
 
     With `key_dropout`, so much of the output of `key_layers` is dropped at every other position, drawn by `generator`: what is
     asked in new words agrees less with what was told than anything in training would.
@@ -50,7 +52,7 @@ def recall(
         prepared = memory.prepare(own, embeds, state, batch.mask, batch.turn_starts, extra)
         reads, _ = memory.recur(prepared.inputs, state["slots"])
         recalled = memory.recalled(reads, prepared.read_gate, prepared.persistent, prepared.signature)
-    return own + recalled.to(own.dtype), prepared
+    return own + recalled.to(own.dtype), prepared, reads
 
 
 def read(memory: GRUMemoryWithDecay, head: Tensor, batch: Batch) -> tuple[Prepared, Tensor]:
@@ -103,13 +105,22 @@ def write_loss(told: Tensor, batch: Batch) -> Tensor:
     return (loss * batch.stands_for)[batch.mask].mean()
 
 
-def gate_loss(read_gate: Tensor, most: Tensor, batch: Batch) -> Tensor:
-    """Read gates (R, T, N, 1), sigmoids times `most`, are open at every token of a value asked for: -log of the sigmoid there.
+def speech_loss(memory: GRUMemoryWithDecay, prepared: Prepared, reads: Tensor, batch: Batch) -> Tensor:
+    """Memory speaks where a value that was told is asked for, and nowhere else: cross-entropy of how loud it is.
 
-    Without it they close wherever the model guesses well ("$178.4" after "$178."), and then miss what it cannot guess.
+    How loud is the read gate (a sigmoid) times trust, the most of any head. Replies that say that nothing was told, and all that
+    must stay as the base model has it, are silent places; each counts as much as a token of a value. Without it read gates close
+    wherever the model guesses well ("$178.4" after "$178."), and open within any word that looks like the middle of a name.
     """
-    open_there = (read_gate / most)[(batch.asked > 0) & (batch.labels >= 0)]
-    return -torch.log(open_there.clamp_min(1e-6)).mean() if len(open_there) else read_gate.new_zeros(())
+    loud = prepared.read_gate.squeeze(-1) / memory.gate
+    if prepared.signature is not None:
+        loud = loud * memory.trust_in(reads, prepared.signature)
+    loud = loud.amax(dim=-1).float().clamp(1e-6, 1 - 1e-6)  # (R, T)
+    speaks = (batch.asked > 0) & (batch.labels >= 0)
+    silent = (batch.base | (batch.labels >= 0)) & ~speaks
+    said = -torch.log(loud[speaks]).sum()
+    unsaid = -(torch.log1p(-loud) * batch.stands_for)[silent].sum()
+    return (said + unsaid) / speaks.sum().clamp_min(1)
 
 
 def compute_loss(
@@ -124,29 +135,28 @@ def compute_loss(
     negatives: int = 4096,
     hard_negatives: int = 16,
     key_dropout: float = 0.0,
-    gate_weight: float = 0.0,
+    speech_weight: float = 0.0,
     margin: float = 0.0,
 ) -> LossReport:
     """Cross-entropy on answers, plus `base_weight` times KL(base || memory) on turns that must stay as they were, plus
-    `address_weight` times `address_loss`, `write_weight` times `write_loss` and `gate_weight` times `gate_loss`.
+    `address_weight` times `address_loss`, `write_weight` times `write_loss` and `speech_weight` times `speech_loss`.
 
-    The right token of a value asked for has to be ahead by `margin` nats: what comes out just ahead in training falls behind
-    where turns between have worn the trace away, or it was kept in four bits.
+    The right token of a value asked for, and of a reply that says that nothing was told, has to be ahead by `margin` nats: what
+    comes out just ahead in training falls behind where turns between have worn the trace away, or it was kept in four bits.
     The first two are taken over a sampled vocabulary: every token of the batch, `negatives` random others, fresh each
     step, and the `hard_negatives` likeliest of the whole vocabulary at every token of a value asked for. The full softmax
     would be most of the arithmetic.
     """
-    states, prepared = recall(memory, head, batch, key_dropout, generator)
+    states, prepared, reads = recall(memory, head, batch, key_dropout, generator)
     with torch.no_grad():
         asked = states[(batch.asked > 0) & (batch.labels >= 0)]
-        # The vocabulary's side first: a product with its transpose takes a sixth longer.
-        hard = (_rounded(head) @ asked.to(torch.bfloat16).t()).t().float().topk(hard_negatives, dim=-1).indices
+        hard = likeliest(_rounded(head), asked, hard_negatives)
     vocabulary, labels = _sample_vocabulary(batch, hard, len(head), negatives, generator)
     weight = _rounded(head)[vocabulary]  # (C, D)
     taught = batch.labels >= 0
     logits = logits_of(states[taught], weight)
     correct = logits.argmax(-1) == labels[taught]
-    ahead = margin * (batch.asked[taught] > 0).to(logits).unsqueeze(1)
+    ahead = margin * ((batch.asked > 0) | batch.unknown)[taught].to(logits).unsqueeze(1)
     answer_loss = F.cross_entropy(logits.scatter_add(1, labels[taught].unsqueeze(1), -ahead), labels[taught])
 
     where = batch.base.nonzero()
@@ -163,7 +173,7 @@ def compute_loss(
         + base_weight * base_kl
         + address_weight * addressing
         + write_weight * writing
-        + gate_weight * gate_loss(prepared.read_gate, memory.gate, batch),
+        + speech_weight * speech_loss(memory, prepared, reads, batch),
         answer_loss.item(),
         base_kl.item(),
         addressing.item(),
@@ -210,6 +220,25 @@ def _rounded(head: Tensor) -> Tensor:
     if found is None or found[1] != head._version:
         found = _ROUNDED[head] = head.detach().to(torch.bfloat16), head._version
     return found[0]
+
+
+def likeliest(head: Tensor, states: Tensor, count: int) -> Tensor:
+    """Tokens of the `count` largest logits of states (A, D) in the whole vocabulary: (A, count), the largest first.
+
+    They are in the `count` blocks with the largest maxima, so nothing else is sorted. The vocabulary's side comes first: a product
+    with its transpose takes a sixth longer.
+    """
+    logits = head @ states.to(head.dtype).t()  # (V, A)
+    blocks = len(logits) // _BLOCK
+    if blocks < count:
+        return logits.topk(count, dim=0).indices.t()
+    even = blocks * _BLOCK
+    best = logits[:even].unflatten(0, (blocks, _BLOCK)).amax(dim=1).topk(count, dim=0).indices  # (count, A)
+    within = torch.arange(_BLOCK, device=best.device)[:, None]
+    chosen = (best.unsqueeze(1) * _BLOCK + within).flatten(0, 1)  # (count * block, A)
+    rest = torch.arange(even, len(logits), device=best.device)[:, None].expand(-1, len(states))
+    chosen = torch.cat([chosen, rest])
+    return chosen.gather(0, logits.gather(0, chosen).topk(count, dim=0).indices).t()
 
 
 def _sample_vocabulary(

@@ -52,8 +52,8 @@ class TrainingConfig:
     base_weight: float = field(default=1.5, metadata={"help": "weight of staying close to the base model"})
     address_weight: float = field(default=1.0, metadata={"help": "weight of reading where the answer was written"})
     write_weight: float = field(default=1.0, metadata={"help": "weight of writing what is told and nothing else"})
-    gate_weight: float = field(default=0.1, metadata={"help": "weight of read gates that are open at values asked for"})
-    margin: float = field(default=2.0, metadata={"help": "nats by which tokens of values have to be ahead"})
+    speech_weight: float = field(default=0.3, metadata={"help": "weight of speaking at values asked for and nowhere else"})
+    margin: float = field(default=2.0, metadata={"help": "nats by which what memory has to say is ahead"})
     validate_every: int = field(default=100, metadata={"help": "steps between validations and checkpoints"})
     seed: int = field(default=0, metadata={"help": "of sessions and sampling"})
 
@@ -116,7 +116,7 @@ class MemoryTrainer:
                 config.address_weight,
                 config.write_weight,
                 key_dropout=config.key_dropout,
-                gate_weight=config.gate_weight,
+                speech_weight=config.speech_weight,
                 margin=config.margin,
             )
             self.optimizer.zero_grad(set_to_none=True)
