@@ -110,11 +110,12 @@ def speech_loss(memory: GRUMemoryWithDecay, prepared: Prepared, reads: Tensor, b
 
     How loud is the read gate (a sigmoid) times trust, the most of any head. Replies that say that nothing was told, and all that
     must stay as the base model has it, are silent places; each counts as much as a token of a value. Without it read gates close
-    wherever the model guesses well ("$178.4" after "$178."), and open within any word that looks like the middle of a name.
+    wherever the model guesses well ("$178.4" after "$178."), and open within any word that looks like the middle of a name. Gates and trust
+    learn by it, keys do not: they would learn to be alike in all that was told, and tell facts apart less well.
     """
     loud = prepared.read_gate.squeeze(-1) / memory.gate
     if prepared.signature is not None:
-        loud = loud * memory.trust_in(reads, prepared.signature)
+        loud = loud * memory.trust_in(reads.detach(), prepared.signature.detach())
     loud = loud.amax(dim=-1).float().clamp(1e-6, 1 - 1e-6)  # (R, T)
     speaks = (batch.asked > 0) & (batch.labels >= 0)
     silent = (batch.base | (batch.labels >= 0)) & ~speaks

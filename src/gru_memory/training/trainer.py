@@ -33,16 +33,16 @@ _LESS_DOUBT = (0.0, 2.0, 4.0, 6.0)  # shifts of the bias of trust that a validat
 class TrainingConfig:
     """How long and on what; see `MemoryTrainer`."""
 
-    steps: int = field(default=1200, metadata={"help": "optimiser steps"})
+    steps: int = field(default=1000, metadata={"help": "optimiser steps"})
     rows: int = field(default=16, metadata={"help": "sessions in a step of three facts; more facts, fewer sessions"})
     learning_rate: float = field(default=1e-3, metadata={"help": "peak; linear warm-up, then a cosine to 2%"})
     warmup_steps: int = field(default=100, metadata={"help": "steps of warm-up"})
     weight_decay: float = field(default=0.01, metadata={"help": "AdamW"})
     clip_norm: float = field(default=1.0, metadata={"help": "gradient norm"})
-    max_facts: int = field(default=8, metadata={"help": "facts in a session, drawn from 1 to this"})
+    max_facts: int = field(default=12, metadata={"help": "facts in a session, drawn from 1 to this"})
     max_between: int = field(default=6, metadata={"help": "unrelated turns in a session, drawn from 0 to this"})
     max_untold: int = field(
-        default=2, metadata={"help": "questions about things never told in a session, drawn from 0 to this"}
+        default=3, metadata={"help": "questions about things never told in a session, drawn from 0 to this"}
     )
     curriculum_steps: int = field(default=100, metadata={"help": "steps over which max_facts grows from 2"})
     keep: float = field(default=0.15, metadata={"help": "share of what is neither told nor answered that a row keeps"})
@@ -53,7 +53,7 @@ class TrainingConfig:
     address_weight: float = field(default=1.0, metadata={"help": "weight of reading where the answer was written"})
     write_weight: float = field(default=1.0, metadata={"help": "weight of writing what is told and nothing else"})
     speech_weight: float = field(default=0.3, metadata={"help": "weight of speaking at values asked for and nowhere else"})
-    margin: float = field(default=2.0, metadata={"help": "nats by which what memory has to say is ahead"})
+    margin: float = field(default=3.0, metadata={"help": "nats by which what memory has to say is ahead"})
     validate_every: int = field(default=100, metadata={"help": "steps between validations and checkpoints"})
     seed: int = field(default=0, metadata={"help": "of sessions and sampling"})
 
