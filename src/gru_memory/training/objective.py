@@ -110,8 +110,8 @@ def speech_loss(memory: GRUMemoryWithDecay, prepared: Prepared, reads: Tensor, b
 
     How loud is the read gate (a sigmoid) times trust, the most of any head. Replies that say that nothing was told, and all that
     must stay as the base model has it, are silent places; each counts as much as a token of a value. Without it read gates close
-    wherever the model guesses well ("$178.4" after "$178."), and open within any word that looks like the middle of a name. Gates and trust
-    learn by it, keys do not: they would learn to be alike in all that was told, and tell facts apart less well.
+    wherever the model guesses well ("$178.4" after "$178."), and open within any word that looks like the middle of a name. Gates
+    and trust learn by it, keys do not: they would learn to be alike in all that was told, and tell facts apart less well.
     """
     loud = prepared.read_gate.squeeze(-1) / memory.gate
     if prepared.signature is not None:
