@@ -251,7 +251,17 @@ def test_the_best_checkpoint_is_picked_by_values_or_by_whole_replies(
 @pytest.mark.parametrize(("cell", "steps"), [("mingru", 60), ("gru", 25)])
 def test_training_learns(model, pool, build, tmp_path, cell, steps):
     memory = make_memory(gate=20.0, cell=cell)
-    losses = run(memory, model, pool, build(pool.turns()), tmp_path, steps, learning_rate=3e-2, base_weight=0.0, speech_weight=0.0)
+    losses = run(
+        memory,
+        model,
+        pool,
+        build(pool.turns()),
+        tmp_path,
+        steps,
+        learning_rate=3e-2,
+        base_weight=0.0,
+        speech_weight=0.0,
+    )
     assert sum(losses[-5:]) < 0.85 * sum(losses[:5])
 
 

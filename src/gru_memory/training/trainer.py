@@ -52,7 +52,9 @@ class TrainingConfig:
     base_weight: float = field(default=1.5, metadata={"help": "weight of staying close to the base model"})
     address_weight: float = field(default=1.0, metadata={"help": "weight of reading where the answer was written"})
     write_weight: float = field(default=1.0, metadata={"help": "weight of writing what is told and nothing else"})
-    speech_weight: float = field(default=0.3, metadata={"help": "weight of speaking at values asked for and nowhere else"})
+    speech_weight: float = field(
+        default=0.3, metadata={"help": "weight of speaking at values asked for and nowhere else"}
+    )
     margin: float = field(default=3.0, metadata={"help": "nats by which what memory has to say is ahead"})
     validate_every: int = field(default=100, metadata={"help": "steps between validations and checkpoints"})
     seed: int = field(default=0, metadata={"help": "of sessions and sampling"})
