@@ -300,10 +300,12 @@ def test_strengths_are_judged_as_shares_of_the_greatest(model, pool, build):
 
 
 def test_tokens_of_values_have_to_be_ahead_by_the_margin(model, pool, build):
-    """The loss with a margin is that of logits from which it was taken where a value is asked for, and nowhere else."""
+    """The loss with a margin is that of logits from which it was taken where a value is asked for, or a reply says that none was
+    told, and nowhere else."""
     head = model.get_output_embeddings().weight.detach()
     batch = make_batch([pool.session(random.Random(3), 2, 1)], build(pool.turns()))
     batch.base[:] = False
+    batch.unknown[0, ((batch.labels[0] >= 0) & (batch.asked[0] == 0)).nonzero()[:2]] = True
     memory, everything = make_memory(), 40 * len(head)
     plain, ahead = (
         compute_loss(memory, head, batch, torch.Generator().manual_seed(0), negatives=everything, margin=margin)
@@ -312,8 +314,8 @@ def test_tokens_of_values_have_to_be_ahead_by_the_margin(model, pool, build):
     taught = batch.labels >= 0
     with torch.no_grad():
         logits = logits_of(recall(memory, head, batch)[0][taught], head)
-    labels, value = batch.labels[taught], batch.asked[taught] > 0
-    assert value.any() and not value.all()
+    labels, value = batch.labels[taught], (batch.asked[taught] > 0) | batch.unknown[taught]
+    assert batch.unknown[taught].sum() == 2 and not value.all()
     assert plain.answer_loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-3)
     logits[value, labels[value]] -= 2.0
     assert ahead.answer_loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-3)
@@ -366,6 +368,15 @@ def test_memory_is_to_speak_at_values_asked_for_and_nowhere_else(model, pool, bu
     assert other.any() and loss(where + 0.5 * other, 0.5) == pytest.approx(math.log(2), rel=1e-3)
     batch.stands_for[silent] = 3.0
     assert loss(where + 0.5 * silent, 1 - 1e-7) == pytest.approx(3 * babbling, rel=1e-3)
+
+
+def test_gates_and_trust_learn_when_to_speak_and_keys_do_not(model, pool, build):
+    batch = make_batch([pool.session(random.Random(3), 2, 1)], build(pool.turns()))
+    memory = make_memory(address_rank=12, signature_size=3)
+    prepared, reads = read(memory, model.get_output_embeddings().weight.detach(), batch)
+    speech_loss(memory, prepared, reads, batch).backward()
+    taught = {name for name, weight in memory.named_parameters() if weight.grad is not None and weight.grad.any()}
+    assert taught == {"trust", "read_gate.weight", "read_gate.bias"}
 
 
 def test_what_is_told_of_a_value_ends_with_the_token_after_it(tokenizer, pool, build):
@@ -606,6 +617,15 @@ def test_a_memory_that_is_never_asked_for_something_untold_has_nothing_to_doubt(
     assert memory.trust.tolist() == [0.0, 0.0, 4.0]
     fit_trust(memory, head, batches)
     assert memory.trust[0] != 0
+
+    # Where its read gate is closed nothing is read, so nothing there calls for doubt.
+    def trusted():
+        fit_trust(memory, head, batches)
+        return memory.trust[2] + memory.trust[0] + memory.trust[1]  # of what agrees in full
+
+    doubting = trusted()
+    memory.read_gate.bias.data.fill_(-20.0)
+    assert trusted() > doubting + 0.25
 
 
 def test_calibration_makes_answers_right_and_leaves_talk_alone(build, model):
