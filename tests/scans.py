@@ -52,7 +52,7 @@ def results(form, tensors, frozen=()):
     generator = torch.Generator().manual_seed(5)
     loss = 0.0
     for out in outputs:  # weights that every precision can hold
-        loss = loss + (out * torch.randn(out.shape, generator=generator).bfloat16().to(out.dtype)).double().sum()
+        loss = loss + (out * torch.randn(out.shape, generator=generator).bfloat16().to(out)).double().sum()
     wanted = [leaf for leaf in leaves if leaf.requires_grad]
     gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
     found = dict(zip([n for n in names if n not in frozen], gradients, strict=True))

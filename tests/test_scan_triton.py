@@ -1,4 +1,4 @@
-"""The recurrence in Triton against the plain one: in Triton's interpreter, or on a GPU where there is one."""
+"""The recurrence, and addressing by content, in Triton: in its interpreter, or on a GPU if there is one."""
 
 import os
 import subprocess
@@ -7,21 +7,29 @@ from pathlib import Path
 
 import pytest
 import torch
+from places import drawn
 from scans import assert_same, random_scan, results, run
 from tiny import one_thread  # noqa: F401
 
+from gru_memory import addressing
+from gru_memory.addressing import Lookup
 from gru_memory.scan import CellWeights, ScanInputs, pick_form, registry, scan_reference
 from gru_memory.scan.fused import MIN_CHUNK_TOKENS
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install 'gru-memory[gpu]' (Linux)")
 
 from gru_memory.scan import triton_form
-from gru_memory.scan.triton_form import scan_triton
+from gru_memory.scan.triton_form import COLUMNS, scan_triton
 
 CELLS = ("mingru", "gru")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# B, T, N, S, d: powers of two and not, fewer tokens than a chunk, exactly one, and several
-SHAPES = ((1, 1, 1, 1, 1), (2, MIN_CHUNK_TOKENS, 1, 3, 2), (1, 2 * MIN_CHUNK_TOKENS + 1, 2, 5, 8))
+# B, T, N, S, d: powers of two and not, fewer tokens than a chunk, exactly one, and several, more columns than a program has
+SHAPES = (
+    (1, 1, 1, 1, 1),
+    (2, MIN_CHUNK_TOKENS, 1, 3, 2),
+    (1, 2 * MIN_CHUNK_TOKENS + 1, 2, 5, 8),
+    (1, MIN_CHUNK_TOKENS + 2, 2, 3, COLUMNS + 5),
+)
 
 
 def on_device(tensors):
@@ -93,6 +101,17 @@ def test_not_a_number_comes_through(cell):
         assert torch.equal(one.isnan(), other.isnan())
 
 
+@pytest.mark.parametrize("sizes", ((2, 40, 2, 5, 8), (1, 1, 1, 7, 3), (3, 30, 1, 64, 32), (1, 9, 1, 224, 128)))
+@pytest.mark.parametrize("dtype", (torch.float64, torch.float32))
+def test_places_are_those_found_step_by_step(sizes, dtype):
+    lookup, *before = drawn(*sizes, dtype)
+    lookup, before = Lookup(*(field.to(DEVICE) for field in lookup)), [tensor.to(DEVICE) for tensor in before]
+    wanted = addressing.find_places_step_by_step(lookup, *before)
+    for name, got, other in zip(wanted._fields, addressing.find_places_triton(lookup, *before), wanted, strict=True):
+        assert got.dtype == dtype and got.shape == other.shape
+        assert (got - other).abs().max() <= (1e-10 if dtype == torch.float64 else 1e-4), name
+
+
 @pytest.mark.parametrize("gru", (False, True))
 def test_it_is_trusted_only_after_it_gave_what_the_reference_gives(gru, monkeypatch):
     check = triton_form.works.__wrapped__
@@ -114,16 +133,31 @@ def test_it_is_trusted_only_after_it_gave_what_the_reference_gives(gru, monkeypa
         assert not check(torch.device(DEVICE), gru)
 
 
+def test_places_are_trusted_only_after_they_were_those_found_step_by_step(monkeypatch):
+    check = addressing.works_on.__wrapped__
+    assert check(torch.device(DEVICE))
+
+    def broken(lookup, signatures, replacing):
+        places = addressing.find_places_step_by_step(lookup, signatures, replacing)
+        return places._replace(address=places.address.roll(1, dims=-1))
+
+    monkeypatch.setattr(addressing, "find_places_triton", broken)
+    with pytest.warns(RuntimeWarning, match="results are off"):
+        assert not check(torch.device(DEVICE))
+
+
 def test_what_does_not_fit_in_registers_is_left_to_other_forms():
     def slots(count, size):
         return torch.empty(1, 1, count, size)
 
     weights = CellWeights(torch.empty(1, 1, 1), torch.empty(1, 1))
     assert triton_form.fits(slots(16, 128), weights)
-    assert triton_form.fits(slots(64, 128), None)
-    assert not triton_form.fits(slots(65, 128), None)
-    assert triton_form.fits(slots(16, 256), None)
+    assert triton_form.fits(slots(4_096, 1_024), None)
+    assert not triton_form.fits(slots(4_097, 8), None)
     assert not triton_form.fits(slots(16, 256), weights)
+    assert not triton_form.fits(slots(33, 128), weights)
+    assert addressing.fits_a_gpu(slots(224, 128))
+    assert not addressing.fits_a_gpu(slots(257, 128))
 
 
 COMPILE = """
@@ -131,24 +165,27 @@ import os, subprocess, sys, tempfile
 import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from gru_memory.scan import triton_form, triton_kernels
+from gru_memory import addressing
+from gru_memory.scan import triton_form, triton_kernels, triton_place_kernels
 
 tool = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin", "cuobjdump")
+cases = [(triton_place_kernels.find, "place", addressing.launch_options(torch.empty(1, 1, 224, 128)))]
 for kernel, own in ((triton_kernels.scan_forward, "SAVE"), (triton_kernels.scan_backward, "KEEP")):
-    for count, size in ((16, 128), (112, 8)):
-        for gru in (False, True):
-            constants = {own: False, **triton_form._options(torch.empty(1, 1, count, size), gru)}
-            warps = constants.pop("num_warps")
-            whole = {"T", "N", "chunk", "keep_b", "keep_t", "keep_n", "keep_s"}
-            kinds = {n: "constexpr" if n in constants else "i32" if n in whole else "*fp32" for n in kernel.arg_names}
-            places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
-            source = ASTSource(fn=kernel, signature=kinds, constexprs=places)
-            made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
-            with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-                file.write(made.asm["cubin"])
-                file.flush()
-                usage = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True)
-            print(kernel.__name__, count, size, gru, next(w for w in usage.stdout.split() if w.startswith("STACK:")))
+    for count, size, gru in ((16, 128, False), (16, 128, True), (112, 8, False), (112, 8, True), (224, 224, False)):
+        options = {own: False, **triton_form.grid_and_options(torch.empty(1, 1, count, size), gru)[1]}
+        cases.append((kernel, f"{count} {size} {gru}", options))
+for kernel, name, constants in cases:
+    warps = constants.pop("num_warps")
+    whole = {"T", "N", "chunk", "keep_b", "keep_t", "keep_n", "keep_s"}
+    kinds = {n: "constexpr" if n in constants else "i32" if n in whole else "*fp32" for n in kernel.arg_names}
+    places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
+    source = ASTSource(fn=kernel, signature=kinds, constexprs=places)
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(made.asm["cubin"])
+        file.flush()
+        usage = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True)
+    print(kernel.__name__, name, next(w for w in usage.stdout.split() if w.startswith("STACK:")))
 """
 
 
@@ -163,7 +200,7 @@ def test_it_compiles_for_a_gpu_and_keeps_its_state_in_registers():
     result = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
-    assert len(lines) == 8
+    assert len(lines) == 11
     assert [line for line in lines if not line.endswith("STACK:0")] == []
 
 

@@ -21,18 +21,20 @@ and a read address. An empty slot has the logit 0 and holds nothing. No gradient
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .scan import can_compile
+from .scan import can_compile, can_triton
 from .scan.fused import without_copies
 from .scan.threads import share
 
 SAME_KEY = (0.84, 0.92)  # c_0 and c_1: the cosines between which two keys are more and more the same one
 NO_WRITE = 0.05  # strength up to which nothing is written at all
+_MOST_ON_A_GPU = 32_768  # numbers of a head's signatures, rounded up to powers of two, that stay in registers of a GPU
 _NO_DIRECTION = 1e-12  # product of two squared lengths, up to which nothing is said to point the same way
 
 
@@ -69,6 +71,8 @@ def find_places(lookup: Lookup, signatures: Tensor, replacing: Tensor) -> Places
         return find_places_in_parallel(lookup, signatures, replacing)
     if can_compile(signatures):
         return find_places_compiled(lookup, signatures, replacing)
+    if can_triton(signatures) and fits_a_gpu(signatures) and works_on(signatures.device):
+        return find_places_triton(lookup, signatures, replacing)
     return find_places_step_by_step(lookup, signatures, replacing)
 
 
@@ -119,6 +123,69 @@ def find_places_compiled(lookup: Lookup, signatures: Tensor, replacing: Tensor) 
     outcomes = [tensor.numpy() for tensor in (*places, replacing)]
     share(lambda first, last: find(*arrays, *numbers, signatures.numpy(), *outcomes, first, last), batch * heads)
     return Places(*places, replacing)
+
+
+def find_places_triton(lookup: Lookup, signatures: Tensor, replacing: Tensor) -> Places:
+    """The same in one launch on a GPU, without gradients."""
+    from .scan.triton_place_kernels import find
+
+    dtype = signatures.dtype
+    written, strength, told, asked, mask = (
+        field.detach().to(dtype).contiguous()
+        for field in (lookup.written, lookup.strength, lookup.told, lookup.asked, lookup.mask)
+    )
+    keep, sharpness = lookup.keep.detach().to(dtype), lookup.sharpness.detach().to(dtype)
+    batch, heads, count = signatures.shape[:3]
+    replacing = replacing.detach().to(dtype).clone()
+    address, kept, query = (signatures.new_empty(*strength.shape, count) for _ in range(3))
+    with torch.cuda.device_of(signatures):
+        find[batch * heads,](
+            written, strength, told, mask, keep, asked, sharpness, signatures.detach().transpose(2, 3).contiguous(),
+            address, kept, query, replacing, strength.shape[1], heads, *keep.expand_as(address).stride(),
+            **launch_options(signatures),
+        )  # fmt: skip
+    return Places(address, kept, query, replacing)
+
+
+def launch_options(signatures: Tensor) -> dict[str, int | float]:
+    """Of the kernel on a GPU, for signatures (B, N, S, f): as few threads as hold them in registers without spilling."""
+    from .scan.triton_form import power_of_two
+
+    count, size = signatures.shape[2:]
+    block, width = power_of_two(count), power_of_two(size)
+    return {
+        "S": count, "f": size, "BS": block, "BF": width, "BEGINS": SAME_KEY[0], "ENDS": SAME_KEY[1], "LEAST": _NO_DIRECTION,
+        "num_warps": min(16, max(1, block * width // 4_096)),
+    }  # fmt: skip
+
+
+def fits_a_gpu(signatures: Tensor) -> bool:
+    """Whether the signatures of a head (B, N, S, f) stay in registers there."""
+    from .scan.triton_form import power_of_two
+
+    return power_of_two(signatures.shape[2]) * power_of_two(signatures.shape[3]) <= _MOST_ON_A_GPU
+
+
+@functools.cache
+def works_on(device: torch.device) -> bool:
+    """Whether this device finds the places that are found step by step: found out once, on a small example."""
+    from .scan.triton_form import agree
+
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator).to(device)
+
+    written = 2 * random(2, 19, 2, 12) - 1
+    written[:, 10:] = written[:, :9]
+    mask = random(2, 19) < 0.9
+    strength, told = (random(2, 19, 2) * mask.unsqueeze(-1) for _ in range(2))
+    keep = torch.where(mask[..., None, None], 0.9, 1.0).expand(2, 19, 2, 5)
+    lookup = Lookup(
+        written, strength, told, mask, keep, 2 * random(2, 19, 2, 12) - 1, torch.tensor([3.0], device=device)
+    )
+    before = torch.zeros(2, 2, 5, 12, device=device), torch.ones(2, 2, device=device)
+    return agree(lambda: [form(lookup, *before) for form in (find_places_triton, find_places_step_by_step)], device)
 
 
 def rules(dtype: torch.dtype) -> Tensor:

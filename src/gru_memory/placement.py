@@ -16,6 +16,30 @@ from torch import Tensor, nn
 from .sharding import whole
 
 
+def device_for(name: str | None = None) -> torch.device:
+    """The device of that name; without one a GPU if torch can use one here, else the CPU.
+
+    Raises:
+        ValueError: torch knows no such device, or cannot use it here.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (
+        RuntimeError,
+        AssertionError,
+        NotImplementedError,
+    ) as error:  # torch built without it, no such card, no such name
+        reason = str(error).splitlines()[0] if str(error) else "not available"
+        raise ValueError(
+            f"device is {name!r}, which torch cannot use here ({reason}): choose 'cpu', or 'cuda' on a machine with a GPU "
+            "and a torch built for it"
+        ) from error
+    return device
+
+
 def head_weight(model: Any) -> Tensor:
     """(V, E) weight of the LM head, wherever it is kept: on the meta device only if the model as a whole is."""
     head = model.get_output_embeddings()

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .config import CONFIG_NAME
 from .embedded import EMBEDDED_NAME, load_model
 from .models import add_memory
@@ -37,12 +39,17 @@ def shipped_memory(model: str = EMBEDDED_NAME) -> Path:
     )
 
 
-def load_with_memory(model: str = EMBEDDED_NAME, memory: str | os.PathLike[str] | None = None) -> tuple[Any, Any]:
+def load_with_memory(
+    model: str = EMBEDDED_NAME,
+    memory: str | os.PathLike[str] | None = None,
+    device: str | torch.device | None = None,
+) -> tuple[Any, Any]:
     """A model with a trained memory, and its tokenizer.
 
     Args:
         model: "smollm2", a folder, a `.gguf` file or a hub name; see `load_model`.
         memory: folder of a saved memory, or its hub name ("user/repo"); None takes the one that ships for this model.
+        device: where it is put; the CPU if not given.
     """
     folder = shipped_memory(model) if memory is None else memory
     read_memory(folder)  # a wrong folder is refused before the model takes its time
@@ -50,4 +57,4 @@ def load_with_memory(model: str = EMBEDDED_NAME, memory: str | os.PathLike[str] 
     base = add_memory(base)
     base.load_memory(folder)
     base.freeze_base()
-    return base, tokenizer
+    return base if device is None else base.to(device), tokenizer

@@ -122,6 +122,7 @@ def side_by_side(
         if time.perf_counter() - began < LONG_SECONDS:
             began = time.perf_counter()
             case()
+            wait_for_device()
         repeats[name] = max(1, round(min_seconds / max(time.perf_counter() - began, 1e-7)))
     found: dict[str, list[float]] = {name: [] for name in cases}
     was_on = gc.isenabled()

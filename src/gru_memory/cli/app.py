@@ -12,7 +12,17 @@ from rich.table import Table
 from .. import __version__
 from ..embedded import EMBEDDED_NAME
 from . import bench, chat, evaluate, serve, sessions, train
-from .output import MEMORY_HELP, MODEL_HELP, console, kilobytes, load, one_line_errors, progress, set_threads
+from .output import (
+    DEVICE_HELP,
+    MEMORY_HELP,
+    MODEL_HELP,
+    console,
+    kilobytes,
+    load,
+    one_line_errors,
+    progress,
+    set_threads,
+)
 
 app = typer.Typer(
     name="gru-memory",
@@ -50,13 +60,14 @@ def demo(
     model: Annotated[str, typer.Option(help=MODEL_HELP)] = EMBEDDED_NAME,
     memory: Annotated[Optional[str], typer.Option(help=MEMORY_HELP)] = None,  # noqa: UP045 (typer on Python 3.10)
     out: Annotated[Path, typer.Option(help="folder for the picture of where tokens were written")] = Path("results"),
+    device: Annotated[Optional[str], typer.Option(help=DEVICE_HELP)] = None,  # noqa: UP045
     threads: Annotated[Optional[int], typer.Option(help="threads of torch")] = None,  # noqa: UP045
 ) -> None:
     """Tell three facts, talk about ten other things, ask for the facts: with and without a memory."""
     from ..demo import TOLD, UNRELATED, run_demo, write_plot
 
     set_threads(threads)
-    loaded, tokenizer = load(model, memory)
+    loaded, tokenizer = load(model, memory, device)
     with progress() as report:
         result = run_demo(loaded, tokenizer, progress=report)
 

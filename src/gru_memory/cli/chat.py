@@ -18,7 +18,18 @@ from ..embedded import EMBEDDED_NAME
 from ..evaluation.full_history import kv_bytes_per_token
 from ..inspection import said_tokens, slot_words
 from ..store import SessionStore, StoredConversation, StoreError
-from .output import MEMORY_HELP, MODEL_HELP, STORE_HELP, console, errors, kilobytes, load, one_line_errors, set_threads
+from .output import (
+    DEVICE_HELP,
+    MEMORY_HELP,
+    MODEL_HELP,
+    STORE_HELP,
+    console,
+    errors,
+    kilobytes,
+    load,
+    one_line_errors,
+    set_threads,
+)
 
 SLOTS_SHOWN = 12
 NEARLY = 0.9  # of the likest word's likeness, for others to be shown beside it
@@ -38,6 +49,7 @@ def chat_command(
     context_turns: Annotated[int, typer.Option(help="turns that attention sees, this one included")] = 1,
     max_new_tokens: Annotated[int, typer.Option(help="longest reply, in tokens")] = 128,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token; higher is more varied")] = 0.0,
+    device: Annotated[Optional[str], typer.Option(help=DEVICE_HELP)] = None,  # noqa: UP045
     threads: Annotated[Optional[int], typer.Option(help="threads of torch")] = None,  # noqa: UP045
 ) -> None:
     """Talk to a model that remembers. Every turn is kept at once; /help says what else can be typed.
@@ -53,7 +65,7 @@ def chat_command(
         if not ephemeral:
             opened = stack.enter_context(SessionStore(store))
             kept = opened.get_or_create(session, keep_text=text)
-        loaded, tokenizer = load(model, memory)
+        loaded, tokenizer = load(model, memory, device)
         talk = StoredConversation(
             loaded, tokenizer, None if ephemeral else opened, kept, system,
             context_turns=context_turns, max_new_tokens=max_new_tokens, **sampling,

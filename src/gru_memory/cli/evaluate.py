@@ -18,6 +18,7 @@ from ..evaluation.results_page import results_page
 from ..evaluation.scoring import Rate
 from ..plots import plot_recall
 from .evaluations import (
+    Device,
     Memory,
     Model,
     Out,
@@ -56,6 +57,7 @@ def recall(
     model: Model = EMBEDDED_NAME,
     memory: Memory = None,
     out: Out = Path("results"),
+    device: Device = None,
     threads: Threads = None,
 ) -> None:
     """Facts told, unrelated turns, then questions: how many replies contain the value?"""
@@ -67,7 +69,7 @@ def recall(
     check_seeds(seeds)
     rows = [replace(row, seed=row.seed + number) for number in range(seeds) for row in rows]
     set_threads(threads)
-    loaded, tokenizer = load(model, memory)
+    loaded, tokenizer = load(model, memory, device)
     results: list[RecallResult] = []
     for number, row in enumerate(rows, start=1):
         with progress() as report:

@@ -9,6 +9,7 @@ from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Optional, get_args, get_origin, get_type_hints
 
+import torch
 import typer
 from rich.markup import escape
 from rich.table import Table
@@ -17,6 +18,7 @@ from ..embedded import EMBEDDED_NAME
 from ..evaluation.outcome import Columns, Evaluation, Needs, table
 from ..evaluation.report import write_report
 from .output import (
+    DEVICE_HELP,
     MEMORY_HELP,
     MODEL_HELP,
     command_line,
@@ -31,6 +33,7 @@ from .output import (
 Model = Annotated[str, typer.Option(help=MODEL_HELP)]
 Memory = Annotated[Optional[str], typer.Option(help=MEMORY_HELP)]  # noqa: UP045 (typer on Python 3.10)
 Out = Annotated[Path, typer.Option(help="folder for the results")]
+Device = Annotated[Optional[str], typer.Option(help=DEVICE_HELP)]  # noqa: UP045
 Threads = Annotated[Optional[int], typer.Option(help="threads of torch")]  # noqa: UP045
 Seeds = Annotated[int, typer.Option(help="runs: with the seed, the one after it, and so on; tables give their spread")]
 
@@ -39,12 +42,13 @@ SHARED = {
     "model": (Model, EMBEDDED_NAME),
     "memory": (Memory, None),
     "out": (Out, Path("results")),
+    "device": (Device, None),
     "threads": (Threads, None),
 }
 
 
 # Options that say nothing where no trained memory, or no model, is asked for.
-LEFT_OUT = {Needs.MEMORY: (), Needs.MODEL: ("memory",), Needs.NOTHING: ("model", "memory")}
+LEFT_OUT = {Needs.MEMORY: (), Needs.MODEL: ("memory",), Needs.NOTHING: ("model", "memory", "device")}
 
 
 def command_for(evaluation: Evaluation) -> Callable[..., None]:
@@ -80,11 +84,12 @@ def run_evaluation(
     threads: int | None,
     model: str | None = None,
     memory: str | None = None,
+    device: str | None = None,
 ) -> None:
     """Run it once a seed, write what was found after every run, and show the table."""
     check_seeds(seeds)
     set_threads(threads)
-    loaded, tokenizer, about = _given(evaluation.needs, model, memory)
+    loaded, tokenizer, about = _given(evaluation.needs, model, memory, device)
     path = out / f"{evaluation.name}.json"
     runs: list[dict[str, Any]] = []
     outcomes = []
@@ -104,13 +109,14 @@ def run_evaluation(
     draw(lambda: evaluation.plot(runs, picture, title), picture)
 
 
-def _given(needs: Needs, model: str | None, memory: str | None) -> tuple[Any, Any, dict[str, Any]]:
+def _given(needs: Needs, model: str | None, memory: str | None, device: str | None) -> tuple[Any, Any, dict[str, Any]]:
     """Model and tokenizer for an evaluation, and what its report says about them."""
     if needs is Needs.NOTHING:
         return None, None, {"model": "small ones of its own", "memory": {"from": "trained here"}}
     if needs is Needs.MODEL:
-        return *load_base(model), {"model": model, "memory": {"from": "trained here"}}
-    loaded, tokenizer = load(model, memory)
+        loaded, tokenizer = load_base(model, device)
+        return loaded, tokenizer, {"model": model, "device": name_of(loaded), "memory": {"from": "trained here"}}
+    loaded, tokenizer = load(model, memory, device)
     return loaded, tokenizer, about_memory(loaded, model, memory)
 
 
@@ -140,12 +146,18 @@ def about_memory(loaded: Any, model: str, memory: str | None) -> dict[str, Any]:
     """What was measured, for the report."""
     return {
         "model": model,
+        "device": name_of(loaded),
         "memory": {
             "from": memory or "shipped",
             "fingerprint": loaded.memory_fingerprint(),
             "config": loaded.memory_config.to_dict(),
         },
     }
+
+
+def name_of(model: Any) -> str:
+    """Of the device that a model is on: "cpu", or a GPU's name."""
+    return torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else str(model.device)
 
 
 def check_seeds(seeds: int) -> None:

@@ -18,10 +18,12 @@ from rich.text import Text
 
 from .. import embedded
 from ..embedded import EmbeddedModelError
+from ..placement import device_for
 from ..store import StoreError
 
 MODEL_HELP = "'smollm2' (embedded), a folder, a .gguf file or a hub name"
 MEMORY_HELP = "folder of a trained memory; the one that ships with the library if not given"
+DEVICE_HELP = "'cuda', 'cuda:1', 'cpu' ...; a GPU that torch can use if there is one, else the CPU, if not given"
 STORE_HELP = "where sessions are: a SQLite file or postgresql://...; $GRU_MEMORY_STORE, or a file in your data folder, if not given"
 
 console = Console()
@@ -72,18 +74,21 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
         yield report
 
 
-def load(model: str, memory: str | None) -> tuple[Any, Any]:
-    """The model with its memory, and the tokenizer; says so while it takes its time."""
+def load(model: str, memory: str | None, device: str | None) -> tuple[Any, Any]:
+    """The model with its memory, on its device, and the tokenizer; says so while it takes its time."""
     from ..shipped import load_with_memory
 
+    there = device_for(device)  # refused before the model takes its time
     with errors.status(f"loading {model}"), _one_bar_at_a_time():
-        return load_with_memory(model, memory)
+        return load_with_memory(model, memory, there)
 
 
-def load_base(model: str) -> tuple[Any, Any]:
-    """The model without a memory, and the tokenizer; says so while it takes its time."""
+def load_base(model: str, device: str | None) -> tuple[Any, Any]:
+    """The model without a memory, on its device, and the tokenizer; says so while it takes its time."""
+    there = device_for(device)
     with errors.status(f"loading {model}"), _one_bar_at_a_time():
-        return embedded.load_model(model)
+        loaded, tokenizer = embedded.load_model(model)
+        return loaded.to(there), tokenizer
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ import typer
 from ..embedded import EMBEDDED_NAME
 from ..store import Limits, SessionStore
 from ..store.database import default_url
-from .output import MEMORY_HELP, MODEL_HELP, STORE_HELP, load, one_line_errors, set_threads
+from .output import DEVICE_HELP, MEMORY_HELP, MODEL_HELP, STORE_HELP, load, one_line_errors, set_threads
 
 DAY = 86_400
 
@@ -51,6 +51,7 @@ def serve_command(
     context_turns: Annotated[int, typer.Option(help="turns that attention sees, the current one included")] = 1,
     max_new_tokens: Annotated[int, typer.Option(help="longest reply where a request does not say, in tokens")] = 256,
     grace: Annotated[float, typer.Option(help="seconds that replies have to end when the server is stopped")] = 30.0,
+    device: Annotated[Optional[str], typer.Option(help=DEVICE_HELP)] = None,  # noqa: UP045
     threads: Annotated[Optional[int], typer.Option(help="threads of torch")] = None,  # noqa: UP045
     ray: Annotated[
         bool, typer.Option("--ray", help="serve with replicas in a Ray cluster, over a PostgreSQL that they share")
@@ -92,11 +93,11 @@ def serve_command(
     )  # fmt: skip
     _log_to_stderr(JsonLines())
     if ray:
-        spec = (model, memory, store or default_url(), settings, threads)
+        spec = (model, memory, store or default_url(), settings, threads, device)
         _serve_with_ray(spec, (min_replicas, max_replicas, target_chats, replica_cpus, replica_gpus), host, port)
         return
     with SessionStore(store, limits) as opened:
-        app = create_app(*load(model, memory), opened, settings)
+        app = create_app(*load(model, memory, device), opened, settings)
         config = uvicorn.Config(
             app, host=host, port=port, log_config=None, access_log=False, server_header=False,
             timeout_graceful_shutdown=int(grace) + 1, timeout_keep_alive=30,

@@ -59,6 +59,7 @@ def train_command(
     pages: Annotated[int, option(TrainRequest, "pages")] = TrainRequest.pages,
     cache: Annotated[Optional[str], option(TrainRequest, "cache")] = TrainRequest.cache,  # noqa: UP045
     bfloat16: Annotated[bool, option(TrainRequest, "bfloat16")] = TrainRequest.bfloat16,
+    device: Annotated[Optional[str], option(TrainRequest, "device")] = None,  # noqa: UP045
     threads: Annotated[Optional[int], typer.Option(help="threads of torch")] = None,  # noqa: UP045
 ) -> None:
     """Train a memory for a frozen model; a run that was interrupted goes on where it stopped."""
@@ -111,6 +112,7 @@ def train_command(
         pages=pages,
         cache=cache,
         bfloat16=bfloat16,
+        device=device,
     )
     set_threads(threads)
     with progress() as report:

@@ -236,7 +236,7 @@ def read_cached(
 ) -> MemoryState:
     """The states after these turns of each conversation."""
     memory, head = model.memory_sites()["top"], model.get_output_embeddings().weight
-    batch = make_batch([Session(tuple(turns)) for turns in conversations], cache)
+    batch = make_batch([Session(tuple(turns)) for turns in conversations], cache).to(memory.gate.device)
     prefix = len(cache.tokens(cache.find(PREFIX)))
     begun = states.turns > 0
     if prefix:  # memory takes it in once

@@ -87,7 +87,8 @@ def evaluate_compare(model: Any, tokenizer: Any, config: CompareConfig, progress
     """
     began, tell = time.perf_counter(), progress or (lambda *_: None)
     collate = SessionCollator(tokenizer)
-    tests, total = make_tests(tokenizer, collate, config), len(config.variants) * config.steps
+    tests = [_moved(batch, model.device) for batch in make_tests(tokenizer, collate, config)]
+    total = len(config.variants) * config.steps
     rows: list[Row] = []
     courses: dict[str, list[float]] = {}
     for number, name in enumerate(config.variants):
@@ -172,6 +173,7 @@ def train(
             group["lr"] = config.learning_rate * min(1.0, (number + 1) / _WARM_UP) * cosine
         told, between = rng.randint(1, config.facts), rng.randint(0, config.between)
         batch = collate([facts.session(told, between) for _ in range(config.rows)])
+        batch = _moved(batch, subject.parameters[0].device)
         loss = _loss(subject.logits(batch), batch["labels"])
         optimizer.zero_grad()
         loss.backward()
@@ -180,6 +182,10 @@ def train(
         losses.append(loss.item())
         step(number + 1)
     return losses
+
+
+def _moved(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {name: values.to(device) for name, values in batch.items()}
 
 
 def _loss(logits: Tensor, labels: Tensor) -> Tensor:

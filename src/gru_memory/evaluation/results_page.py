@@ -88,10 +88,15 @@ def _origin(report: dict[str, Any], runs: Sequence[dict[str, Any]]) -> str:
             _named(f"- model {report.get('model', 'unknown')}, memory {memory.get('from', 'unknown')}{_short(memory)}"),
             f"- seeds {', '.join(map(str, seeds))} ({len(seeds)}{enough})",
             f"- commit {about.get('commit') or 'unknown'}; {versions}; Python {about['python']}",
-            f"- {about['cpu']}, {about['cores']} cores, {about['threads']} threads; "
+            f"- {_on(report)}{about['cpu']}, {about['cores']} cores, {about['threads']} threads; "
             f"{sum(run['seconds'] for run in runs):,.0f} s",
         )
     )
+
+
+def _on(report: dict[str, Any]) -> str:
+    """What the model ran on, where it was not the processor."""
+    return f"{report['device']}; " if report.get("device", "cpu") != "cpu" else ""
 
 
 def _named(text: str) -> str:

@@ -18,7 +18,7 @@ does (arXiv:2312.06635).
 
 from .chunked import scan_chunked
 from .reference import gru_cell, scan_reference, step
-from .registry import FORMS, Form, can_compile, pick_form, scan
+from .registry import FORMS, Form, can_compile, can_triton, pick_form, scan
 from .types import CellWeights, ScanInputs
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Form",
     "ScanInputs",
     "can_compile",
+    "can_triton",
     "gru_cell",
     "pick_form",
     "scan",

@@ -48,13 +48,14 @@ def _run_compiled(inputs: ScanInputs, slots: Tensor, cell: CellWeights | None) -
     return scan_compiled(inputs, slots, cell)
 
 
+def can_triton(tensor: Tensor) -> bool:
+    """Whether Triton is there and can work on this tensor."""
+    eager = tensor.device.type == "cuda" and not torch.compiler.is_compiling()
+    return eager and tensor.numel() > 0 and find_spec("triton") is not None
+
+
 def _can_triton(inputs: ScanInputs, slots: Tensor, cell: CellWeights | None) -> bool:
-    if (
-        slots.device.type != "cuda"
-        or torch.compiler.is_compiling()
-        or slots.numel() == 0
-        or find_spec("triton") is None
-    ):
+    if not can_triton(slots):
         return False
     from .triton_form import fits, works
 

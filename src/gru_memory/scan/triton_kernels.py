@@ -1,8 +1,9 @@
-"""Triton kernels for the recurrence on a GPU: one program a head and row, its state in registers from first token to last.
+"""Triton kernels for the recurrence on a GPU, the state in registers from first token to last.
 
-BS and BD are S and d rounded up to powers of two; what lies beyond is masked, with keep 1 and everything else 0. GRU
-tells the cells apart: without it `values` are the content, and address, weight and bias are not looked at. Everything
-is computed in the type of the slots. Importing this module needs triton.
+A program has BS slots of a head and row, S rounded up to a power of two, and BD numbers of each: with the gru cell, d rounded up
+likewise; without it any number, since no column of a state looks at another, and the second axis of the grid counts them. What
+lies beyond is masked, with keep 1 and everything else 0. GRU tells the cells apart: without it `values` are the content, and
+address, weight and bias are not looked at. Everything is computed in the type of the slots. Importing this module needs triton.
 """
 
 import triton
@@ -27,13 +28,15 @@ def scan_forward(
     S: tl.constexpr, d: tl.constexpr,
     GRU: tl.constexpr, SAVE: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """Shapes as in `scan_reference` but weight (N, d, 3d), transposed: sums down a column stay within a thread.
+    """Shapes as in `scan_reference` but weight (N, d, 3d), transposed: sums down a column stay within a thread for most part.
 
     saved (B, T, N, 6, d) and borders (B*N, chunks, S, d) as in `fused.Backend`; keep (B, T, N, S) by its strides.
     """
     item = tl.program_id(0).to(tl.int64)
     b, n = item // N, item % N
     s, j = tl.arange(0, BS), tl.arange(0, BD)
+    if not GRU:
+        j += tl.program_id(1) * BD
     in_s, in_j = s < S, j < d
     in_h = in_s[:, None] & in_j[None, :]
     place = s[:, None] * d + j[None, :]  # in a state (S, d)
@@ -88,11 +91,14 @@ def scan_backward(
 ):  # fmt: skip
     """The states of a chunk are computed again from its border, into held (B*N, chunk, S, d), then run through backwards.
 
-    weight (N, 3d, d). KEEP asks for grad_keep. grad_recurrent (B, T, N, 3d) is the gradient of `weight @ stored + bias`.
+    weight (N, 3d, d). Gradients of write, keep and query are (blocks of columns, B, T, N, S), to be added up. KEEP asks for grad_keep.
+    grad_recurrent (B, T, N, 3d) is the gradient of `weight @ stored + bias`.
     """
     item = tl.program_id(0).to(tl.int64)
     b, n = item // N, item % N
     s, j = tl.arange(0, BS), tl.arange(0, BD)
+    if not GRU:
+        j += tl.program_id(1) * BD
     in_s, in_j = s < S, j < d
     in_h = in_s[:, None] & in_j[None, :]
     place = s[:, None] * d + j[None, :]
@@ -100,8 +106,9 @@ def scan_backward(
     grad = tl.load(grad_after + item * S * d + place, mask=in_h, other=0.0)
     chunks = tl.cdiv(T, chunk)
     contents, width = values, d
+    block = tl.program_id(1).to(tl.int64) * T * tl.num_programs(0)  # rows of the blocks of columns before this one
     if GRU:
-        contents, width = saved, 6 * d
+        contents, width, block = saved, 6 * d, 0
         in_w = in_j[:, None] & in_j[None, :]
         cell = weight + n * 3 * d * d + j[:, None] * d + j[None, :]
     for back in range(chunks):
@@ -128,8 +135,12 @@ def scan_backward(
             out = tl.load(grad_reads + row * d + j, mask=in_j, other=0.0)
             change = content[None, :] - before
             grad += q[:, None] * out[None, :]
-            tl.store(grad_query + row * S + s, tl.sum(out[None, :] * (before + z[:, None] * change), axis=1), mask=in_s)
-            tl.store(grad_write + row * S + s, tl.sum(grad * change, axis=1), mask=in_s)
+            tl.store(
+                grad_query + (block + row) * S + s,
+                tl.sum(out[None, :] * (before + z[:, None] * change), axis=1),
+                mask=in_s,
+            )
+            tl.store(grad_write + (block + row) * S + s, tl.sum(grad * change, axis=1), mask=in_s)
             through = z[:, None] * grad
             d_content = tl.sum(through, axis=0)
             grad -= through
@@ -152,7 +163,9 @@ def scan_backward(
                 tl.store(grad_recurrent + into + d, d_update, mask=in_j)
                 tl.store(grad_recurrent + into + 2 * d, d_new_h, mask=in_j)
                 d_stored = d_content * update + _transposed_times(cell, in_w, d_reset)
+                tl.debug_barrier()
                 d_stored += _transposed_times(cell + d * d, in_w, d_update)
+                tl.debug_barrier()
                 d_stored += _transposed_times(cell + 2 * d * d, in_w, d_new_h)
                 a = tl.load(address + row * S + s, mask=in_s, other=0.0)
                 tl.store(grad_address + row * S + s, tl.sum(before * d_stored[None, :], axis=1), mask=in_s)
@@ -161,7 +174,7 @@ def scan_backward(
                 tl.store(grad_values + row * d + j, d_content, mask=in_j)
             kept = tl.load(keep + b * keep_b + (begin + i) * keep_t + n * keep_n + s * keep_s, mask=in_s, other=1.0)
             if KEEP:  # before = keep * (state before it)
-                tl.store(grad_keep + row * S + s, tl.sum(grad * before, axis=1) / kept, mask=in_s)
+                tl.store(grad_keep + (block + row) * S + s, tl.sum(grad * before, axis=1) / kept, mask=in_s)
             grad = kept[:, None] * grad
         tl.debug_barrier()  # the next chunk writes where this one was read
     tl.store(grad_slots + item * S * d + place, grad, mask=in_h)

@@ -25,6 +25,7 @@ class ReplicaSpec:
         store: URL of a PostgreSQL that every machine can reach.
         settings: of each server.
         threads: of torch in each replica; None leaves its own choice.
+        device: as for the other commands; None is a GPU where a replica was given one.
     """
 
     model: str
@@ -32,6 +33,7 @@ class ReplicaSpec:
     store: str
     settings: ServerSettings
     threads: int | None = None
+    device: str | None = None
 
     def __post_init__(self) -> None:
         if not self.store.startswith("postgresql"):
@@ -104,13 +106,15 @@ class Replica:
         import torch
         from ray import serve
 
+        from ..placement import device_for
         from ..shipped import load_with_memory
 
         _log_as_json()
         if self.spec.threads is not None:
             torch.set_num_threads(self.spec.threads)
         store = SessionStore(self.spec.store, self.spec.settings.limits)
-        app = create_app(*load_with_memory(self.spec.model, self.spec.memory), store, self.spec.settings)
+        loaded = load_with_memory(self.spec.model, self.spec.memory, device_for(self.spec.device))
+        app = create_app(*loaded, store, self.spec.settings)
         self.engine = app.state.engine
         return _Named(app, store, serve.get_replica_context().replica_id.unique_id)
 

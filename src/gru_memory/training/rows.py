@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from random import Random
 
 import numpy as np
@@ -45,6 +45,10 @@ class Batch:
     @property
     def num_tokens(self) -> int:
         return int(self.mask.sum())
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        return Batch(*(getattr(self, column.name).to(device) for column in fields(self)))
 
     def inputs(self, memory: GRUMemoryWithDecay, head: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """What a memory is given of these tokens: hidden states, output embeddings and key states, if it has any."""

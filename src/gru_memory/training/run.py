@@ -17,6 +17,7 @@ from ..data.facts import FactGenerator, FactPool, FactTurns
 from ..data.sessions import Session, Turn, read_jsonl
 from ..embedded import load_model
 from ..models import add_memory
+from ..placement import device_for
 from ..rendering import TurnRenderer
 from .alignment import collect, fit_addresses, fit_read_gates, fit_strengths, fit_trust, fit_values
 from .calibration import calibrate
@@ -66,6 +67,13 @@ class TrainRequest:
     )
     pages: int = field(default=500, metadata={"help": "pages drawn from the books"})
     cache: str | None = field(default=None, metadata={"help": "folder for hidden states; `out`/cache if not given"})
+    device: str | None = field(
+        default=None,
+        metadata={
+            "help": "where the frozen model runs: 'cuda', 'cpu' ...; a GPU that torch can use if there is one, if not given (the "
+            "memory itself is trained on the CPU)"
+        },
+    )
     bfloat16: bool = field(
         default=True, metadata={"help": "run the frozen model in bfloat16: faster on recent processors"}
     )
@@ -130,7 +138,9 @@ def train(
     """
     _check_sites(request)
     out = Path(request.out)
-    train_loaded(*load_model(request.model), request, report, progress).save_memory(out, dtype=torch.float16)
+    device = device_for(request.device)
+    base, tokenizer = load_model(request.model)
+    train_loaded(base.to(device), tokenizer, request, report, progress).save_memory(out, dtype=torch.float16)
     return out
 
 
@@ -141,7 +151,9 @@ def train_loaded(
     report: Callable[[dict], None] | None = None,
     progress: Progress | None = None,
 ) -> Any:
-    """`train` for a model that is loaded: gives it the memory, in place, and returns it; `request.model` does not matter.
+    """`train` for a model that is loaded, on its device: gives it the memory, in place, and returns it.
+
+    What `request.model` and `request.device` say does not matter.
 
     With `request.bfloat16` the model's weights are rounded to bfloat16.
     """
@@ -155,11 +167,12 @@ def train_loaded(
     ) * base.config.get_text_config().hidden_size + base.get_output_embeddings().weight.shape[1]
     config.address_rank = min(config.address_rank, keys)  # a key of a small model has no more directions
     fingerprint = f"{weights_digest(base)} {'bfloat16' if request.bfloat16 else 'float32'}"
-    head = base.get_output_embeddings().weight.detach().float().clone()
+    head = base.get_output_embeddings().weight.detach().float().cpu().clone()
     torch.manual_seed(request.training.seed)
     model = add_memory(base, config)
     memory = model.memory_sites()["top"]
-    memory.float()
+    home = memory.gate.device
+    memory.float().cpu()  # it is small, and its sessions come from a cache in this machine's memory
     memory.match_embeddings(head)
     if config.gate_init == 0:
         torch.nn.init.constant_(memory.gate, _training_gate(head, memory.output.in_features))
@@ -191,6 +204,7 @@ def train_loaded(
         trainer.train()
         if memory.signature_size:
             calibrate(memory, head, _calibration_batches(kept.values()))
+    memory.to(home)
     return model
 
 
