@@ -65,15 +65,12 @@ compatibility: setup
 chaos: setup
 	PYTHONPATH=tests $(BIN)/python -m chaos $(CHAOS)
 
-# What it compares with comes along only here.
 bench: setup
-	$(PIP) -c constraints.txt -q -e '.[bench]'
 	$(BIN)/gru-memory bench $(BENCH)
 
 # What is in results/ already is not run again.
 results: setup
 	@test -n "$(BOOKS)" || { echo "Name a folder of plain-text books: make results BOOKS=<folder>"; exit 1; }
-	$(PIP) -c constraints.txt -q -e '.[bench]'
 	test -f results/recall.json || $(BIN)/gru-memory eval recall --suite --seeds $(SEEDS)
 	for name in $(EVALUATIONS); do \
 	  test -f results/$$name.json || $(BIN)/gru-memory eval $$name --seeds $(SEEDS) || exit 1; done

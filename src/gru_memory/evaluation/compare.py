@@ -144,7 +144,7 @@ def make_subject(model: Any, name: str) -> _Subject:
         return model(**inputs, use_cache=False).logits
 
     if site is not None:
-        return _Subject(logits, list(model.memory_parameters()), site.state_floats)
+        return _Subject(logits, site.learned(), site.state_floats)
     kept = sum(state["slots"].numel() for state in model.initial_memory_state(1).sites.values())
     return _Subject(logits, list(model.memory_parameters()), kept)
 

@@ -24,6 +24,10 @@ class _WholeSessions(nn.Module):
     def initial_state(self, batch_size: int) -> State:
         return {"nothing": torch.zeros(batch_size, 1, device=next(self.parameters()).device)}
 
+    def learned(self) -> list[nn.Parameter]:
+        """What training changes."""
+        return list(self.parameters())
+
 
 class DecayedAverage(_WholeSessions):
     """a_t = decay a_{t-1} + (1 - decay) e_t, and y_t = x_t + W a_t, with e the output embeddings of the tokens."""
@@ -66,8 +70,14 @@ class TitansSite(_WholeSessions):
         x, e = (F.rms_norm(part, part.shape[-1:]) for part in (hidden_states, token_embeds))
         before = F.pad(x[:, :-1], (0, 0, 1, 0))
         stored = self.stored(torch.cat([before, e], dim=-1))
+        stored = stored * mask.unsqueeze(-1).to(stored)  # its mask stops a write, but decay is a mean over the whole chunk
         recalled, _ = self.memory(self.asked(x), store_seq=stored, store_mask=mask)
         return hidden_states + self.output(recalled), state
+
+    def learned(self) -> list[nn.Parameter]:
+        """Every head begins with weights of its own; those of the network that they were copied from are never used."""
+        pattern = {id(parameter) for parameter in self.memory.memory_model.parameters()}
+        return [parameter for parameter in self.parameters() if id(parameter) not in pattern]
 
     @property
     def state_floats(self) -> int:

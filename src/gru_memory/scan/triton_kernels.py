@@ -91,8 +91,8 @@ def scan_backward(
 ):  # fmt: skip
     """The states of a chunk are computed again from its border, into held (B*N, chunk, S, d), then run through backwards.
 
-    weight (N, 3d, d). Gradients of write, keep and query are (blocks of columns, B, T, N, S), to be added up. KEEP asks for grad_keep.
-    grad_recurrent (B, T, N, 3d) is the gradient of `weight @ stored + bias`.
+    weight (N, 3d, d). Gradients of write, keep and query are (blocks of columns, B, T, N, S), to be added up.
+    KEEP asks for grad_keep. grad_recurrent (B, T, N, 3d) is the gradient of `weight @ stored + bias`.
     """
     item = tl.program_id(0).to(tl.int64)
     b, n = item // N, item % N
