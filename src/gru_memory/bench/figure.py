@@ -70,7 +70,7 @@ def _draw_bars(axes, name: str, rows: Sequence[Row]) -> None:
     for place, (_, middle, _, high) in zip(places, bars):
         axes.annotate(f"{middle:.3g}", (high, place), (4, 0), textcoords="offset points", va="center", fontsize=7)
     axes.margins(x=0.12, y=0.01)
-    axes.set_title(f"{TITLES[name]}: time in times of “{AGAINST[name]}”", loc="left", fontsize=10, fontweight="bold")
+    axes.set_title(f"{TITLES[name]}: time in times of {_against(name)}", loc="left", fontsize=10, fontweight="bold")
 
 
 def _lines(axes, rows: Sequence[Row], size: str) -> None:
@@ -102,3 +102,8 @@ def _growth(axes, rows: Sequence[Row]) -> None:
     axes.set_ylabel("time, likewise")
     axes.legend(frameon=False, fontsize=8, ncols=3)
     axes.set_title(f"{TITLES['growth']}: growth", loc="left", fontsize=10, fontweight="bold")
+
+
+def _against(name: str) -> str:
+    cases = AGAINST[name]
+    return " or ".join(f"“{case}”" for case in ((cases,) if isinstance(cases, str) else cases))

@@ -138,12 +138,15 @@ def compute_loss(
     key_dropout: float = 0.0,
     speech_weight: float = 0.0,
     margin: float = 0.0,
+    opening_weight: float = 1.0,
 ) -> LossReport:
     """Cross-entropy on answers, plus `base_weight` times KL(base || memory) on turns that must stay as they were, plus
     `address_weight` times `address_loss`, `write_weight` times `write_loss` and `speech_weight` times `speech_loss`.
 
-    The right token of a value asked for, and of a reply that says that nothing was told, has to be ahead by `margin` nats: what
-    comes out just ahead in training falls behind where turns between have worn the trace away, or it was kept in four bits.
+    The right token of a value asked for, of a reply that says that nothing was told, and the first of every reply has to be ahead
+    by `margin` nats: what comes out just ahead in training falls behind where turns between have worn the trace away, or it was
+    kept in four bits. The first token of a reply counts `opening_weight` times: what begins as the model itself would have begun
+    goes on so, and nothing that was told comes up.
     The first two are taken over a sampled vocabulary: every token of the batch, `negatives` random others, fresh each
     step, and the `hard_negatives` likeliest of the whole vocabulary at every token of a value asked for. The full softmax
     would be most of the arithmetic.
@@ -157,8 +160,11 @@ def compute_loss(
     taught = batch.labels >= 0
     logits = logits_of(states[taught], weight)
     correct = logits.argmax(-1) == labels[taught]
-    ahead = margin * ((batch.asked > 0) | batch.unknown)[taught].to(logits).unsqueeze(1)
-    answer_loss = F.cross_entropy(logits.scatter_add(1, labels[taught].unsqueeze(1), -ahead), labels[taught])
+    opens = taught & ~F.pad(taught[:, :-1], (1, 0))
+    ahead = margin * ((batch.asked > 0) | batch.unknown | opens)[taught].to(logits).unsqueeze(1)
+    logits = logits.scatter_add(1, labels[taught].unsqueeze(1), -ahead)
+    counts = torch.where(opens[taught], opening_weight, 1.0)
+    answer_loss = F.cross_entropy(logits, labels[taught], reduction="none") @ counts / counts.sum()
 
     where = batch.base.nonzero()
     where = where[torch.randperm(len(where), generator=generator)[:base_positions]].unbind(1)

@@ -33,7 +33,7 @@ _LESS_DOUBT = (0.0, 2.0, 4.0, 6.0)  # shifts of the bias of trust that a validat
 class TrainingConfig:
     """How long and on what; see `MemoryTrainer`."""
 
-    steps: int = field(default=1000, metadata={"help": "optimiser steps"})
+    steps: int = field(default=1200, metadata={"help": "optimiser steps"})
     rows: int = field(default=16, metadata={"help": "sessions in a step of three facts; more facts, fewer sessions"})
     learning_rate: float = field(default=1e-3, metadata={"help": "peak; linear warm-up, then a cosine to 2%"})
     warmup_steps: int = field(default=100, metadata={"help": "steps of warm-up"})
@@ -56,6 +56,7 @@ class TrainingConfig:
         default=0.3, metadata={"help": "weight of speaking at values asked for and nowhere else"}
     )
     margin: float = field(default=3.0, metadata={"help": "nats by which what memory has to say is ahead"})
+    opening_weight: float = field(default=8.0, metadata={"help": "how often the first token of a reply counts"})
     validate_every: int = field(default=100, metadata={"help": "steps between validations and checkpoints"})
     seed: int = field(default=0, metadata={"help": "of sessions and sampling"})
 
@@ -120,6 +121,7 @@ class MemoryTrainer:
                 key_dropout=config.key_dropout,
                 speech_weight=config.speech_weight,
                 margin=config.margin,
+                opening_weight=config.opening_weight,
             )
             self.optimizer.zero_grad(set_to_none=True)
             outcome.loss.backward()
