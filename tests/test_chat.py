@@ -33,7 +33,7 @@ def run(monkeypatch, tmp_path, loaded):
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("GRU_MEMORY_STORE", str(tmp_path / "sessions.sqlite3"))
-    monkeypatch.setattr(shipped, "load_with_memory", lambda model, memory: loaded)
+    monkeypatch.setattr(shipped, "load_with_memory", lambda model, memory, device: loaded)
     monkeypatch.chdir(tmp_path)
     return lambda *args, lines=(): CliRunner().invoke(app, list(map(str, args)), input="".join(f"{x}\n" for x in lines))
 

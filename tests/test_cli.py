@@ -30,7 +30,7 @@ def run(monkeypatch):
 def tiny(monkeypatch):
     """Commands that load a model get a tiny one."""
     loaded = talking_model("llama"), talking_tokenizer("llama")
-    monkeypatch.setattr(shipped, "load_with_memory", lambda model, memory: loaded)
+    monkeypatch.setattr(shipped, "load_with_memory", lambda model, memory, device: loaded)
 
 
 @pytest.mark.parametrize(
@@ -65,12 +65,15 @@ def test_the_version_is_that_of_the_library(run):
         (["eval", "harm", "--conversations", "0", "--code-files", "0"], "error: there is nothing to read"),
         (["demo", "--memory", "nowhere"], "error: nowhere holds no memory"),
         (["demo", "--threads", "0"], "error: threads is 0"),
+        (["demo", "--device", "nowhere"], "error: device is 'nowhere'"),
+        (["eval", "grid", "--device", "nowhere"], "error: device is 'nowhere'"),
         (["demo", "--model", "./nowhere"], "error: no trained memory ships for './nowhere'"),
         (["serve", "--host", "0.0.0.0"], "error: 0.0.0.0 can be reached from elsewhere"),
         (["serve", "--api-keys", "nowhere"], "error: [Errno 2] No such file or directory: 'nowhere'"),
         (["serve", "--max-sessions", "0"], "error: max_sessions is 0"),
         (["train", "--out", "x", "--cell", "lstm"], "error: cell is 'lstm'"),
         (["train", "--out", "x", "--key-layers", "a"], "error: key_layers is 'a'"),
+        (["train", "--out", "x", "--device", "nowhere"], "error: device is 'nowhere'"),
     ],
 )
 def test_an_error_is_one_line_and_exit_code_1(run, command, message, monkeypatch, tmp_path):

@@ -46,7 +46,7 @@ def run(monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("NO_COLOR", "1")
     loaded = talking_model("llama"), talking_tokenizer("llama")
-    monkeypatch.setattr(shipped, "load_with_memory", lambda model, memory: loaded)
+    monkeypatch.setattr(shipped, "load_with_memory", lambda model, memory, device: loaded)
     monkeypatch.setattr(embedded, "load_model", lambda model: (talking_base("llama"), talking_tokenizer("llama")))
     return lambda *args: CliRunner().invoke(app, ["eval", *(str(arg) for arg in args)])
 

@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gru_memory import AutoModelWithGRUMemory, MemoryConfig, MemoryState, add_memory
 from gru_memory.base_identity import weights_digest
+from gru_memory.placement import device_for
 from gru_memory.scan import registry
 
 GREEDY = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None}
@@ -251,3 +252,11 @@ def test_a_model_on_two_devices(two_devices, sites, key_layers, own):
     model(ids[:, :1], past_key_values=cache)
     with pytest.raises(RuntimeError, match="device"):  # fake tensors would tell
         torch.zeros(2, device=first) + torch.zeros(2, device=second)
+
+
+def test_a_device_is_known_by_its_name_or_refused():
+    assert device_for("cpu") == torch.device("cpu")
+    assert device_for().type == ("cuda" if torch.cuda.is_available() else "cpu")
+    for name in ("no such thing", "cuda:99"):
+        with pytest.raises(ValueError, match=f"device is '{name}', which torch cannot use here.*choose 'cpu'"):
+            device_for(name)

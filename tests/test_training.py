@@ -300,8 +300,8 @@ def test_strengths_are_judged_as_shares_of_the_greatest(model, pool, build):
 
 
 def test_tokens_of_values_have_to_be_ahead_by_the_margin(model, pool, build):
-    """The loss with a margin is that of logits from which it was taken where a value is asked for, or a reply says that none was
-    told, and nowhere else."""
+    """The loss with a margin is that of logits from which it was taken where a value is asked for, a reply says that none was
+    told, or begins, and nowhere else."""
     head = model.get_output_embeddings().weight.detach()
     batch = make_batch([pool.session(random.Random(3), 2, 1)], build(pool.turns()))
     batch.base[:] = False
@@ -314,12 +314,44 @@ def test_tokens_of_values_have_to_be_ahead_by_the_margin(model, pool, build):
     taught = batch.labels >= 0
     with torch.no_grad():
         logits = logits_of(recall(memory, head, batch)[0][taught], head)
-    labels, value = batch.labels[taught], (batch.asked[taught] > 0) | batch.unknown[taught]
-    assert batch.unknown[taught].sum() == 2 and not value.all()
+    labels, value = batch.labels[taught], (batch.asked > 0) | batch.unknown
+    opens = first_tokens(batch)
+    assert batch.unknown[taught].sum() == 2 and not (value | opens)[taught].all() and (opens & ~value).any()
+    value = (value | opens)[taught]
     assert plain.answer_loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-3)
     logits[value, labels[value]] -= 2.0
     assert ahead.answer_loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-3)
     assert ahead.correct == plain.correct
+
+
+def first_tokens(batch):
+    """(R, T) where the first token of each reply is to come."""
+    opens = torch.zeros_like(batch.mask)
+    for row, labels in enumerate((batch.labels >= 0).tolist()):
+        for place, here in enumerate(labels):
+            opens[row, place] = here and not (place and labels[place - 1])
+    return opens
+
+
+def test_the_first_token_of_a_reply_counts_as_often_as_said(model, pool, build):
+    head = model.get_output_embeddings().weight.detach()
+    batch = make_batch([pool.session(random.Random(3), 2, 1) for _ in range(2)], build(pool.turns()))
+    memory, everything = make_memory(), 40 * len(head)
+    one, five = (
+        compute_loss(
+            memory, head, batch, torch.Generator().manual_seed(0), negatives=everything, opening_weight=often
+        ).answer_loss
+        for often in (1.0, 5.0)
+    )
+    taught, opens = batch.labels >= 0, first_tokens(batch)
+    assert opens.sum() == 4
+    with torch.no_grad():
+        logits = logits_of(recall(memory, head, batch)[0][taught], head)
+    losses, opens = F.cross_entropy(logits, batch.labels[taught], reduction="none"), opens[taught]
+    assert one == pytest.approx(losses.mean().item(), rel=1e-3)
+    wanted = (losses.sum() + 4 * losses[opens].sum()) / (len(losses) + 4 * opens.sum())
+    assert five == pytest.approx(wanted.item(), rel=1e-3)
+    assert abs(five - one) > 1e-2
 
 
 @pytest.mark.parametrize("size", (20, 16 * 32, 16 * 32 + 40, 3001))

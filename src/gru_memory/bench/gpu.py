@@ -1,4 +1,4 @@
-"""What a memory costs on a GPU: Triton kernels against the plain forms and cuDNN's GRU, models with a memory against the same without."""
+"""What a memory costs on a GPU: Triton kernels against the plain forms and cuDNN's GRU, models with a memory against without."""
 
 from __future__ import annotations
 
