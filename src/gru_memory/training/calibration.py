@@ -16,7 +16,7 @@ from .rows import Batch
 
 _TRUST = tuple(map(float, range(-1, 8)))  # shifts of the bias of trust
 _GATES = (0.0, 1.0)  # and of those of the read gates
-_UNTOLD = 0.05  # of an answer: what a right reply to a question about something never told counts for
+_UNTOLD = 0.1  # of an answer: what a right reply to a question about something never told counts for
 _BASE = 0.5  # answers that a nat of KL to the base model is worth, where memory has to leave it alone
 _BASE_POSITIONS = 256  # of a batch, on which that is measured
 
@@ -28,7 +28,7 @@ def calibrate(memory: GRUMemoryWithDecay, head: Tensor, batches: Iterable[Batch]
     What a memory was trained on it finds with ease, so it learns to doubt too much: questions in new words, about new
     things, long after, agree less with what was told, and are still right. `batches` hold such questions, some about
     things never told, and talk that memory has nothing to add to. A pair of shifts scores the share of answers that are right
-    to the last token under teacher forcing, plus a twentieth of that share of replies that say that nothing was told, minus half
+    to the last token under teacher forcing, plus a tenth of that share of replies that say that nothing was told, minus half
     the mean KL to the base model in talk, in nats. The smallest shifts of those that do best are taken.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Train a top-site memory on cached features: progress, validation, the best checkpoint kept, resumable."""
+"""Train a top-site memory on cached features: progress, validation, checkpoints, resumable."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class MemoryTrainer:
     """Trains `memory` on sessions recombined from a pool of facts.
 
     Every step draws fresh sessions, so no two are alike although each turn's hidden states are computed once.
-    `validation` maps a name to fixed batches; the mean share of right values, or of whole replies, picks the best checkpoint.
+    `validation` maps a name to fixed batches; the score is the mean share of right values, or of whole replies.
 
     Args:
         memory: the site to train.
@@ -73,7 +73,8 @@ class MemoryTrainer:
         pool, cache: sessions and the features of their turns.
         folder: receives checkpoints and `log.jsonl`; a run found there goes on where it stopped.
         report: called with a dict after every step and validation.
-        by_replies: whether the share of whole replies picks the best checkpoint.
+        by_replies: score by whole replies, and end with the best checkpoint: sessions that come again may be learned by heart.
+            Otherwise training ends with the last one; between validations at its end there is little but chance.
     """
 
     def __init__(
@@ -98,10 +99,10 @@ class MemoryTrainer:
             betas=(0.9, 0.98),
             weight_decay=config.weight_decay,
         )
-        self.step, self.best, self.seconds = 0, -1.0, 0.0
+        self.step, self.best, self.last, self.seconds = 0, -1.0, -1.0, 0.0
 
     def train(self) -> float:
-        """Run to the end (or go on). Returns the best validation score; the best weights are then in the memory."""
+        """Run to the end (or go on). Returns the validation score of the weights that are then in the memory."""
         self.resume()
         config = self.config
         while self.step < config.steps:
@@ -150,9 +151,10 @@ class MemoryTrainer:
             )
             if self.step % config.validate_every == 0 or self.step == config.steps:
                 self._checkpoint()
-        if (self.folder / BEST_NAME).exists():
+        if self.by_replies and (self.folder / BEST_NAME).exists():
             self.memory.load_state_dict(load_file(self.folder / BEST_NAME))
-        return self.best
+            return self.best
+        return self.last
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -207,17 +209,19 @@ class MemoryTrainer:
 
     def _checkpoint(self) -> None:
         scores = self.validate()
-        score = self._score(scores)
+        score = self.last = self._score(scores)
         weights = {k: v.detach().contiguous() for k, v in self.memory.state_dict().items()}
         if score > self.best:
             self.best = score
-            _save(weights, self.folder / BEST_NAME, {})
+            if self.by_replies:
+                _save(weights, self.folder / BEST_NAME, {})
         moments = {
             f"{kind}.{i}": values[kind]
             for i, values in self.optimizer.state_dict()["state"].items()
             for kind in ("exp_avg", "exp_avg_sq", "step")
         }
-        progress = {"step": self.step, "best": self.best, "seconds": self.seconds, "config": asdict(self.config)}
+        progress = {"step": self.step, "best": self.best, "last": score, "seconds": self.seconds}
+        progress["config"] = asdict(self.config)
         tensors = {f"memory.{k}": v for k, v in weights.items()} | {f"optimizer.{k}": v for k, v in moments.items()}
         _save(tensors, self.folder / LAST_NAME, {"progress": json.dumps(progress)})
         entry = {"step": self.step, "seconds": round(self.seconds, 1), "score": score, **scores}
@@ -254,6 +258,7 @@ class MemoryTrainer:
         }
         self.optimizer.load_state_dict(state)
         self.step, self.best, self.seconds = progress["step"], progress["best"], progress["seconds"]
+        self.last = progress.get("last", self.best)  # not there in checkpoints of earlier versions
         return True
 
 
