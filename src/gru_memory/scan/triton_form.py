@@ -129,7 +129,7 @@ def grid_and_options(slots: Tensor, gru: bool) -> tuple[tuple[int, int], dict[st
     count, size = _block(slots, gru)
     # As few threads as hold the state, or a third of the cell's weights, in registers without spilling, since they wait for
     # each other at every sum: checked with `cuobjdump -res-usage` on what triton makes of these kernels for sm_90.
-    warps = max(1, count * size // 512)
+    warps = max(1, count * size // 512, size * size // 4_096 if gru else 0)
     options = {"GRU": gru, "S": number, "d": width, "BS": count, "BD": size, "num_warps": warps}
     return (batch * heads, -(-width // size)), options
 
