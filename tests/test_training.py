@@ -242,6 +242,7 @@ def test_training_ends_with_the_last_checkpoint_or_the_one_with_most_whole_repli
     batch = make_batch([pool.session(random.Random(9), 2, 0)], cache)
     head = model.get_output_embeddings().weight.detach()
     trainer = MemoryTrainer(make_memory(), head, pool, cache, {"seen": [batch]}, config, tmp_path, None, by_replies)
+    (tmp_path / "best.safetensors").write_text("of another run, which counts for nothing")
     assert trainer.train() == (0.8 if by_replies else 0.5)
     last = {k.removeprefix("memory."): v for k, v in load_file(tmp_path / "last.safetensors").items()}
     same = all(torch.equal(v, last[k]) for k, v in trainer.memory.state_dict().items())

@@ -27,11 +27,7 @@ def device_for(name: str | None = None) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (
-        RuntimeError,
-        AssertionError,
-        NotImplementedError,
-    ) as error:  # torch built without it, no such card, no such name
+    except (RuntimeError, AssertionError) as error:  # no such name or card, or torch was built without it
         reason = str(error).splitlines()[0] if str(error) else "not available"
         raise ValueError(
             f"device is {name!r}, which torch cannot use here ({reason}): choose 'cpu', or 'cuda' on a machine with a GPU "

@@ -20,6 +20,7 @@ from torch import Tensor
 from ..config import CONFIG_NAME
 from ..embedded import EMBEDDED_NAME
 from ..models import CONFIG_KEY, AutoModelWithGRUMemory
+from ..placement import device_for
 from ..rendering import TurnRenderer
 from ..shipped import load_with_memory
 from ..state import MemoryState
@@ -286,10 +287,10 @@ def _load(name: str, memory: str | None) -> tuple[Any, Any]:
     return load_with_memory(name, memory)
 
 
-def _device(wanted: str | None) -> str:
+def _device(wanted: str | None) -> torch.device:
     """lm_eval asks for "cuda" where the user asked for nothing, and takes a CPU where there is none."""
-    usable = torch.cuda.is_available()
-    return wanted if wanted and (usable or not wanted.startswith("cuda")) else "cuda" if usable else "cpu"
+    asked = wanted and (torch.cuda.is_available() or not wanted.startswith("cuda"))
+    return device_for(wanted if asked else None)
 
 
 def _cut(ids: list[int], size: int) -> list[list[int]]:

@@ -70,9 +70,8 @@ class TitansSite(_WholeSessions):
         x, e = (F.rms_norm(part, part.shape[-1:]) for part in (hidden_states, token_embeds))
         before = F.pad(x[:, :-1], (0, 0, 1, 0))
         stored = self.stored(torch.cat([before, e], dim=-1))
-        stored = stored * mask.unsqueeze(-1).to(
-            stored
-        )  # its mask stops a write, but decay is a mean over the whole chunk
+        # Its own mask stops a write, but how much is forgotten is a mean over the whole chunk.
+        stored = stored * mask.unsqueeze(-1).to(stored)
         recalled, _ = self.memory(self.asked(x), store_seq=stored, store_mask=mask)
         return hidden_states + self.output(recalled), state
 
