@@ -21,7 +21,7 @@ CHAOS ?=
 BOOKS ?=
 SEEDS ?= 3
 EVALUATIONS ?= grid untold people isolation fading inspect editing associative babi continual timeline
-BOOK_EVALUATIONS ?= harm drift longdoc
+BOOK_EVALUATIONS ?= harm drift longdoc doubt
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check

@@ -251,3 +251,27 @@ def test_the_last_token_goes_into_memory_without_the_head(loaded):
     hook.remove()
     assert counted == [1] * done.completion_tokens + [0]
     assert_same_state(job.conversation.state, alone(loaded, [], TEXTS[0], max_new_tokens=6)[1].state)
+
+
+def test_a_memory_learns_after_it_served(loaded, engine):
+    """The engine runs in inference mode, of which nothing may stay in the memory or in what is kept."""
+    model, _ = loaded
+    conversation = Conversation(*loaded)
+    job = Watched(conversation, TEXTS[0], max_new_tokens=3)
+    engine.submit(job)
+    assert isinstance(job.wait(), Done)
+    state = conversation.state
+    assert not any(tensor.is_inference() for site in state.sites.values() for tensor in site.values())
+    assert not any(tensor.is_inference() for tensor in (state.tokens, state.turns, state.pending))
+    gate = model.memory_sites()["top"].gate
+    model(input_ids=torch.tensor([[5, 6, 7]]), memory_state=state).logits.sum().backward()
+    assert gate.grad is not None and gate.grad.abs().item() > 0
+    model.zero_grad()
+    # The decay is made at first use, whoever comes first.
+    fresh = talking_model("llama", decay_every="token")
+    for site in fresh.memory_sites().values():
+        site._decay = None
+    with torch.inference_mode():
+        fresh(input_ids=torch.tensor([[5, 6]]))
+    fresh(input_ids=torch.tensor([[5, 6, 7]])).logits.sum().backward()
+    assert fresh.memory_sites()["top"].gate.grad is not None

@@ -25,6 +25,8 @@ SMALL = {
     "editing": ["--facts", 2, "--between", 1, "--sessions", 2, "--max-new-tokens", 2],
     "grid": ["--facts", "1,2", "--turns", "0,1", "--sessions", 2, "--max-new-tokens", 2],
     "untold": ["--facts", "0,1", "--between", 1, "--questions", 1, "--sessions", 2, "--max-new-tokens", 2],
+    "doubt": ["--shifts", "-2,0", "--facts", 1, "--between", 1, "--untold", 1, "--sessions", 2, "--books", "BOOKS", "--tokens", 40,
+              "--max-new-tokens", 2],
     "people": ["--facts", 1, "--between", 1, "--sessions", 2, "--max-new-tokens", 2],
     "isolation": ["--facts", 1, "--between", 1, "--rows", "2", "--max-new-tokens", 2],
     "harm": ["--conversations", 2, "--turns", 1, "--facts", 1, "--code-files", 1, "--tokens", 40],
@@ -45,7 +47,7 @@ SMALL = {
 def run(monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("NO_COLOR", "1")
-    loaded = talking_model("llama"), talking_tokenizer("llama")
+    loaded = talking_model("llama", address_rank=8, signature_size=4), talking_tokenizer("llama")
     monkeypatch.setattr(shipped, "load_with_memory", lambda model, memory, device: loaded)
     monkeypatch.setattr(embedded, "load_model", lambda model: (talking_base("llama"), talking_tokenizer("llama")))
     return lambda *args: CliRunner().invoke(app, ["eval", *(str(arg) for arg in args)])

@@ -1,11 +1,13 @@
 """Recall, grown: grids, things never told, two people, batches. A memory that repeats what it was told must come out right."""
 
 import pytest
+import torch
 from repeating import repeat_what_was_told
 from talking import talking_model, talking_tokenizer
 
 from gru_memory.evaluation import contains
 from gru_memory.evaluation.batched import BatchReader
+from gru_memory.evaluation.doubt import DoubtConfig, evaluate_doubt, trust_shifted
 from gru_memory.evaluation.grid import GridConfig, evaluate_grid
 from gru_memory.evaluation.isolation import IsolationConfig, evaluate_isolation
 from gru_memory.evaluation.people import PeopleConfig, evaluate_people, make_sessions
@@ -127,3 +129,55 @@ def test_a_batch_whose_rows_are_mixed_up_is_found_out(loaded, monkeypatch):
     monkeypatch.setattr(BatchReader, "ask", mixed)
     row = evaluate_isolation(*loaded, IsolationConfig(facts=1, between=1, rows=(3,), max_new_tokens=2)).rows[-1]
     assert (row["right"], row["same"], row["leaks"]) == (0, 0, 1)
+
+
+def test_every_shift_of_trust_asks_the_same_of_the_same_states(monkeypatch, small_books):
+    told = repeat_what_was_told(monkeypatch)
+    model, tokenizer = talking_model("llama", address_rank=8, signature_size=4), talking_tokenizer("llama")
+    before = model.memory_sites()["top"].trust.clone()
+    trusts = []
+    ask = BatchReader.ask
+
+    def spy(self, states, questions, **generation):
+        trusts.append(model.memory_sites()["top"].trust.tolist())
+        return ask(self, states, questions, **generation)
+
+    monkeypatch.setattr(BatchReader, "ask", spy)
+    config = DoubtConfig(
+        shifts=(-30.0, 0.0, 30.0), facts=3, between=1, questions=2, untold=1, sessions=3, books=str(small_books), tokens=60,
+        batch_size=2, max_new_tokens=2,
+    )  # fmt: skip
+    result = evaluate_doubt(model, tokenizer, config)
+    assert [row["shift"] for row in result.rows] == [-30, 0, 30]
+    assert all((row["questions"], row["untold"]) == (6, 3) for row in result.rows)
+    assert all((row["recall"], row["declined"], row["wrong"]) == (1, 0, 0) for row in result.rows)
+    doubtful, _, trusting = (row["change"] for row in result.rows)
+    assert abs(doubtful) < 1e-9 < abs(trusting)  # a memory that never trusts itself is silent
+    assert torch.equal(model.memory_sites()["top"].trust, before)
+    assert sorted({round(c_3 - before[2].item()) for *_, c_3 in trusts}) == [-30, 0, 30]
+    by_kind = {kind: [r for r in result.details["replies"] if r["kind"] == kind] for kind in ("told", "untold")}
+    assert all(r["value"] in r["reply"] for r in by_kind["told"])
+    assert len(told) and len(by_kind["untold"]) == 9
+    for r in by_kind["untold"]:  # nothing in a state is about it
+        assert r["value"] is None and r["question"] not in r["reply"]
+
+
+def test_what_doubt_declines_is_neither_recalled_nor_wrong(monkeypatch):
+    model, tokenizer = talking_model("llama", address_rank=8, signature_size=4), talking_tokenizer("llama")
+
+    def ask(self, states, questions, **_):
+        doubts = model.memory_sites()["top"].trust[2] < -10
+        return ["I don't know." if doubts or not n else "It is Nothing." for n, _ in enumerate(questions)], states
+
+    monkeypatch.setattr(BatchReader, "ask", ask)
+    config = DoubtConfig(shifts=(-30.0, 30.0), facts=2, between=0, questions=2, untold=2, sessions=2, max_new_tokens=2)
+    sure, bold = evaluate_doubt(model, tokenizer, config).rows
+    assert (sure["recall"], sure["declined"], sure["wrong"], sure["invents"]) == (0, 1, 0, 0)
+    assert (bold["recall"], bold["declined"], bold["wrong"], bold["invents"]) == (0, 0.25, 0.75, 0.75)
+
+
+def test_a_memory_without_trust_has_none_to_shift(loaded):
+    with pytest.raises(ValueError, match="no trust to shift"), trust_shifted(loaded[0], 1.0):
+        pass
+    with pytest.raises(ValueError, match="no trust to shift"):
+        evaluate_doubt(*loaded, DoubtConfig(sessions=1))

@@ -254,7 +254,8 @@ class GRUMemoryWithDecay(nn.Module):
     def decay(self) -> Tensor:
         """What a tick keeps, broadcasting over (N, S). No buffer: rounded to bfloat16 with a model, 0.97 were 0.9688."""
         if self._decay is None or (self._decay.device, self._decay.dtype) != (self.gate.device, self.state_dtype):
-            self._decay = torch.tensor(self.decay_table, dtype=self.state_dtype, device=self.gate.device)
+            with torch.inference_mode(False):  # it may be learned beside later
+                self._decay = torch.tensor(self.decay_table, dtype=self.state_dtype, device=self.gate.device)
         return self._decay
 
     def initial_state(self, batch_size: int) -> SiteState:

@@ -6,6 +6,7 @@ from .associative import ASSOCIATIVE
 from .babi import BABI
 from .compare import COMPARE
 from .continual import CONTINUAL
+from .doubt import DOUBT
 from .drift import DRIFT
 from .editing import EDITING
 from .fading import FADING
@@ -22,6 +23,7 @@ from .untold import UNTOLD
 _ALL = (
     GRID,
     UNTOLD,
+    DOUBT,
     PEOPLE,
     ISOLATION,
     HARM,

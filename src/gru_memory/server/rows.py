@@ -35,7 +35,7 @@ class Rows:
     def __len__(self) -> int:
         return self.mask.shape[0]
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def step(self, model: Any, tokens: Sequence[int], ends: bool = False) -> Tensor | None:
         """Feed one token to every row; returns the logits (B, V) of the next ones.
 
@@ -79,7 +79,7 @@ class Rows:
         return Rows(cache, torch.cat(masks), MemoryState.cat([self.state, other.state]))
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def prefill(
     model: Any, rows: Sequence[dict[str, Tensor]], states: Sequence[MemoryState], pad: int
 ) -> tuple[Rows, Tensor]:
