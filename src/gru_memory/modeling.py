@@ -1,4 +1,4 @@
-"""Memory on a Hugging Face causal LM: the hooks, the pure forward pass, and the thin stateful shell around it.
+"""Memory on a Hugging Face causal LM: its sites, the pure forward pass, and the thin stateful shell around it.
 
 A memory model is the base model's own class with `MemoryMixin` in front, so everything that works on the base model
 works on it. `forward` is pure: it starts from `memory_state` and returns the new one in its output. Only the shell
@@ -11,8 +11,7 @@ import contextlib
 import functools
 import inspect
 from collections.abc import Iterator
-from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,7 +22,9 @@ from transformers.cache_utils import StaticLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from . import backbones
-from .cache import Stretch, attach, find_layer
+from .cache import attach, find_layer
+from .calls import MemoryCall, disabled, keep_key_states, run_after, run_before, run_with, stretch_of
+from .clock import counted, is_2d, last_columns, turn_starts_of
 from .config import MemoryConfig
 from .fingerprints import FingerprintMixin
 from .generation import MemoryGenerationMixin
@@ -36,33 +37,6 @@ from .saving import MemorySavingMixin
 from .state import MemoryState
 
 _CHECKPOINTS_HOOKS = "__call__" in GradientCheckpointingLayer.__dict__  # before transformers 5.23
-
-
-@dataclass
-class MemoryCall:
-    """What the hooks of one forward pass share. Lives for that pass only; each thread has its own."""
-
-    owner: nn.Module
-    before: MemoryState
-    state: MemoryState  # `before` with its counters after this call; its sites are still those of `before`
-    token_embeds: Tensor | None
-    starts: Tensor  # (B, T) bool, position 0 of a turn
-    visible: Tensor  # (B, T) bool
-    ticks: Tensor  # (B, T) bool
-    key_states: dict[int, Tensor] = field(default_factory=dict)
-    new_sites: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-    recorded: dict[str, tuple[nn.Module, dict[str, Tensor]]] | None = None  # what sites read, to take tokens back
-
-
-class _Traced:
-    """Stands in for `_call` inside `torch.compile`, which does not know context variables. Set during tracing only."""
-
-    call: MemoryCall | None = None
-
-
-_traced = _Traced()
-_call: ContextVar[MemoryCall | None] = ContextVar("gru_memory_call", default=None)
-_disabled: ContextVar[tuple[int, ...]] = ContextVar("gru_memory_disabled", default=())
 
 
 class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, FingerprintMixin, NamedMemoriesMixin):
@@ -119,16 +93,16 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, FingerprintMixin, Na
         self._memory_hooks = []
         for layer in config.key_layers:
             self._memory_hooks.append(
-                blocks[layer].register_forward_hook(functools.partial(_keep_key_states, layer=layer))
+                blocks[layer].register_forward_hook(functools.partial(keep_key_states, layer=layer))
             )
         places = {site: _site_index(site, len(blocks)) for site in config.sites}
         # In the order of their depth: where nothing follows the last block, "top" shares it with another site.
         for site, place in sorted(places.items(), key=lambda item: len(blocks) if item[1] is None else item[1]):
             if site == "input":
-                self._memory_hooks.append(blocks[0].register_forward_pre_hook(_run_before, with_kwargs=True))
+                self._memory_hooks.append(blocks[0].register_forward_pre_hook(run_before, with_kwargs=True))
             else:
                 target = last if place is None else blocks[place]
-                self._memory_hooks.append(target.register_forward_hook(functools.partial(_run_after, site=site)))
+                self._memory_hooks.append(target.register_forward_hook(functools.partial(run_after, site=site)))
 
     def build_site(
         self, config: MemoryConfig, site: str = "top", device: torch.device | str | None = None
@@ -320,19 +294,19 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, FingerprintMixin, Na
 
         That holds for this thread alone, but code that `torch.compile` made sees one switch for all threads.
         """
-        token = _disabled.set((*_disabled.get(), id(self)))
+        token = disabled.set((*disabled.get(), id(self)))
         self._memory_off += 1
         try:
             yield
         finally:
             self._memory_off -= 1
-            _disabled.reset(token)
+            disabled.reset(token)
 
     @property
     def memory_disabled(self) -> bool:
         if torch.compiler.is_compiling():
             return self._memory_off > 0 or not self._sites
-        return id(self) in _disabled.get() or not self._sites
+        return id(self) in disabled.get() or not self._sites
 
     def _begin_call(
         self, arguments: dict[str, Any], memory_state: MemoryState | None, memory_mask: Tensor | None
@@ -364,14 +338,14 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, FingerprintMixin, Na
             memory_state = memory_state.to(source.device)
         attention_mask, past_length = arguments.get("attention_mask"), 0 if cache is None else cache.get_seq_length()
         self._refuse_what_the_base_gets_wrong(attention_mask, arguments.get("position_ids"), cache)
-        if memory_mask is not None and memory_mask.shape[:2] == (batch, length) and not _is_2d(attention_mask):
+        if memory_mask is not None and memory_mask.shape[:2] == (batch, length) and not is_2d(attention_mask):
             attention_mask = None  # one that says nothing of padding; here the other one does
         elif memory_mask is not None and memory_mask.dim() == 2 and cache is not None:
             memory_mask = memory_mask[:, : past_length + length]  # it may be that of a whole prompt
-        valid = _last_columns(attention_mask, batch, length, source.device)
-        visible = valid if memory_mask is None else valid & _last_columns(memory_mask, batch, length, source.device)
-        starts = _turn_starts(arguments.get("position_ids"), valid, past_length, attention_mask)
-        ticks, state = _counted(memory_state, starts, visible)
+        valid = last_columns(attention_mask, batch, length, source.device)
+        visible = valid if memory_mask is None else valid & last_columns(memory_mask, batch, length, source.device)
+        starts = turn_starts_of(arguments.get("position_ids"), valid, past_length, attention_mask)
+        ticks, state = counted(memory_state, starts, visible)
         call = MemoryCall(self, memory_state, state, self._token_embeds(input_ids, embeds), starts, visible, ticks)
         call.recorded = {} if layer is not None and layer.records else None
         return call
@@ -447,13 +421,13 @@ def _memory_forward(cls: type):
         if self.memory_disabled:
             return base(self, *args, **kwargs)
         call = self._begin_call({**dict(zip(names, args)), **kwargs}, memory_state, memory_mask)
-        outputs = _run_with(call, base, args, kwargs)
+        outputs = run_with(call, base, args, kwargs)
         state = replace(call.state, sites={**call.state.sites, **call.new_sites})
         parts = outputs if isinstance(outputs, tuple) else outputs.values()
         cache = next((part for part in parts if isinstance(part, Cache)), None)
         if cache is not None:
             layer = attach(cache, self.config.get_text_config().num_hidden_layers)
-            state = layer.advance(state, _stretch(call))
+            state = layer.advance(state, stretch_of(call))
         if isinstance(outputs, tuple):
             return (*outputs, state)
         if torch.compiler.is_compiling():  # no classes are made while a graph is
@@ -469,79 +443,6 @@ def _memory_forward(cls: type):
     at = len(parameters) - (parameters[-1].kind is inspect.Parameter.VAR_KEYWORD)
     forward.__signature__ = signature.replace(parameters=[*parameters[:at], *extra, *parameters[at:]])
     return forward
-
-
-def _run_with(call: MemoryCall, forward: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-    """`forward` of the call's model, while the hooks find the call."""
-    if torch.compiler.is_compiling():
-        _traced.call = call
-        try:
-            return forward(call.owner, *args, **kwargs)
-        finally:
-            _traced.call = None
-    token = _call.set(call)
-    try:
-        return forward(call.owner, *args, **kwargs)
-    finally:
-        _call.reset(token)
-
-
-def _current_call() -> MemoryCall | None:
-    return _traced.call if torch.compiler.is_compiling() else _call.get()
-
-
-def _stretch(call: MemoryCall) -> Stretch | None:
-    """How to take tokens of this call back, if it was recorded."""
-    if call.recorded is None:
-        return None
-    return Stretch(call.visible.shape[1], call.before, functools.partial(_state_until, call))
-
-
-def _state_until(call: MemoryCall, length: int) -> MemoryState:
-    """The state after the first `length` tokens of a recorded call: its sites go over what they read again."""
-    visible = call.visible[:, :length]
-    ticks, state = _counted(call.before, call.starts[:, :length], visible)
-    embeds = None if call.token_embeds is None else call.token_embeds[:, :length]
-    sites = dict(call.before.sites)
-    for site, (module, given) in call.recorded.items():
-        given = {name: tensor[:, :length] for name, tensor in given.items()}
-        given |= {"token_embeds": embeds, "state": sites[site], "mask": visible, "turn_starts": ticks}
-        _, sites[site] = run_where_it_lies(module, **given)
-    return replace(state, sites=sites)
-
-
-def _keep_key_states(module: nn.Module, args: tuple, output: Any, layer: int) -> None:
-    call = _current_call()
-    if call is not None:
-        call.key_states[layer] = backbones.hidden_states_in(output)
-
-
-def _run_before(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-    call = _current_call()
-    if call is None:
-        return _refuse_training_unheard(module)
-    if args:
-        return (call.owner.run_site("input", args[0], call), *args[1:]), kwargs
-    return args, {**kwargs, "hidden_states": call.owner.run_site("input", kwargs["hidden_states"], call)}
-
-
-def _run_after(module: nn.Module, args: tuple, output: Any, site: str) -> Any:
-    call = _current_call()
-    if call is None:
-        return _refuse_training_unheard(module)
-    if isinstance(output, tuple):
-        return (call.owner.run_site(site, output[0], call), *output[1:])
-    return call.owner.run_site(site, output, call)
-
-
-def _refuse_training_unheard(module: nn.Module) -> None:
-    """Raise RuntimeError if somebody trains on what the backbone says by itself, and would never notice that memory has no part."""
-    if module.training and torch.is_grad_enabled() and not _disabled.get() and not torch.compiler.is_compiling():
-        raise RuntimeError(
-            "the backbone of a model with memory is being trained by itself, so its memory has no part in it: call the model, or "
-            "do this inside `with model.disable_memory():`. (TRL's SFTTrainer does so unless its compute_loss is that of the "
-            "Trainer, see docs/training.md; so does checkpointing that wraps the blocks, unlike gradient_checkpointing_enable().)"
-        )
 
 
 def _site_index(site: str, num_blocks: int) -> int | None:
@@ -560,42 +461,6 @@ def _module_name(site: str) -> str:
     return site.replace(":", "_")
 
 
-def _is_2d(mask: Any) -> bool:
-    return isinstance(mask, Tensor) and mask.dim() == 2
-
-
-def _last_columns(mask: Tensor | None, batch: int, length: int, device: torch.device) -> Tensor:
-    """The part of a (B, past + T) mask that is about these T tokens, as (B, T) bool; all True without a mask."""
-    if mask is None:
-        return torch.ones(batch, length, dtype=torch.bool, device=device)
-    if not _is_2d(mask):
-        raise ValueError(
-            "this mask does not say which tokens are padding: pass an attention_mask of (batch, tokens), or together with "
-            "yours a memory_mask with one column for each token fed, False where it is padding"
-        )
-    if mask.shape[0] != batch or mask.shape[1] < length:
-        raise ValueError(f"the mask is {tuple(mask.shape)}, the input {(batch, length)}: one column a token is needed")
-    return mask[:, -length:].to(device).bool()
-
-
-def _turn_starts(
-    position_ids: Tensor | None, valid: Tensor, past_length: int | Tensor, attention_mask: Tensor | None
-) -> Tensor:
-    """(B, T) bool, True at position 0 of each turn: where positions restart, or at the first token without a past."""
-    if position_ids is not None:
-        return (position_ids.expand(valid.shape).to(valid.device) == 0) & valid
-    whole_past = attention_mask is None or attention_mask.shape[1] == valid.shape[1]  # none of it is padding
-    if whole_past and isinstance(past_length, int) and past_length:
-        return torch.zeros_like(valid)
-    first = valid & (valid.long().cumsum(dim=1) == 1)
-    if isinstance(past_length, int) and not past_length:
-        return first
-    if whole_past:
-        return first & torch.as_tensor(past_length == 0, device=first.device)
-    seen = attention_mask[:, : -valid.shape[1]].to(valid.device).bool().any(dim=1)  # (B,) the past may be all padding
-    return first & ~seen.unsqueeze(1)
-
-
 def _refuse_cached_turns(model: nn.Module, arguments: dict[str, Any]) -> None:
     """Raise ValueError where transformers would let attention see across the turns of one row.
 
@@ -612,27 +477,3 @@ def _refuse_cached_turns(model: nn.Module, arguments: dict[str, Any]) -> None:
             "position_ids restart within a row, so it holds several turns; with a key-value cache attention would see across "
             "them: pass use_cache=False (and no past_key_values)"
         )
-
-
-def _counted(state: MemoryState, starts: Tensor, visible: Tensor) -> tuple[Tensor, MemoryState]:
-    """Where the clock ticks along (B, T) positions, and `state` with its counters after them; its sites stay."""
-    ticks, pending = _ticks(starts, visible, state.pending)
-    if visible.shape[1] == 1:
-        tokens, turns = state.tokens + visible[:, 0], state.turns + ticks[:, 0]
-    else:
-        tokens, turns = state.tokens + visible.sum(dim=1), state.turns + ticks.sum(dim=1)
-    return ticks, replace(state, tokens=tokens, turns=turns, pending=pending)
-
-
-def _ticks(starts: Tensor, visible: Tensor, pending: Tensor) -> tuple[Tensor, Tensor]:
-    """The first visible token at or after each start ticks the clock; `pending` carries a start that found none yet.
-
-    starts, visible (B, T), pending (B,) -> ticks (B, T), pending (B,).
-    """
-    if visible.shape[1] == 1:  # decoding: nothing to add up
-        begun = starts | pending.unsqueeze(1)
-        return visible & begun, (begun & ~visible).squeeze(1)
-    begun = starts.long().cumsum(dim=1) + pending.long().unsqueeze(1)  # turns begun up to here
-    seen = torch.where(visible, begun, 0).cummax(dim=1).values  # turns of which a token was seen
-    before = F.pad(seen[:, :-1], (1, 0))
-    return visible & (begun > before), begun[:, -1] > seen[:, -1]

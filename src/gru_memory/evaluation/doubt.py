@@ -69,7 +69,9 @@ def evaluate_doubt(model: Any, tokenizer: Any, config: DoubtConfig, progress: Pr
         reader.read_all(reader.start(len(part)), [[*tells, *talk] for tells, talk, _, _ in part])
         for part in _parts(sessions, config.batch_size)
     ]
-    states = replace(as_kept(MemoryState.cat(states)), fingerprint=None)  # a memory with its trust shifted is another one
+    states = replace(
+        as_kept(MemoryState.cat(states)), fingerprint=None
+    )  # a memory with its trust shifted is another one
     told = [(row, turn) for row, (_, _, asks, _) in enumerate(sessions) for turn in asks]
     untold = [(row, turn) for row, (_, _, _, asks) in enumerate(sessions) for turn in asks]
     base: list[str] = []
