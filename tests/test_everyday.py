@@ -17,7 +17,7 @@ from tiny import (
 )
 from transformers import GenerationConfig
 
-from gru_memory import AutoModelWithGRUMemory, MemoryState, add_memory
+from gru_memory import AutoModelWithGRUMemory, MemoryConfig, MemoryState, add_memory
 from gru_memory.models import memory_class
 
 
@@ -265,6 +265,13 @@ def test_a_memory_on_a_model_whose_gradients_accumulate(model):
     for name, p in model.named_parameters():
         if p.grad is not None:
             assert_close(p.grad, wanted[name], 1e-6)  # losses are taken in float32
+
+
+@pytest.mark.parametrize("training", (False, True))
+def test_a_new_memory_is_in_the_mode_of_its_model(training):
+    model = add_memory(base_model("llama").train(training), MemoryConfig(persistent_slots=2, persistent_floor=0.6))
+    assert {site.training for site in model.memory_sites().values()} == {training}
+    assert {site.floor for site in model.memory_sites().values()} == {0.0 if training else 0.6}
 
 
 def test_add_memory_twice_and_on_a_copy_of_the_config():

@@ -398,6 +398,23 @@ def test_persistent_slots_speak_from_an_empty_memory_and_never_fade():
     assert not state["slots"].any()
 
 
+def test_a_persistent_slot_is_heard_for_what_its_share_is_above_the_floor():
+    plain, memory = site(seed=5, persistent_slots=3), site(seed=5, persistent_slots=3, persistent_floor=0.4)
+    for m in (plain, memory):
+        set_strength(m, NEVER)
+        m.eval()
+    x, e = stream()
+    shares = plain.prepare(x, e, plain.initial_state(2), None, None, None).persistent
+    assert (shares > 0.4).any() and (shares < 0.4).any()
+    heard = torch.where(shares > 0.4, (shares - 0.4) / 0.6, 0.0)
+    assert_close(memory.prepare(x, e, memory.initial_state(2), None, None, None).persistent, heard)
+    learned = torch.einsum("btnp,npd->btnd", heard, memory.gate * memory.persistent).flatten(-2)
+    assert_close(memory(x, e)[0], x + memory.output(learned))
+    assert torch.equal(memory.train()(x, e)[0], plain.train()(x, e)[0])  # every slot has to be heard to learn
+    memory(x, e)[0].sum().backward()
+    assert (memory.persistent.grad != 0).all()
+
+
 def test_wrong_shapes_are_named():
     memory = site()
     x, e = stream()

@@ -73,6 +73,7 @@ SETTINGS = [
     {"cell": "mingru", "addressing": "content", "address_rank": 6, "signature_size": 3, "decay_every": every, **more}
     for every, more in (
         ("turn", {"persistent_slots": 4}),
+        ("turn", {"persistent_slots": 4, "persistent_floor": 0.25}),
         ("token", {"decay": [[0.5, 0.6, 0.7, 0.8, 0.9]] * N, "max_strength": 0.75}),
     )
 ]
@@ -131,6 +132,17 @@ def test_the_state_that_went_in_is_left_alone():
     before = {name: tensor.clone() for name, tensor in given["state"].items()}
     both(site, given)
     assert all(torch.equal(given["state"][name], tensor) for name, tensor in before.items())
+
+
+def test_the_floor_of_persistent_slots_is_that_of_the_mode():
+    site = make(persistent_slots=4, persistent_floor=0.25)
+    given = one(site)
+    outcomes = []
+    for mode in (False, True, False):
+        outcomes.append(both(site.train(mode), given))
+        assert_same(*outcomes[-1], 1e-12)
+    assert torch.equal(outcomes[0][0][0], outcomes[2][0][0])
+    assert not torch.allclose(outcomes[0][0][0], outcomes[1][0][0])
 
 
 def test_many_rows_and_sizes_that_are_no_multiple_of_four():

@@ -249,6 +249,29 @@ def test_training_ends_with_the_last_checkpoint_or_the_one_with_most_whole_repli
     assert same == (not by_replies)
 
 
+@pytest.mark.parametrize("mode", (False, True))
+def test_it_is_trained_in_training_mode_and_judged_as_it_will_be_used(model, pool, build, tmp_path, monkeypatch, mode):
+    """What `persistent_floor` leaves out is heard while it learns, and in nothing that is decided about it."""
+    memory = make_memory(address_rank=12, signature_size=3, persistent_slots=2, persistent_floor=0.4).train(mode)
+    modes = []
+
+    def spy(memory, *arguments, **settings):
+        modes.append((torch.is_grad_enabled(), memory.training))
+        return compute_loss(memory, *arguments, **settings)
+
+    monkeypatch.setattr("gru_memory.training.trainer.compute_loss", spy)
+    run(memory, model, pool, build(pool.turns()), tmp_path, 4)
+    assert set(modes) == {(True, True), (False, False)}
+    assert memory.training is mode
+    batch = make_batch([pool.session(random.Random(0), 2, 1)], build(pool.turns()))
+    modes.clear()
+    monkeypatch.setattr(
+        "gru_memory.training.calibration.read", lambda memory, *a: modes.append(memory.training) or read(memory, *a)
+    )
+    calibrate(memory, model.get_output_embeddings().weight.detach(), [batch])
+    assert modes == [False] and memory.training is mode
+
+
 @pytest.mark.parametrize(("cell", "steps"), [("mingru", 60), ("gru", 25)])
 def test_training_learns(model, pool, build, tmp_path, cell, steps):
     memory = make_memory(gate=20.0, cell=cell)

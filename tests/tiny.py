@@ -46,6 +46,7 @@ _CONTENT = {
     "num_slots": 6,
     "slot_size": 10,
     "signature_size": 5,
+    "persistent_floor": 0.3,
     "max_strength": 1.0,
 }
 

@@ -19,7 +19,7 @@ ADDRESSINGS = ("learned", "content")
 MODES = ("persistent", "ephemeral")
 KEPT_IN = ("float32", "float16", "int4")
 # How a memory is used, began and is stored, not what a state of it means.
-_USE = ("mode", "gate_init", "kept_in", "tied_queries")  # the last one shows in which weights there are
+_USE = ("mode", "gate_init", "kept_in", "persistent_floor", "tied_queries")  # the last one shows in which weights there are
 _FORMAT_1_MEANING = (
     "format_version",
     "sites",
@@ -79,6 +79,10 @@ class MemoryConfig:
     persistent_slots: int = field(
         default=0, metadata={"help": "learned slots a head that are read but never written and never fade"}
     )
+    persistent_floor: float = field(
+        default=0.0,
+        metadata={"help": "share of a read, in [0, 1), up to which a learned slot is left out once training is over"},
+    )
     kept_in: str = field(
         default="float16", metadata={"help": "what stored conversations keep slots in: 'float32', 'float16' or 'int4'"}
     )
@@ -110,6 +114,7 @@ class MemoryConfig:
             raise ValueError(f"tied_queries is {self.tied_queries!r}: it must be True or False")
         check_signature(self.signature_size, self.slot_size, self.address_rank)
         check_max_strength(self.max_strength)
+        check_persistent_floor(self.persistent_floor)
         check_addressing(self.addressing, self.cell, self.signature_size)
         if self.kept_in not in KEPT_IN:
             raise ValueError(f"kept_in is {self.kept_in!r}: choose one of {KEPT_IN}")
@@ -181,6 +186,12 @@ def check_max_strength(max_strength: float) -> None:
         raise ValueError(
             f"max_strength is {max_strength!r}: it must be in (0, 1]; 1 lets a write replace all that is there"
         )
+
+
+def check_persistent_floor(floor: float) -> None:
+    """Raise ValueError unless something is left above it."""
+    if isinstance(floor, bool) or not isinstance(floor, (int, float)) or not 0 <= floor < 1:
+        raise ValueError(f"persistent_floor is {floor!r}: it must be in [0, 1); 0 leaves nothing out")
 
 
 def check_addressing(addressing: str, cell: str, signature_size: int) -> None:

@@ -20,6 +20,7 @@ from .config import (
     check_addressing,
     check_decay,
     check_max_strength,
+    check_persistent_floor,
     check_signature,
 )
 
@@ -84,6 +85,8 @@ class GRUMemoryWithDecay(nn.Module):
         key_size: width of `key_states`, 0 if the site addresses by its own hidden state alone.
         address_rank: r, numbers that keys and queries pass through; 0 addresses by the whole key.
         persistent_slots: P, learned slots a head that reads may choose.
+        persistent_floor: t in [0, 1), the share of a read up to which a learned slot is left out, and of which more counts as
+            (share - t) / (1 - t); not in training mode, in which every slot has to be heard to learn.
         signature_size: f of the d floats of a slot, those that say what it was written under; needs `address_rank`.
         tied_queries: W_q is W_k, where there is an `address_rank`; False for memories of format 3 and before.
         max_strength: b_max in (0, 1], the most that a write replaces of what its slots hold.
@@ -107,6 +110,7 @@ class GRUMemoryWithDecay(nn.Module):
         key_size: int = 0,
         address_rank: int = _DEFAULTS["address_rank"],
         persistent_slots: int = _DEFAULTS["persistent_slots"],
+        persistent_floor: float = _DEFAULTS["persistent_floor"],
         signature_size: int = _DEFAULTS["signature_size"],
         tied_queries: bool = _DEFAULTS["tied_queries"],
         max_strength: float = _DEFAULTS["max_strength"],
@@ -132,10 +136,12 @@ class GRUMemoryWithDecay(nn.Module):
         self.num_heads, self.num_slots, self.slot_size = num_heads, num_slots, slot_size
         check_signature(signature_size, slot_size, address_rank)
         check_max_strength(max_strength)
+        check_persistent_floor(persistent_floor)
         check_addressing(addressing, cell, signature_size)
         self.addressing = addressing
         self.address_rank, self.persistent_slots, self.signature_size = address_rank, persistent_slots, signature_size
         self.value_size, self.max_strength = slot_size - signature_size, max_strength
+        self.persistent_floor = persistent_floor
         self.decay_every, self.cell, self.gate_init = decay_every, cell, gate_init
         self.decay_table = check_decay(decay, num_heads, num_slots)
         self._decay: Tensor | None = None
@@ -249,6 +255,11 @@ class GRUMemoryWithDecay(nn.Module):
     def state_dtype(self) -> torch.dtype:
         """Slots accumulate in at least float32, whatever the weights are in."""
         return torch.promote_types(self.gate.dtype, torch.float32)
+
+    @property
+    def floor(self) -> float:
+        """The share of a read up to which a learned slot is left out now."""
+        return 0.0 if self.training else self.persistent_floor
 
     @property
     def decay(self) -> Tensor:
@@ -425,6 +436,8 @@ class GRUMemoryWithDecay(nn.Module):
         persistent = None
         if self.persistent_slots:
             persistent = self.persistent_query(asked).to(dtype).unflatten(-1, (N, -1)).softmax(dim=-1)
+            if floor := self.floor:
+                persistent = ((persistent - floor) / (1 - floor)).clamp_min(0)
         read_gate = self.gate * torch.sigmoid(self.read_gate(keys if self.address_rank else normed))
         inputs = recurrence.ScanInputs(values.to(dtype), address, strength.unsqueeze(-1) * address, keep, query)
         before, decided = last.split([last.shape[-1] - strengths, strengths], dim=-1)

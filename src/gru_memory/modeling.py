@@ -78,7 +78,7 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, FingerprintMixin, Na
             self._bring(config, modules, place, head.weight.dtype)
             for part in container.modules():
                 part._is_hf_initialized = True  # transformers initialises no module that says so
-        self._install_memory(name, config, container)
+        self._install_memory(name, config, container.train(self.training))
         ignored = list(getattr(self.config, "keys_to_ignore_at_inference", None) or [])
         if "memory_state" not in ignored:
             self.config.keys_to_ignore_at_inference = [*ignored, "memory_state"]
@@ -124,6 +124,7 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, FingerprintMixin, Na
                 key_size=hidden_size * len(config.key_layers),
                 address_rank=config.address_rank,
                 persistent_slots=config.persistent_slots,
+                persistent_floor=config.persistent_floor,
                 signature_size=config.signature_size,
                 addressing=config.addressing,
                 tied_queries=config.tied_queries,

@@ -33,6 +33,7 @@ class _Plan(NamedTuple):
     like: numpy.ndarray  # of the type that everything is in
     weights: numpy.ndarray  # see `one_token_kernels.site_one`
     sizes: numpy.ndarray
+    floor: float
 
 
 _plans: weakref.WeakKeyDictionary[GRUMemoryWithDecay, _Plan] = weakref.WeakKeyDictionary()
@@ -52,7 +53,7 @@ def can_run(site: GRUMemoryWithDecay, hidden_states: Tensor) -> bool:
         parameters += module._parameters.values()
     parameters = [parameter for parameter in parameters if parameter is not None]
     plan = _plans.get(site)
-    if plan is not None and plan.addresses == [parameter.data_ptr() for parameter in parameters]:
+    if plan is not None and plan.floor == site.floor and plan.addresses == [parameter.data_ptr() for parameter in parameters]:
         return True
     return _make_plan(site, parameters)
 
@@ -74,13 +75,14 @@ def _make_plan(site: GRUMemoryWithDecay, parameters: list[Tensor]) -> bool:
     sizes = [site.hidden_size, site.embed_size, site.key_size, site.num_heads, site.num_slots, site.slot_size]
     sizes += [site.address_rank, site.persistent_slots, *decay.shape, site.decay_every == "token", site.signature_size]
     weights = [found[name].data_ptr() if name in found else 0 for name in WEIGHTS]
-    most, places = torch.tensor([site.max_strength], dtype=dtype), rules(dtype)
+    most, places = torch.tensor([site.max_strength, site.floor], dtype=dtype), rules(dtype)
     _plans[site] = _Plan(
         [*(parameter.detach() for parameter in parameters), decay, most, places],
         [parameter.data_ptr() for parameter in parameters],
         torch.zeros(1, dtype=dtype).numpy(),
         torch.tensor([*weights, decay.data_ptr(), most.data_ptr(), places.data_ptr()]).numpy(),
         torch.tensor(sizes).numpy(),
+        site.floor,
     )
     return True
 

@@ -67,6 +67,7 @@ def _sites(plan: Plan) -> dict[str, GRUMemoryWithDecay]:
     sites[CONVERSATION] = GRUMemoryWithDecay(
         hidden, shape.num_heads, shape.num_slots, shape.slot_size, cell=shape.cell, decay_every="turn", gate_init=0.1,
         key_size=hidden * len(shape.key_layers), address_rank=shape.address_rank, persistent_slots=shape.persistent_slots,
+        persistent_floor=shape.persistent_floor,
         signature_size=shape.signature_size, max_strength=shape.max_strength, addressing=shape.addressing,
     )  # fmt: skip
     return {name: site.eval() for name, site in sites.items()}

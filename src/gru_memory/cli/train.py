@@ -26,6 +26,7 @@ def train_command(
     address_rank: Annotated[Optional[int], option(MemoryConfig, "address_rank")] = None,  # noqa: UP045
     signature_size: Annotated[Optional[int], option(MemoryConfig, "signature_size")] = None,  # noqa: UP045
     persistent_slots: Annotated[Optional[int], option(MemoryConfig, "persistent_slots")] = None,  # noqa: UP045
+    persistent_floor: Annotated[Optional[float], option(MemoryConfig, "persistent_floor")] = None,  # noqa: UP045
     max_strength: Annotated[Optional[float], option(MemoryConfig, "max_strength")] = None,  # noqa: UP045
     cell: Annotated[Optional[str], option(MemoryConfig, "cell")] = None,  # noqa: UP045
     decay: Annotated[Optional[float], option(MemoryConfig, "decay")] = None,  # noqa: UP045 (typer on Python 3.10)
@@ -72,6 +73,7 @@ def train_command(
         "address_rank": address_rank,
         "signature_size": signature_size,
         "persistent_slots": persistent_slots,
+        "persistent_floor": persistent_floor,
         "max_strength": max_strength,
         "cell": cell,
         "decay": decay,

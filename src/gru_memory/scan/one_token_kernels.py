@@ -18,8 +18,8 @@ from numba.extending import intrinsic
 from .kernels import _addressed, _compiled, _decay, _gru_cell, _load, _product, _store, _write_and_read
 from .place_kernels import place, squared_lengths
 
-# The parameters of a site in the order in which `site_one` takes their addresses; its decay, `max_strength` and
-# `addressing.rules` come after them.
+# The parameters of a site in the order in which `site_one` takes their addresses; its decay, `max_strength` with
+# the floor of persistent slots, and `addressing.rules` come after them.
 WEIGHTS = (
     *("key_rank.weight", "key_rank.bias", "query_rank.weight", "query_rank.bias"),
     *("key.weight", "key.bias", "query.weight", "query.bias"),
@@ -192,7 +192,8 @@ def _write_and_read_one(
     bias_hh = carray(_pointer(weights[BIAS_HH]), (heads, wide), like.dtype)
     persistent = carray(_pointer(weights[PERSISTENT]), (heads, always, room), like.dtype)
     gate = carray(_pointer(weights[GATE]), (1,), like.dtype)[0]
-    most = carray(_pointer(weights[MAX_STRENGTH]), (1,), like.dtype)[0]
+    limits = carray(_pointer(weights[MAX_STRENGTH]), (2,), like.dtype)
+    most, floor = limits[0], limits[1]
     by_content = weights[SHARPNESS] != 0
     sharpness = carray(_pointer(weights[SHARPNESS]), (1 if by_content else 0,), like.dtype)
     rules = carray(_pointer(weights[RULES]), (4,), like.dtype)
@@ -276,7 +277,7 @@ def _write_and_read_one(
             if always > 0:
                 _softmax_into(shares, learned[b, n * always : (n + 1) * always])
                 for p in range(always):
-                    share = gate * shares[p]
+                    share = gate * max(zero, (shares[p] - floor) / (one - floor))
                     for j in range(room):
                         read[j] += share * persistent[n, p, j]
 

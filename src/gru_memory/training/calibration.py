@@ -34,6 +34,8 @@ def calibrate(memory: GRUMemoryWithDecay, head: Tensor, batches: Iterable[Batch]
     Returns:
         that score.
     """
+    mode = memory.training
+    memory.eval()
     weight = head.to(torch.bfloat16)
     trust, gates = memory.trust[2].item(), memory.read_gate.bias.clone()
     pairs = sorted(product(_GATES, _TRUST), key=lambda shifts: (abs(shifts[0]), abs(shifts[1])))
@@ -67,6 +69,7 @@ def calibrate(memory: GRUMemoryWithDecay, head: Tensor, batches: Iterable[Batch]
                 scores[shift, further] += score
         count += 1
     memory.trust[2] = trust
+    memory.train(mode)
     if not count:
         raise ValueError("there is nothing to calibrate by: give at least one batch")
     best = max(scores, key=scores.__getitem__)  # the first of equals

@@ -93,6 +93,7 @@ def conversation_memory(num_blocks: int, **changes: Any) -> MemoryConfig:
         "signature_size": 128,
         "address_rank": 128,
         "persistent_slots": 64,
+        "persistent_floor": 0.1,
         "decay": 0.998,
         "decay_every": "turn",
         "cell": "mingru",

@@ -104,6 +104,16 @@ class MemoryTrainer:
     def train(self) -> float:
         """Run to the end (or go on). Returns the validation score of the weights that are then in the memory."""
         self.resume()
+        mode = self.memory.training
+        self.memory.train()
+        self._run()
+        self.memory.train(mode)
+        if self.by_replies and (self.folder / BEST_NAME).exists():
+            self.memory.load_state_dict(load_file(self.folder / BEST_NAME))
+            return self.best
+        return self.last
+
+    def _run(self) -> None:
         config = self.config
         while self.step < config.steps:
             began = time.perf_counter()
@@ -151,10 +161,6 @@ class MemoryTrainer:
             )
             if self.step % config.validate_every == 0 or self.step == config.steps:
                 self._checkpoint()
-        if self.by_replies and (self.folder / BEST_NAME).exists():
-            self.memory.load_state_dict(load_file(self.folder / BEST_NAME))
-            return self.best
-        return self.last
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -163,13 +169,17 @@ class MemoryTrainer:
         A memory in training doubts more and less from one validation to the next, and is calibrated after it: what counts is the
         best of several shifts of the bias of trust.
         """
-        if not self.memory.signature_size:
-            return self._scores()
-        start, found = self.memory.trust[2].item(), []
-        for shift in _LESS_DOUBT:
-            self.memory.trust[2] = start + shift
-            found.append(self._scores())
-        self.memory.trust[2] = start
+        mode = self.memory.training
+        self.memory.eval()
+        if self.memory.signature_size:
+            start, found = self.memory.trust[2].item(), []
+            for shift in _LESS_DOUBT:
+                self.memory.trust[2] = start + shift
+                found.append(self._scores())
+            self.memory.trust[2] = start
+        else:
+            found = [self._scores()]
+        self.memory.train(mode)
         return max(found, key=self._score)
 
     def _scores(self) -> dict[str, float]:
