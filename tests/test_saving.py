@@ -509,7 +509,9 @@ def test_a_fingerprint_depends_on_later_fields_only_where_they_are_set():
         *("decay", "decay_every", "cell", "key_layers"),
     }
     assert MemoryConfig(mode="ephemeral", gate_init=1.0).meaning() == MemoryConfig().meaning()
-    assert MemoryConfig(persistent_slots=2, persistent_floor=0.1).meaning() == MemoryConfig(persistent_slots=2).meaning()
+    assert (
+        MemoryConfig(persistent_slots=2, persistent_floor=0.1).meaning() == MemoryConfig(persistent_slots=2).meaning()
+    )
     assert MemoryConfig(decay=0.5).meaning() != MemoryConfig().meaning()
     assert MemoryConfig().meaning()["format_version"] == 1
 

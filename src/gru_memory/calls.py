@@ -44,7 +44,9 @@ class _Traced:
 
 _traced = _Traced()
 _call: ContextVar[MemoryCall | None] = ContextVar("gru_memory_call", default=None)
-disabled: ContextVar[tuple[int, ...]] = ContextVar("gru_memory_disabled", default=())  # ids of models whose memory is off
+disabled: ContextVar[tuple[int, ...]] = ContextVar(
+    "gru_memory_disabled", default=()
+)  # ids of models whose memory is off
 
 
 def run_with(call: MemoryCall, forward: Any, args: tuple, kwargs: dict[str, Any]) -> Any:

@@ -53,7 +53,11 @@ def can_run(site: GRUMemoryWithDecay, hidden_states: Tensor) -> bool:
         parameters += module._parameters.values()
     parameters = [parameter for parameter in parameters if parameter is not None]
     plan = _plans.get(site)
-    if plan is not None and plan.floor == site.floor and plan.addresses == [parameter.data_ptr() for parameter in parameters]:
+    if (
+        plan is not None
+        and plan.floor == site.floor
+        and plan.addresses == [parameter.data_ptr() for parameter in parameters]
+    ):
         return True
     return _make_plan(site, parameters)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..memory import GRUMemoryWithDecay
-from .objective import logits_of, read, shares_of_right
+from .objective import in_mode, logits_of, read, shares_of_right
 from .rows import Batch
 
 _TRUST = tuple(map(float, range(-1, 8)))  # shifts of the bias of trust
@@ -34,8 +34,6 @@ def calibrate(memory: GRUMemoryWithDecay, head: Tensor, batches: Iterable[Batch]
     Returns:
         that score.
     """
-    mode = memory.training
-    memory.eval()
     weight = head.to(torch.bfloat16)
     trust, gates = memory.trust[2].item(), memory.read_gate.bias.clone()
     pairs = sorted(product(_GATES, _TRUST), key=lambda shifts: (abs(shifts[0]), abs(shifts[1])))
@@ -46,7 +44,8 @@ def calibrate(memory: GRUMemoryWithDecay, head: Tensor, batches: Iterable[Batch]
         told = asked & ~batch.unknown
         talk = batch.base.nonzero()
         talk = talk[torch.randperm(len(talk), generator=generator)[:_BASE_POSITIONS]].unbind(1)
-        prepared, reads = read(memory, head, batch)
+        with in_mode(memory, training=False):
+            prepared, reads = read(memory, head, batch)
         own = batch.inputs(memory, head)[0]
 
         def spoken(
@@ -69,7 +68,6 @@ def calibrate(memory: GRUMemoryWithDecay, head: Tensor, batches: Iterable[Batch]
                 scores[shift, further] += score
         count += 1
     memory.trust[2] = trust
-    memory.train(mode)
     if not count:
         raise ValueError("there is nothing to calibrate by: give at least one batch")
     best = max(scores, key=scores.__getitem__)  # the first of equals

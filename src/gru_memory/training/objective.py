@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +30,17 @@ class LossReport:
     correct: float
     right_answers: float
     right_values: float
+
+
+@contextlib.contextmanager
+def in_mode(memory: GRUMemoryWithDecay, training: bool) -> Iterator[None]:
+    """Within it the memory is in training mode, or is as it will be used (`MemoryConfig.persistent_floor` tells them apart)."""
+    before = memory.training
+    memory.train(training)
+    try:
+        yield
+    finally:
+        memory.train(before)
 
 
 def recall(

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..data.facts import FactPool
 from ..memory import GRUMemoryWithDecay
 from .features import FeatureCache
-from .objective import compute_loss
+from .objective import compute_loss, in_mode
 from .rows import Batch, make_batch
 
 BEST_NAME = "best.safetensors"
@@ -104,10 +104,8 @@ class MemoryTrainer:
     def train(self) -> float:
         """Run to the end (or go on). Returns the validation score of the weights that are then in the memory."""
         self.resume()
-        mode = self.memory.training
-        self.memory.train()
-        self._run()
-        self.memory.train(mode)
+        with in_mode(self.memory, training=True):
+            self._run()
         if self.by_replies and (self.folder / BEST_NAME).exists():
             self.memory.load_state_dict(load_file(self.folder / BEST_NAME))
             return self.best
@@ -169,18 +167,15 @@ class MemoryTrainer:
         A memory in training doubts more and less from one validation to the next, and is calibrated after it: what counts is the
         best of several shifts of the bias of trust.
         """
-        mode = self.memory.training
-        self.memory.eval()
-        if self.memory.signature_size:
+        with in_mode(self.memory, training=False):
+            if not self.memory.signature_size:
+                return self._scores()
             start, found = self.memory.trust[2].item(), []
             for shift in _LESS_DOUBT:
                 self.memory.trust[2] = start + shift
                 found.append(self._scores())
             self.memory.trust[2] = start
-        else:
-            found = [self._scores()]
-        self.memory.train(mode)
-        return max(found, key=self._score)
+            return max(found, key=self._score)
 
     def _scores(self) -> dict[str, float]:
         scores = {}
