@@ -115,9 +115,10 @@ def test_no_key_states():
     assert_same(*both(site, one(site)), 1e-12)
 
 
+@pytest.mark.parametrize("settings", ({}, {"persistent_slots": 3, "persistent_floor": 0.2}))
 @pytest.mark.parametrize("field", ("hidden_states", "token_embeds", "key_states"))
-def test_not_a_number_comes_through(field):
-    site = make()
+def test_not_a_number_comes_through(field, settings):
+    site = make(**settings)
     given = one(site)
     given[field][1, 0, 2] = torch.nan
     short, general = both(site, given)

@@ -19,13 +19,8 @@ ADDRESSINGS = ("learned", "content")
 MODES = ("persistent", "ephemeral")
 KEPT_IN = ("float32", "float16", "int4")
 # How a memory is used, began and is stored, not what a state of it means.
-_USE = (
-    "mode",
-    "gate_init",
-    "kept_in",
-    "persistent_floor",
-    "tied_queries",
-)  # the last one shows in which weights there are
+# The last one shows in which weights there are.
+_USE = ("mode", "gate_init", "kept_in", "persistent_floor", "tied_queries")
 _FORMAT_1_MEANING = (
     "format_version",
     "sites",

@@ -277,7 +277,7 @@ def _write_and_read_one(
             if always > 0:
                 _softmax_into(shares, learned[b, n * always : (n + 1) * always])
                 for p in range(always):
-                    share = gate * max(zero, (shares[p] - floor) / (one - floor))
+                    share = gate * max((shares[p] - floor) / (one - floor), zero)  # in this order NaN stays
                     for j in range(room):
                         read[j] += share * persistent[n, p, j]
 
