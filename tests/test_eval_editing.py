@@ -113,7 +113,7 @@ def test_the_slots_of_a_turn_are_where_its_value_was_written(model, tokenizer):
     turn = FactGenerator(3, values="test").fact().tell
     seen = trace(model, tokenizer, [(turn.user, turn.assistant)])
     text = "".join(token for token, number in zip(seen.tokens, seen.turns) if number == 0)
-    found = slots_of(model, tokenizer, turn)
+    found = slots_of(model, tokenizer, turn, seen.state)
     assert turn.value.lower() in text.lower() and found
     first = seen.turns.index(0)
     written, length = set(), 0
@@ -123,6 +123,22 @@ def test_the_slots_of_a_turn_are_where_its_value_was_written(model, tokenizer):
         if start < at + len(turn.value) and length > at:
             written |= {(head, int(seen.address[i, head].argmax())) for head in range(2)}
     assert set(found) == written
+
+
+def test_the_slots_of_a_turn_are_found_again_where_later_ones_went_elsewhere(tokenizer):
+    """Found by their content, slots are taken in the order of writing: after another turn, a value lies in others."""
+    model = talking_model(
+        "llama", addressing="content", num_heads=1, num_slots=160, slot_size=12, address_rank=8, signature_size=6, decay=0.99
+    )  # fmt: skip
+    first, second = (FactGenerator(seed, values="test").fact().tell for seed in (3, 4))
+    alone = trace(model, tokenizer, [(second.user, second.assistant)])
+    both = trace(model, tokenizer, [(first.user, first.assistant), (second.user, second.assistant)])
+    found = slots_of(model, tokenizer, second, both.state)
+    before = slots_of(model, tokenizer, second, alone.state)
+    assert len(before) / 2 < len(found) <= len(before) and set(found) != set(before)
+    of_second = torch.tensor([number == 1 for number in both.turns])
+    written = {int(slot) for slot in both.address[of_second][:, 0].argmax(dim=-1)}
+    assert {slot for _, slot in found} <= written
 
 
 def test_every_edit_is_asked_about_its_own_facts(model, tokenizer, monkeypatch):

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.nn.functional import normalize
 
 from ..data.facts import FactGenerator
 from ..data.sessions import Session, Turn
 from ..drawing import PALETTE, panels, save
 from ..editing import diff
 from ..inspection import places_of, trace
-from ..state import MemoryState
+from ..state import HOLDS_THE_SAME, MemoryState
 from .asking import as_kept, ask_all, asked, talked
 from .batched import BatchReader, Pair
 from .outcome import Evaluation, Figure, Outcome, Progress, at_least, labels_of
@@ -91,7 +92,7 @@ def evaluate_editing(model: Any, tokenizer: Any, config: EditingConfig, progress
 
     def forget_slots(number: int) -> MemoryState:
         state = own.select(number)
-        for slot in slots_of(model, tokenizer, forgotten(number), site):
+        for slot in slots_of(model, tokenizer, forgotten(number), state, site):
             state = state.forget(slot, site=site)
         return state
 
@@ -170,12 +171,16 @@ def evaluate_editing(model: Any, tokenizer: Any, config: EditingConfig, progress
     return Outcome(config, rows, time.perf_counter() - began, {"replies": replies})
 
 
-def slots_of(model: Any, tokenizer: Any, turn: Turn, site: str = "top") -> list[tuple[int, int]]:
-    """The (head, slot) that each head wrote the tokens of a turn's value to."""
+def slots_of(model: Any, tokenizer: Any, turn: Turn, state: MemoryState, site: str = "top") -> list[tuple[int, int]]:
+    """The (head, slot) of a state of one conversation in which the tokens of a turn's value lie, as each head wrote them."""
     seen = trace(model, tokenizer, [(turn.user, turn.assistant)], site=site)
     of_turn = [i for i, number in enumerate(seen.turns) if number == 0]
     places = [of_turn[i] for i in places_of([seen.tokens[i] for i in of_turn], turn.value)]
     found = {(head, slot) for i in places for head, slot in enumerate(seen.address[i].argmax(dim=-1).tolist())}
+    if state.addressing == "content":  # read into an empty memory they lie elsewhere than in the conversation
+        fresh, kept = (normalize(s.sites[site]["slots"][0].float().cpu(), dim=-1) for s in (seen.state, state))
+        likeness = {(head, slot): kept[head] @ fresh[head, slot] for head, slot in found}
+        found = {(head, int(like.argmax())) for (head, _), like in likeness.items() if like.max() > HOLDS_THE_SAME}
     return sorted(found)
 
 
