@@ -95,9 +95,15 @@ def kept_share(
 
 def _likest(slots: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     """For each of the slots `wanted` (B, N, S, d) the one of `slots` that holds the same, or nothing if none does."""
+    same, place = same_slots(slots, wanted)
+    return slots.gather(2, place.unsqueeze(-1).expand_as(wanted)) * same.unsqueeze(-1)
+
+
+def same_slots(slots: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """For each of the slots `wanted` (B, N, S, d), whether some of `slots` holds the same, and the likest of them: (B, N, S)."""
     likeness = normalize(wanted, dim=-1) @ normalize(slots, dim=-1).transpose(2, 3)  # (B, N, S wanted, S)
-    best, place = likeness.max(dim=3, keepdim=True)
-    return slots.gather(2, place.expand_as(wanted)) * (best > HOLDS_THE_SAME)
+    best, place = likeness.max(dim=3)
+    return best > HOLDS_THE_SAME, place
 
 
 @dataclass(frozen=True)

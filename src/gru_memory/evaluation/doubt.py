@@ -69,9 +69,8 @@ def evaluate_doubt(model: Any, tokenizer: Any, config: DoubtConfig, progress: Pr
         reader.read_all(reader.start(len(part)), [[*tells, *talk] for tells, talk, _, _ in part])
         for part in _parts(sessions, config.batch_size)
     ]
-    states = replace(
-        as_kept(MemoryState.cat(states)), fingerprint=None
-    )  # a memory with its trust shifted is another one
+    # Of no memory in particular: with its trust shifted, it is another one.
+    states = replace(as_kept(MemoryState.cat(states)), fingerprint=None)
     told = [(row, turn) for row, (_, _, asks, _) in enumerate(sessions) for turn in asks]
     untold = [(row, turn) for row, (_, _, _, asks) in enumerate(sessions) for turn in asks]
     base: list[str] = []
@@ -79,7 +78,8 @@ def evaluate_doubt(model: Any, tokenizer: Any, config: DoubtConfig, progress: Pr
         tell("base model", len(base), len(untold))
         base += ask_with_history(reader, [], [turn.user for _, turn in part], config.max_new_tokens).replies
     base_invents = sum(not declines(reply) for reply in base) / len(base)
-    books = [] if config.books is None else text_paths(config.books)
+    paths = [] if config.books is None else text_paths(config.books)
+    books = [text_tokens(path, tokenizer, config.tokens, SKIPPED) for path in paths]
 
     rows, replies = [], []
     for number, shift in enumerate(config.shifts):
@@ -93,8 +93,8 @@ def evaluate_doubt(model: Any, tokenizer: Any, config: DoubtConfig, progress: Pr
                 for part in (told, untold)
             ]  # fmt: skip
             comparison = Comparison()
-            for path in books:
-                compare_book(model, text_tokens(path, tokenizer, config.tokens, SKIPPED), comparison)
+            for ids in books:
+                compare_book(model, ids, comparison)
         right = [contains(reply, turn.value) for reply, (_, turn) in zip(found[0], told, strict=True)]
         declined = [not hit and declines(reply) for hit, reply in zip(right, found[0], strict=True)]
         low, high = wilson_interval(sum(right), len(right))

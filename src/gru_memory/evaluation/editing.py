@@ -8,14 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.nn.functional import normalize
 
 from ..data.facts import FactGenerator
 from ..data.sessions import Session, Turn
 from ..drawing import PALETTE, panels, save
-from ..editing import diff
+from ..editing import diff, same_slots
 from ..inspection import places_of, trace
-from ..state import HOLDS_THE_SAME, MemoryState
+from ..state import MemoryState
 from .asking import as_kept, ask_all, asked, talked
 from .batched import BatchReader, Pair
 from .outcome import Evaluation, Figure, Outcome, Progress, at_least, labels_of
@@ -178,9 +177,8 @@ def slots_of(model: Any, tokenizer: Any, turn: Turn, state: MemoryState, site: s
     places = [of_turn[i] for i in places_of([seen.tokens[i] for i in of_turn], turn.value)]
     found = {(head, slot) for i in places for head, slot in enumerate(seen.address[i].argmax(dim=-1).tolist())}
     if state.addressing == "content":  # read into an empty memory they lie elsewhere than in the conversation
-        fresh, kept = (normalize(s.sites[site]["slots"][0].float().cpu(), dim=-1) for s in (seen.state, state))
-        likeness = {(head, slot): kept[head] @ fresh[head, slot] for head, slot in found}
-        found = {(head, int(like.argmax())) for (head, _), like in likeness.items() if like.max() > HOLDS_THE_SAME}
+        same, place = same_slots(*(s.sites[site]["slots"].cpu() for s in (state, seen.state)))
+        found = {(head, int(place[0, head, slot])) for head, slot in found if same[0, head, slot]}
     return sorted(found)
 
 
