@@ -7,6 +7,7 @@ import pytest
 import torch
 from talking import FAMILIES, talking_model, talking_tokenizer
 from tiny import assert_same_state
+from transformers.cache_utils import DynamicLayer
 
 from gru_memory import Conversation
 from gru_memory.server.engine import (
@@ -21,6 +22,7 @@ from gru_memory.server.engine import (
     Started,
     TimedOut,
 )
+from gru_memory.server.rows import RoomyLayer, can_share_batches, prefill
 from gru_memory.server.sampling import Sampling
 
 TEXTS = [
@@ -251,6 +253,40 @@ def test_the_last_token_goes_into_memory_without_the_head(loaded):
     hook.remove()
     assert counted == [1] * done.completion_tokens + [0]
     assert_same_state(job.conversation.state, alone(loaded, [], TEXTS[0], max_new_tokens=6)[1].state)
+
+
+def test_room_for_tokens_to_come():
+    """One more token is written behind those there are; what comes out is what a layer that copies them all has."""
+    torch.manual_seed(0)
+    roomy, plain = RoomyLayer(), DynamicLayer()
+    rooms, most = set(), 0
+    for step in range(200):
+        new = [torch.randn(2, 3, 5 if not step else 1, 4) for _ in range(2)]
+        for ours, theirs in zip(roomy.update(*new), plain.update(*new), strict=True):
+            assert torch.equal(ours, theirs)
+        rooms.add(roomy.keys.untyped_storage().data_ptr())
+        most = max(most, len(rooms))
+        assert roomy.get_seq_length() == plain.get_seq_length()
+        if step == 150:  # what others put there is gone on with, and they keep what they have
+            taken = roomy.keys
+            roomy.keys, plain.keys = roomy.keys[:, :, :7], plain.keys[:, :, :7]
+            before = taken.clone()
+        if step > 150:
+            assert torch.equal(taken, before)
+    assert 1 < most < 10
+
+
+def test_a_step_copies_no_keys(loaded):
+    model, tokenizer = loaded
+    if not can_share_batches(model):
+        pytest.skip("its caches are its own")
+    conversation = Conversation(model, tokenizer)
+    rows, _ = prefill(model, [conversation.prompt(TEXTS[0])], [conversation.state], 0)
+    rows.step(model, [5])
+    room = rows.cache.layers[0].keys.data_ptr()
+    for _ in range(10):
+        rows.step(model, [5])
+    assert rows.cache.layers[0].keys.data_ptr() == room
 
 
 def test_a_memory_learns_after_it_served(loaded, engine):

@@ -20,6 +20,36 @@ def can_share_batches(model: Any) -> bool:
     return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
 
 
+class RoomyLayer(DynamicLayer):
+    """Keys and values with room for tokens to come, so that one more does not copy all those before it.
+
+    What it returns are views of the room, (B, H, L, d) like those of any other layer.
+    """
+
+    _MORE = 64  # tokens, and half as many again as there are
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._rooms: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            return super().update(key_states, value_states, *args, **kwargs)
+        self.keys, self.values = self._append("keys", key_states), self._append("values", value_states)
+        return self.keys, self.values
+
+    def _append(self, name: str, new: Tensor) -> Tensor:
+        old, (room, view) = getattr(self, name), self._rooms.get(name, (None, None))
+        length = old.shape[2] + new.shape[2]
+        if old is not view or room.shape[2] < length:  # something else was put here, or it is full
+            room = old.new_empty(*old.shape[:2], length + length // 2 + self._MORE, old.shape[3])
+            room[:, :, : old.shape[2]] = old
+        room[:, :, old.shape[2] : length] = new
+        view = room[:, :, :length]
+        self._rooms[name] = room, view
+        return view
+
+
 class Rows:
     """A batch in the middle of decoding: cache, mask and memory state of B rows, padded on the left to L columns.
 
@@ -98,7 +128,13 @@ def prefill(
         position_ids=(mask.cumsum(dim=1) - 1).clamp_min(0), memory_mask=batch("memory_mask", False),
         memory_state=MemoryState.cat(states), use_cache=True, logits_to_keep=1,
     )  # fmt: skip
-    return Rows(output.past_key_values, mask, output.memory_state), output.logits[:, -1]
+    return Rows(_with_room(output.past_key_values), mask, output.memory_state), output.logits[:, -1]
+
+
+def _with_room(cache: Any) -> Any:
+    """The same cache, whose layers that keep every key and value take one more token without a copy."""
+    cache.layers = [_layer(x.keys, x.values) if type(x) is DynamicLayer else x for x in cache.layers]
+    return cache
 
 
 def _attention(cache: Any) -> list[Any]:
@@ -109,8 +145,8 @@ def _part(layer: Any, index: Tensor, first: int) -> Any:
     return _layer(*(t.index_select(0, index.to(t.device))[:, :, first:] for t in (layer.keys, layer.values)))
 
 
-def _layer(keys: Tensor, values: Tensor) -> DynamicLayer:
-    layer = DynamicLayer()
+def _layer(keys: Tensor, values: Tensor) -> RoomyLayer:
+    layer = RoomyLayer()
     layer.update(keys, values)
     return layer
 
