@@ -46,6 +46,27 @@ def test_the_page_gives_means_spread_and_origin(tmp_path):
     assert "untold" not in page
 
 
+def test_a_section_without_a_report_stays_as_it_was(tmp_path):
+    page, first, second = tmp_path / "results.md", tmp_path / "first", tmp_path / "second"
+    settings = {"command": "gru-memory eval grid --seeds 3", "seed": 1, "evaluation": "grid", **ABOUT}
+    outcomes = [grid(seed, 0.5) for seed in (1, 2, 3)]
+    write_report(first / "grid.json", results=outcomes, **settings)
+    (first / "grid.png").write_bytes(b"picture")
+    results_page(first, page)
+    alone = page.read_text()
+    runs = [recall(1, 6), recall(2, 6), recall(3, 6)]
+    write_report(second / "recall.json", "gru-memory eval recall", 1, runs, evaluation="recall", **ABOUT)
+    assert results_page(second, page) == []
+    both = page.read_text()
+    assert both.index("## recall") < both.index("## grid")
+    assert both.endswith(alone[alone.index("## grid") :])
+    write_report(second / "grid.json", results=[grid(seed, 0.9) for seed in (1, 2, 3)], **settings)
+    results_page(second, page)
+    assert "90.0%" in page.read_text() and page.read_text().count("## grid") == 1
+    results_page(first, page)
+    assert page.read_text() == both
+
+
 def test_recall_is_a_run_a_seed(tmp_path):
     results = [recall(1, 6), recall(1, 9, corrected=True), recall(2, 8), recall(2, 9, corrected=True)]
     write_report(tmp_path / "recall.json", "gru-memory eval recall", 1, results, evaluation="recall", **ABOUT)
@@ -68,7 +89,7 @@ def test_the_page_does_not_say_where_things_lie_on_the_machine(tmp_path):
     write_report(tmp_path / "grid.json", command, 1, [grid(1, 0.5)], evaluation="grid", **about)
     results_page(tmp_path, tmp_path / "results.md")
     page = (tmp_path / "results.md").read_text()
-    assert "    gru-memory eval grid --model small --out=out --memory 'my-memory' --turns 1/2\n" in page
+    assert "    gru-memory eval grid --model small --memory 'my-memory' --turns 1/2\n" in page
     assert "- model small, memory my-memory\n" in page
 
 

@@ -16,6 +16,8 @@ from .recall_table import RECALL, recall_runs
 SEEDS = 3  # fewer say too little about the spread
 LONGEST = 60  # lines of a table; the rest is in the JSON
 
+_OUT = re.compile(r" --out[ =]\S+")  # where the reports were written to says nothing of them
+
 _HEAD = """# Results
 
 Made by `gru-memory eval results` from what the commands below wrote; nothing here is typed by hand. What each evaluation does is
@@ -26,31 +28,41 @@ in [evaluation.md](evaluation.md). Figures are means over the seeds, ± the stan
 def results_page(folder: str | Path, page: str | Path) -> list[str]:
     """Write the page, and the pictures into a folder of its name beside it.
 
+    A section of an evaluation that the folder has no report of stays as an earlier call wrote it, with the commit and the
+    machine it came from.
+
     Args:
         folder: what `--out` of the evaluations was; files that are no reports of them are left out.
         page: the Markdown file.
 
     Returns:
-        names of the evaluations with fewer than three seeds.
+        names of the evaluations in the folder with fewer than three seeds.
 
     Raises:
         FileNotFoundError: the folder holds no report of an evaluation.
     """
     folder, page = Path(folder), Path(page)
     known: dict[str, Columns] = {RECALL.name: RECALL, **EVALUATIONS}
-    found = [(known[name], report) for name in known if (report := _read(folder / f"{name}.json", name)) is not None]
+    found = {name: report for name in known if (report := _read(folder / f"{name}.json", name)) is not None}
     if not found:
         raise FileNotFoundError(f"no report of an evaluation in {folder}: run some first, such as gru-memory eval grid")
-    parts, few = [_HEAD], []
-    for evaluation, report in found:
-        runs = report["results"]
-        runs = recall_runs(runs) if evaluation is RECALL else runs
+    sections, few = _sections_of(page), []
+    for name, report in found.items():
+        runs = recall_runs(report["results"]) if name == RECALL.name else report["results"]
         if len({run["config"]["seed"] for run in runs}) < SEEDS:
-            few.append(evaluation.name)
-        parts.append(_section(evaluation, report, runs, _picture(folder, page, evaluation)))
+            few.append(name)
+        sections[name] = _section(known[name], report, runs, _picture(folder, page, known[name]))
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text("\n".join(parts), encoding="utf-8")
+    page.write_text("\n".join([_HEAD, *(sections[name] for name in known if name in sections)]), encoding="utf-8")
     return few
+
+
+def _sections_of(page: Path) -> dict[str, str]:
+    """The sections of the page as it is, by the evaluation each is of."""
+    if not page.is_file():
+        return {}
+    parts = re.split(r"^## (?=\S+$)", page.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+    return {part.split("\n", 1)[0]: f"## {part.strip()}\n" for part in parts}
 
 
 def _read(path: Path, name: str) -> dict[str, Any] | None:
@@ -83,7 +95,7 @@ def _origin(report: dict[str, Any], runs: Sequence[dict[str, Any]]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items() if version)
     return "\n".join(
         (
-            f"    {_named(report['command'])}",
+            f"    {_named(_OUT.sub('', report['command']))}",
             "",
             _named(f"- model {report.get('model', 'unknown')}, memory {memory.get('from', 'unknown')}{_short(memory)}"),
             f"- seeds {', '.join(map(str, seeds))} ({len(seeds)}{enough})",
