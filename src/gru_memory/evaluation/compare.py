@@ -27,6 +27,10 @@ TOKENS = 16  # of RMT; all others get as many numbers as these have, or fewer
 _SPREAD_DECAY = [0.9, 0.97, 0.99, 0.998]  # one a head
 _WARM_UP, _LAST_RATE, _CLIP = 20, 0.05, 1.0
 _TOP: dict[str, Any] = {"sites": ("top",), "cell": "mingru", "size": 32, "decay": 0.998, "decay_every": "turn"}
+_BY_CONTENT = {
+    "signature_size": 32,
+    "address_rank": 32,
+}  # as of the memory that ships, half of a slot says what it is under
 
 # name -> (question, what differs from _TOP); None: no memory of ours.
 VARIANTS: dict[str, tuple[str, dict[str, Any] | None]] = {
@@ -38,6 +42,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any] | None]] = {
     "slots of 64": ("shape", {"size": 64}),
     "slots of 16": ("shape", {"size": 16}),
     "slots of 8": ("shape", {"size": 8}),
+    "slots found by content": ("addressing", {"addressing": "content", "heads": 1, "size": 64, **_BY_CONTENT}),
     "0.998 a token": ("decay", {"decay_every": "token"}),
     "0.9 a turn": ("decay", {"decay": 0.9}),
     "several time scales": ("decay", {"decay": _SPREAD_DECAY}),
@@ -151,7 +156,8 @@ def make_subject(model: Any, name: str) -> _Subject:
 
 def _config(settings: dict[str, Any], floats: int) -> MemoryConfig:
     """A memory of at most `floats` numbers in slots, shared equally by its sites. Sites below the top begin softly."""
-    settings, heads = dict(settings), 4
+    settings = dict(settings)
+    heads = settings.pop("heads", 4)
     size = min(settings.pop("size"), max(1, floats // heads))
     slots = max(1, floats // len(settings["sites"]) // heads // size)
     return MemoryConfig(num_heads=heads, num_slots=slots, slot_size=size, gate_init=0.1, **settings)
