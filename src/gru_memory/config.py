@@ -119,8 +119,6 @@ class MemoryConfig:
         check_addressing(self.addressing, self.cell, self.signature_size)
         if self.kept_in not in KEPT_IN:
             raise ValueError(f"kept_in is {self.kept_in!r}: choose one of {KEPT_IN}")
-        if self.cell not in CELLS:
-            raise ValueError(f"cell is {self.cell!r}: choose one of {CELLS}")
         if self.decay_every not in CLOCKS:
             raise ValueError(f"decay_every is {self.decay_every!r}: choose one of {CLOCKS}")
         if self.mode not in MODES:
@@ -196,7 +194,9 @@ def check_persistent_floor(floor: float) -> None:
 
 
 def check_addressing(addressing: str, cell: str, signature_size: int) -> None:
-    """Raise ValueError unless a memory can be addressed so."""
+    """Raise ValueError unless there is such a cell, and a memory can be addressed so with it."""
+    if cell not in CELLS:
+        raise ValueError(f"cell is {cell!r}: choose one of {CELLS}")
     if addressing not in ADDRESSINGS:
         raise ValueError(f"addressing is {addressing!r}: choose one of {ADDRESSINGS}")
     if addressing == "content" and (cell != "mingru" or not signature_size):

@@ -14,7 +14,6 @@ from . import one_token
 from . import scan as recurrence
 from .addressing import NO_WRITE, Lookup, find_places
 from .config import (
-    CELLS,
     CLOCKS,
     MemoryConfig,
     check_addressing,
@@ -117,8 +116,6 @@ class GRUMemoryWithDecay(nn.Module):
         addressing: str = _DEFAULTS["addressing"],
     ) -> None:
         super().__init__()
-        if cell not in CELLS:
-            raise ValueError(f"cell is {cell!r}: choose one of {CELLS}")
         if decay_every not in CLOCKS:
             raise ValueError(f"decay_every is {decay_every!r}: choose one of {CLOCKS}")
         for name, size in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import tempfile
 import threading
@@ -148,8 +149,8 @@ def render(sizes: Sizes, model_name: str) -> str:
 
 
 def _cores(sizes: Sizes, conversations: float) -> str:
-    cores = conversations * TURNS * (sizes.together + sizes.commit) / DAY
-    return "1 core" if cores <= 1 else f"{cores:,.0f} cores"
+    cores = math.ceil(conversations * TURNS * (sizes.together + sizes.commit) / DAY)
+    return "1 core" if cores <= 1 else f"{cores:,} cores"
 
 
 def _bytes(count: float) -> str:

@@ -81,7 +81,6 @@ def train_command(
         "key_layers": None if key_layers is None else _layers(key_layers),
     }
     chosen = {name: value for name, value in chosen.items() if value is not None}
-    MemoryConfig(**chosen)  # bad settings are refused before anything is loaded
     training = TrainingConfig(
         steps=steps,
         rows=rows,

@@ -137,7 +137,7 @@ def train(
     Returns:
         the folder of the memory.
     """
-    _check_sites(request)
+    _check_memory(request)
     out = Path(request.out)
     device = device_for(request.device)
     base, tokenizer = load_model(request.model)
@@ -158,7 +158,7 @@ def train_loaded(
 
     With `request.bfloat16` the model's weights are rounded to bfloat16.
     """
-    _check_sites(request)
+    _check_memory(request)
     out = Path(request.out)
     out.mkdir(parents=True, exist_ok=True)
     cache_folder = Path(request.cache) if request.cache else out / "cache"
@@ -209,7 +209,9 @@ def train_loaded(
     return model
 
 
-def _check_sites(request: TrainRequest) -> None:
+def _check_memory(request: TrainRequest) -> None:
+    """Refuse what cannot be trained before anything is loaded."""
+    conversation_memory(1, **request.memory)
     if tuple(request.memory.get("sites", ("top",))) != ("top",):
         raise ValueError(f"training on cached hidden states is for sites=('top',), not {request.memory['sites']}")
 
