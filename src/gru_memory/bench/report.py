@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ..evaluation.report import environment
+from ..state import write_whole
 from .measure import Plan, Row, ratio
 
 # The case that the others of a benchmark, or of a setting of it, are shown in times of.
@@ -162,9 +163,7 @@ def write_rows(path: str | Path, command: str, plan: Plan, rows: Sequence[Row]) 
         "rows": [row.to_json() for row in rows],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-    part.replace(path)
+    write_whole(path, (json.dumps(values, indent=1) + "\n").encode())
 
 
 def _environment() -> dict[str, Any]:

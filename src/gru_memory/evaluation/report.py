@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from ..state import write_whole
+
 PACKAGES = ("gru-memory", "torch", "transformers", "safetensors")
 
 
@@ -42,9 +44,7 @@ def write_report(path: str | Path, command: str, seed: int | None, results: Sequ
         "results": [result.to_json() for result in results],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(path)
+    write_whole(path, (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def commit() -> str | None:

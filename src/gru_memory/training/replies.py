@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..rendering import TurnRenderer
+from ..state import write_whole
 
 _ROWS = 64
 
@@ -49,9 +50,7 @@ def own_replies(
         replies += [
             text.strip() or "Okay." for text in tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)
         ]
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(replies), encoding="utf-8")
-        part.replace(path)
+        write_whole(path, json.dumps(replies).encode())
         if progress:
             progress(len(replies), len(users))
     return replies
