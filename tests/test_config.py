@@ -1,10 +1,12 @@
 """`MemoryConfig` refuses what no memory could be made of, in words that say what to do."""
 
 import json
+from dataclasses import fields
 
 import pytest
 
 from gru_memory import MemoryConfig
+from gru_memory.training.run import conversation_memory
 
 
 @pytest.mark.parametrize(
@@ -55,3 +57,11 @@ def test_configs_survive_a_round_trip():
 def test_configs_of_other_formats_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         MemoryConfig.from_dict({**MemoryConfig().to_dict(), **change})
+
+
+def test_the_table_of_settings_is_that_of_the_code(repository):
+    text, conversations = (repository / "docs" / "memory.md").read_text(), conversation_memory(30)
+    for field in fields(MemoryConfig):
+        default, other = getattr(MemoryConfig(), field.name), getattr(conversations, field.name)
+        differs = f"`{other!r}`" if other != default else ""
+        assert f"| `{field.name}` | `{default!r}` | {differs} | {field.metadata['help']} |" in text
