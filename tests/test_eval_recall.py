@@ -5,7 +5,7 @@ import torch
 from repeating import repeat_what_was_told
 from talking import talking_model, talking_tokenizer
 
-from gru_memory.evaluation import contains
+from gru_memory.evaluation import contains, doubt
 from gru_memory.evaluation.batched import BatchReader
 from gru_memory.evaluation.doubt import DoubtConfig, evaluate_doubt, trust_shifted
 from gru_memory.evaluation.grid import GridConfig, evaluate_grid
@@ -142,7 +142,14 @@ def test_every_shift_of_trust_asks_the_same_of_the_same_states(monkeypatch, smal
         trusts.append(model.memory_sites()["top"].trust.tolist())
         return ask(self, states, questions, **generation)
 
+    books_from, compare = [], doubt.compare_book
+
+    def read_book(model, ids, comparison, state):
+        books_from.append(state)
+        compare(model, ids, comparison, state=state)
+
     monkeypatch.setattr(BatchReader, "ask", spy)
+    monkeypatch.setattr(doubt, "compare_book", read_book)
     config = DoubtConfig(
         shifts=(-30.0, 0.0, 30.0), facts=3, between=1, questions=2, untold=1, sessions=3, books=str(small_books), tokens=60,
         batch_size=2, max_new_tokens=2,
@@ -153,6 +160,7 @@ def test_every_shift_of_trust_asks_the_same_of_the_same_states(monkeypatch, smal
     assert all((row["recall"], row["declined"], row["wrong"]) == (1, 0, 0) for row in result.rows)
     doubtful, _, trusting = (row["change"] for row in result.rows)
     assert abs(doubtful) < 1e-9 < abs(trusting)  # a memory that never trusts itself is silent
+    assert all(state.tokens.item() > 50 for state in books_from)  # the facts of a session were told to it
     assert torch.equal(model.memory_sites()["top"].trust, before)
     assert sorted({round(c_3 - before[2].item()) for *_, c_3 in trusts}) == [-30, 0, 30]
     by_kind = {kind: [r for r in result.details["replies"] if r["kind"] == kind] for kind in ("told", "untold")}

@@ -37,7 +37,8 @@ class DoubtConfig:
     untold: int = field(default=3, metadata={"help": "questions a session about things never told in it"})
     sessions: int = field(default=12, metadata={"help": "sessions; each has its own facts, questions and memory"})
     books: str | None = field(
-        default=None, metadata={"help": "folder of plain-text books (.txt), read with every shift; none: no books"}
+        default=None,
+        metadata={"help": "folder of plain-text books (.txt), read after a session's facts; none: no books"},
     )
     tokens: int = field(default=1536, metadata={"help": "tokens of each book"})
     seed: int = field(default=1234, metadata={"help": "of the sessions"})
@@ -57,7 +58,8 @@ def evaluate_doubt(model: Any, tokenizer: Any, config: DoubtConfig, progress: Pr
 
     Trust does not change what is written, so all shifts ask the same states. An answer that was told is *recalled*, or is
     *declined* (the reply says that it does not know, see `untold`), or is *wrong*: with another value, or none. What is still
-    wrong when hardly anything is declined was found in the wrong slot, and no doubt helps.
+    wrong when hardly anything is declined was found in the wrong slot, and no doubt helps. Books are read by the memory of the
+    first session, full of facts that they are not about; from an empty memory nothing is found, and trust changes nothing.
 
     Raises:
         ValueError: no site of the memory has a trust to shift (`signature_size` is 0).
@@ -94,7 +96,7 @@ def evaluate_doubt(model: Any, tokenizer: Any, config: DoubtConfig, progress: Pr
             ]  # fmt: skip
             comparison = Comparison()
             for ids in books:
-                compare_book(model, ids, comparison)
+                compare_book(model, ids, comparison, state=states.select(0))
         right = [contains(reply, turn.value) for reply, (_, turn) in zip(found[0], told, strict=True)]
         declined = [not hit and declines(reply) for hit, reply in zip(right, found[0], strict=True)]
         low, high = wilson_interval(sum(right), len(right))
@@ -187,7 +189,9 @@ def plot_doubt(runs: Sequence[dict[str, Any]], path: Any, title: str) -> None:
         axes[2].plot(x, mean, color=PALETTE[0], marker=MARKERS[0])
         axes[2].fill_between(x, low, high, color=PALETTE[0], alpha=0.15, linewidth=0)
         axes[2].axhline(0, color="0.4", linewidth=0.8)
-        axes[2].set(xlabel="added to the bias of trust", ylabel="books: change of the loss (nats a token)")
+        axes[2].set(
+            xlabel="added to the bias of trust", ylabel="books after the facts: change of the loss (nats a token)"
+        )
     save(figure, path)
 
 
@@ -205,7 +209,7 @@ DOUBT = Evaluation(
         "wrong": Figure("wrong", "share"),
         "invents": Figure("never told: invents", "share"),
         "base_invents": Figure("base invents", "share"),
-        "change": Figure("books (nats)", "change"),
+        "change": Figure("books after the facts (nats)", "change"),
         "questions": Figure("questions", "count"),
         "untold": Figure("never told", "count"),
     },
