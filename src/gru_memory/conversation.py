@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,9 @@ class Conversation:
         if state.batch_size != 1:
             raise ValueError(f"{name} holds {state.batch_size} conversations, not one: read it with MemoryState.load")
         self.model.check_memory_state(state, 1, whose=True)
+        # How it fades, is found and is kept are the memory's to say: a batch has one of each, and a file may say anything.
+        fresh = self.model.initial_memory_state(1)
+        state = replace(state, decay_rates=fresh.decay_rates, kept_in=fresh.kept_in, addressing=fresh.addressing)
         self.renderer = TurnRenderer(self.tokenizer, system)
         self.state, self.turns, self.system = state.to(self.model.device), turns, system
         self._context = context[-self.context_turns + 1 :] if self.context_turns > 1 else []

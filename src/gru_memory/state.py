@@ -96,6 +96,10 @@ class MemoryState:
                 )
             if other._layout() != first._layout():
                 raise ValueError(f"these states differ in layout: {first._layout()} and {other._layout()}")
+            if (other.kept_in, other.addressing) != (first.kept_in, first.addressing) or not _same_rates(first, other):
+                raise ValueError(
+                    "these states fade, are found or are kept differently, so their rows cannot share a batch"
+                )
         parts = iter(torch.cat(group) for group in zip(*(s._tensors() for s in states), strict=True))
         return first._map(lambda _: next(parts))
 
@@ -275,6 +279,8 @@ class MemoryState:
             elif kind == "decay":
                 rates[rest] = tensor
         counters = {name: tensors[name] for name in ("tokens", "turns", "pending")}
+        if [t.dtype for t in counters.values()] != [torch.int64, torch.int64, torch.bool]:
+            raise KeyError("its counters are no whole numbers")
         kept_in = header.get("kept_in", "float16")
         if kept_in not in KEPT_IN:
             raise KeyError("kept_in")
@@ -311,6 +317,13 @@ class MemoryState:
         changed = {name: change(t) for name, t in self._named()}
         sites = {site: {key: changed[f"site/{site}/{key}"] for key in kept} for site, kept in self.sites.items()}
         return replace(self, sites=sites, **{name: changed[name] for name in ("tokens", "turns", "pending")})
+
+
+def _same_rates(one: MemoryState, other: MemoryState) -> bool:
+    if one.decay_rates.keys() != other.decay_rates.keys():
+        return False
+    pairs = ((rate, other.decay_rates[site]) for site, rate in one.decay_rates.items())
+    return all(a is b or torch.equal(a.cpu(), b.cpu()) for a, b in pairs)
 
 
 def _joined(one: Tensor, other: Tensor) -> Tensor:

@@ -201,6 +201,15 @@ class Engine:
     # The engine's thread
 
     def _run(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:  # nobody would hear of it, and every later job would wait for ever
+            logger.exception("the engine has stopped")
+            with self._changed:
+                self._accepting = self._running = False
+            self._fail_all(error)
+
+    def _work(self) -> None:
         while True:
             with self._changed:
                 while self._running and not (self._waiting or self._calls or self._reading or self._batches):
@@ -216,10 +225,10 @@ class Engine:
                 self._answer(function, future)
             self._drop()
             self._admit()
-            if self._reading:
-                self._guarded(self._read_step, self._next_readers())
+            if chosen := self._next_readers():
+                self._guarded(self._read_step, [job for job, _ in chosen], [segment for _, segment in chosen])
             for batch in list(self._batches):
-                self._guarded(self._decode_step, batch[1], batch)
+                self._guarded(self._decode_step, batch[1], batch[0])
 
     def _answer(self, function: Callable[[], Any], future: Future) -> None:
         if not future.set_running_or_notify_cancel():
@@ -232,7 +241,7 @@ class Engine:
     def _guarded(self, step: Callable[..., None], jobs: list[Job], *arguments: Any) -> None:
         """One forward pass; if it fails, so do its jobs, and no others."""
         try:
-            step(*(arguments or (jobs,)))
+            step(jobs, *arguments)
         except Exception as error:
             logger.exception("a forward pass failed", extra={"rows": len(jobs)})
             for job in jobs:
@@ -278,39 +287,45 @@ class Engine:
                 self._reading.append(job)
 
     def _begin(self, job: Job) -> None:
-        """See that everything fits before anything is done."""
+        """See that everything fits before anything is done; what turns read before will leave in sight is seen later."""
         for turn in job.read:
             job.conversation.inputs(*turn)
         prompt = job.conversation.prompt(job.text, job.max_new_tokens or 1)["input_ids"].shape[1]
-        if job.max_new_tokens is None:
-            longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-            room = job.default_new_tokens if longest is None else longest - prompt
-            job.max_new_tokens = min(job.default_new_tokens, room)
         job.begun, job.generator = time.monotonic(), job.sampling.generator()
         job.emit(Started(prompt))
 
     def _segment(self, job: Job) -> dict[str, torch.Tensor]:
-        """What the job has to read next."""
+        """What the job has to read next. Raises ValueError if it does not fit."""
         if job.read:
             return job.conversation.inputs(*job.read[0])
         if job.reread is not None:
             return job.conversation.inputs(job.text, job.reread or None)
-        return job.conversation.prompt(job.text)
+        inputs = job.conversation.prompt(job.text, job.max_new_tokens or 1)
+        if job.max_new_tokens is None:
+            longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+            room = job.default_new_tokens if longest is None else longest - inputs["input_ids"].shape[1]
+            job.max_new_tokens = min(job.default_new_tokens, room)
+        return inputs
 
-    def _next_readers(self) -> list[Job]:
-        if not self.shares_batches:
-            return self._reading[:1]
-        chosen: list[Job] = []
+    def _next_readers(self) -> list[tuple[Job, dict[str, torch.Tensor]]]:
+        """Those that read in the next pass, as many as may, and what; one whose part does not fit fails by itself."""
+        chosen: list[tuple[Job, dict[str, torch.Tensor]]] = []
         longest = 0
-        for job in self._reading:
-            longest = max(longest, self._segment(job)["input_ids"].shape[1])
-            if chosen and longest * (len(chosen) + 1) > self.limits.prefill_tokens:
+        for job in list(self._reading):
+            try:
+                segment = self._segment(job)
+            except Exception as error:
+                self._reading.remove(job)
+                self._fail(job, error)
+                continue
+            longest = max(longest, segment["input_ids"].shape[1])
+            full = longest * (len(chosen) + 1) > self.limits.prefill_tokens
+            if chosen and (full or not self.shares_batches):
                 break
-            chosen.append(job)
+            chosen.append((job, segment))
         return chosen
 
-    def _read_step(self, jobs: list[Job]) -> None:
-        segments = [self._segment(job) for job in jobs]
+    def _read_step(self, jobs: list[Job], segments: list[dict[str, torch.Tensor]]) -> None:
         rows, logits = prefill(self.model, segments, [job.conversation.state for job in jobs], self._pad)
         self.on_step(len(jobs), sum(segment["input_ids"].shape[1] for segment in segments))
         decoding = []
@@ -329,8 +344,8 @@ class Engine:
                 self._done(job, state, job.reread)
             else:
                 self._reading.remove(job)
-                self._next_token(job, logits[row])
-                decoding.append((row, job))
+                if self._next_token(job, logits[row]):
+                    decoding.append((row, job))
         if not decoding:
             return
         new = rows.select([row for row, _ in decoding]), [job for _, job in decoding]
@@ -341,16 +356,15 @@ class Engine:
         else:
             self._batches.append(new)
 
-    def _decode_step(self, batch: tuple[Rows, list[Job]]) -> None:
-        rows, jobs = batch
+    def _decode_step(self, jobs: list[Job], rows: Rows) -> None:
         ends = all(job.finish is not None for job in jobs)
         logits = rows.step(self.model, [job.tokens[-1] for job in jobs], ends)
         self.on_step(len(jobs), len(jobs))
         stay = []
         for row, job in enumerate(jobs):
             if job.finish is None:
-                self._next_token(job, logits[row])
-                stay.append(row)
+                if self._next_token(job, logits[row]):
+                    stay.append(row)
                 continue
             state = rows.state.select(row)  # the last token is in it now
             if not state.is_finite():
@@ -367,8 +381,17 @@ class Engine:
         else:
             del self._batches[place]
 
-    def _next_token(self, job: Job, logits: torch.Tensor) -> None:
-        """Choose a token, and tell what can be told of the text so far."""
+    def _next_token(self, job: Job, logits: torch.Tensor) -> bool:
+        """Choose a token, and tell what can be told of the text so far. False if that cannot be done, for this job alone."""
+        try:
+            self._say(job, logits)
+        except Exception as error:
+            logger.exception("a token could not be chosen")
+            self._fail(job, error)
+            return False
+        return True
+
+    def _say(self, job: Job, logits: torch.Tensor) -> None:
         token = job.sampling.choose(logits, job.tokens, job.generator)
         job.tokens.append(token)
         text = self._text(job)
@@ -410,7 +433,8 @@ class Engine:
         for job in jobs:
             self._fail(job, error)
         for _, future in self._calls:
-            future.set_exception(error)
+            if future.set_running_or_notify_cancel():
+                future.set_exception(error)
         self._calls.clear()
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_COLD = 1e-5  # a lower temperature takes the likeliest token, as 0 does; logits divided by it could become infinite
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -44,7 +46,7 @@ class Sampling:
             logits = logits.clone()
             tokens, counts = torch.tensor(generated, device=logits.device).unique(return_counts=True)
             logits[tokens] -= (self.frequency_penalty * counts + self.presence_penalty).to(logits)
-        if self.temperature == 0:
+        if self.temperature < _COLD:
             return int(logits.argmax())
         scaled = logits.double().cpu() / self.temperature
         chances = (scaled - scaled.max()).softmax(dim=-1)

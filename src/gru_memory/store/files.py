@@ -115,7 +115,7 @@ def _row(number: int, row: dict[str, Any], limits: Limits) -> dict[str, Any]:
     return {
         "id": number,
         "parent": parent,
-        "created_at": float(row["created_at"]),
+        "created_at": _time(row["created_at"]),
         "turn_digest": _hex(row["turn_digest"], DIGEST_BYTES),
         "user_digest": _hex(row["user_digest"], DIGEST_BYTES),
         "user_text": row["user"],
@@ -151,6 +151,12 @@ def _hex(text: str, length: int) -> bytes:
     if len(value) != length:
         raise TypeError(f"{length} bytes were expected")
     return value
+
+
+def _time(value: Any) -> float:
+    if not 0 <= (seconds := float(value)) < 1 << 40:  # neither NaN nor infinite
+        raise TypeError("a time is out of range")
+    return seconds
 
 
 def _count(value: Any) -> int:

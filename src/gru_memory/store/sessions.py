@@ -472,7 +472,10 @@ class SessionStore:
         read = MemoryState.from_bytes(state)
         if read.batch_size != 1:
             raise ValueError(f"a session is one conversation, this state holds {read.batch_size}")
-        return {"turns": int(read.turns), "tokens": int(read.tokens), "fingerprint": read.fingerprint}
+        held = {"turns": int(read.turns), "tokens": int(read.tokens)}
+        if not all(0 <= count < 1 << 31 for count in held.values()):
+            raise ValueError("the state counts more tokens or turns than anybody ever said: it is damaged")
+        return {**held, "fingerprint": read.fingerprint}
 
     def _check_turn(self, turn: Turn) -> None:
         for text in turn:
