@@ -200,6 +200,7 @@ def plot_modes(shares: dict[str, list[float]], turns: tuple[int, ...], path: Pat
     for number, (mode, found) in enumerate(shares.items()):
         axes.plot(turns, [100 * share for share in found], color=PALETTE[number], marker=MARKERS[number], label=mode)
     axes.set(xlabel="turns since the fact was told", ylabel="facts recalled (%)", ylim=(-3, 103))
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_title("Persistent and ephemeral memory, small GPT-2", loc="left", fontweight="bold")
     axes.legend(frameon=False)
     save(figure, path)

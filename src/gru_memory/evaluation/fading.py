@@ -157,6 +157,8 @@ def plot_fading(runs: Sequence[dict[str, Any]], path: Any, title: str) -> None:
     left.set(
         xlabel="unrelated turns since the facts were told", ylabel="replies that contain the value (%)", ylim=(-3, 103)
     )
+    for axes in (left, right):
+        axes.xaxis.get_major_locator().set_params(integer=True)
     left.legend(title="kept at a tick", fontsize=8, title_fontsize=8, frameon=False)
     right.set(
         xlabel="unrelated turns since the facts were told", ylabel="share of the trace that is left", ylim=(-0.03, 1.03)
