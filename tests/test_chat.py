@@ -116,6 +116,7 @@ def _tokens(path, loaded):
         ("/fork", "/fork needs more: /fork NAME"),
         ("/memory all", "takes a number of slots"),
         ("/forget 9:9", "there is no slot 9 of head 9"),
+        ("/forget zebra", "no message of yours contains 'zebra'"),
         ("/save nowhere/x", "No such file"),
         ("/fork default", "there is a session 'default' already"),
     ],
@@ -140,6 +141,20 @@ def at_a_terminal(monkeypatch, lines):
 
     monkeypatch.setattr("builtins.input", type_line)
     monkeypatch.setattr("gru_memory.cli.chat._at_a_terminal", lambda: True)
+
+
+def test_without_text_a_message_is_forgotten_by_its_words(run):
+    result = chat(run, "My boat is called Marigold.", "/forget My boat is called Marigold.", options=["--no-text"])
+    assert result.exit_code == 0, result.output
+    assert "as far as they were a message" in result.stderr
+
+
+def test_what_is_for_new_conversations_is_not_dropped_without_a_word(run):
+    chat(run, "Hello.", options=["--system", "Be brief."])
+    again = chat(run, "Hello.", options=["--system", "Be a pirate."])
+    assert again.exit_code == 0
+    assert "session 'default' goes on as it began" in again.stderr
+    assert "goes on as it began" not in chat(run, "Hello.").stderr
 
 
 def test_a_terminal_streams_and_survives_mistakes(run, monkeypatch, loaded):

@@ -605,14 +605,33 @@ def test_outdated_values_do_not_count(build, pool):
 
 def test_sessions_of_a_file(tmp_path):
     path = tmp_path / "sessions.jsonl"
-    ask = Turn("What is it?", "It is red.", learn="answer", kind="ask", value="red")
-    sessions = [Session((Turn("It is red.", kind="tell"), Turn(None, "A page of a book.", learn="base"), ask))]
+    ask = Turn("What is it?", "It is red.", learn="answer", kind="ask", value="red", fact="it")
+    sessions = [
+        Session(
+            (
+                Turn("It is red.", kind="tell", value="red", fact="it"),
+                Turn(None, "A page of a book.", learn="base"),
+                ask,
+            )
+        )
+    ]
     write_jsonl(path, sessions)
     assert json.loads(path.read_text())["messages"][1]["role"] == "text"
     assert FilePool(path).session(random.Random(0), 1, 0) == sessions[0]
     write_jsonl(path, [Session((Turn("Hello."),))])
     with pytest.raises(ValueError, match="nothing to learn"):
         FilePool(path)
+    write_jsonl(path, [Session((Turn("A.", kind="tell"), Turn("B?", "C.", learn="answer")))])
+    with pytest.raises(ValueError, match='give "value" and "fact"'):
+        FilePool(path)
+
+
+def test_the_session_in_the_documents_can_be_trained_on(repository, tmp_path):
+    text = (repository / "docs" / "training.md").read_text()
+    example = json.loads(text[text.index("```json") + 7 :].partition("```")[0])
+    (tmp_path / "one.jsonl").write_text(json.dumps(example))
+    (session,) = FilePool(tmp_path / "one.jsonl").sessions
+    assert [turn.learn for turn in session.turns] == [None, "base", "answer"]
 
 
 def test_pages_come_from_the_books(tmp_path):

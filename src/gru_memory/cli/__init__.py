@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 _NEEDED = ("typer", "rich", "sqlalchemy", "alembic", "platformdirs")
@@ -9,6 +10,8 @@ _NEEDED = ("typer", "rich", "sqlalchemy", "alembic", "platformdirs")
 
 def main() -> None:
     """Entry point of `gru-memory`."""
+    if not sys.stderr.isatty():  # in a log, bars that are drawn over and over are noise; tqdm looks when it is imported
+        os.environ.setdefault("TQDM_DISABLE", "1")
     try:
         from .app import app
     except ModuleNotFoundError as error:

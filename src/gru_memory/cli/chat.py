@@ -54,7 +54,7 @@ def chat_command(
 ) -> None:
     """Talk to a model that remembers. Every turn is kept at once; /help says what else can be typed.
 
-    In a pipe, each line is a turn and each reply a paragraph, and nothing else is printed.
+    In a pipe, each line is a turn. Replies, and what commands show, go to standard output, all else to standard error.
     """
     set_threads(threads)
     if temperature < 0:
@@ -65,6 +65,9 @@ def chat_command(
         if not ephemeral:
             opened = stack.enter_context(SessionStore(store))
             kept = opened.get_or_create(session, keep_text=text)
+            if kept.head is not None and (system is not None or kept.keep_text != text):
+                told = "--system and --no-text are for new conversations"
+                errors.print(Text(f"session {session!r} goes on as it began: {told}", style="yellow"), soft_wrap=True)
         loaded, tokenizer = load(model, memory, device)
         talk = StoredConversation(
             loaded, tokenizer, None if ephemeral else opened, kept, system,
@@ -224,13 +227,15 @@ class Chat:
             self._done(f"Slot {rest} is empty.")
             return
         known = [turn for turn in self.talk.transcript() if turn.user and rest.lower() in turn.user.lower()]
+        if not known and (self.talk.ephemeral or self.talk.session.keep_text):
+            raise ValueError(f"no message of yours contains {rest!r}: /history shows them")
         for turn in known:
             state = forget(self.model, self.tokenizer, state, turn.user, turn.reply, system)
-        if not known:  # not a message of which the text is kept: as if it had been told in these words
+        if not known:  # no text is kept to look it up in: as if it had been told in these words
             state = forget(self.model, self.tokenizer, state, rest, None, system)
         self.talk.edit(state)
-        said = f"{len(known)} message(s)" if known else "those words, as if they had been a message"
-        self._done(f"Out of memory: {said}. The text of the session stays until the session is removed.")
+        said = f"{len(known)} message(s)" if known else "these words, as far as they were a message"
+        self._done(f"Forgotten: {said}. The text of the session stays until the session is removed.")
 
     def _fork(self, rest: str) -> None:
         if self.talk.ephemeral:

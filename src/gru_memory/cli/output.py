@@ -44,13 +44,20 @@ def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would complain at its exit
             raise typer.Exit(1) from error
         except _EXPECTED as error:
-            errors.print(Text(f"error: {error}", style="red"), soft_wrap=True)
+            errors.print(Text(f"error: {_said(error)}", style="red"), soft_wrap=True)
             raise typer.Exit(1) from error
         except KeyboardInterrupt as error:
             errors.print(Text("interrupted", style="red"))
             raise typer.Exit(130) from error
 
     return run
+
+
+def _said(error: Exception) -> str:
+    """What an error says; of a file that cannot be used its name, as it was given, and why."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{str(error.filename).removesuffix('.part')}: {error.strerror}"
+    return str(error)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import ipaddress
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 from pathlib import Path
@@ -96,6 +97,7 @@ def serve_command(
         spec = (model, memory, store or default_url(), settings, threads, device)
         _serve_with_ray(spec, (min_replicas, max_replicas, target_chats, replica_cpus, replica_gpus), host, port)
         return
+    _check_port(host, port)
     with SessionStore(store, limits) as opened:
         app = create_app(*load(model, memory, device), opened, settings)
         config = uvicorn.Config(
@@ -108,6 +110,14 @@ def serve_command(
         server.run()
         if not server.started:
             raise OSError(f"cannot listen on {host}, port {port}: the log says why")
+
+
+def _check_port(host: str, port: int) -> None:
+    """Raise OSError if nobody can listen there, before a model is loaded for it."""
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        raise OSError(f"cannot listen on {host}, port {port}: {error.strerror or error}") from error
 
 
 def _serve_with_ray(spec: tuple, scaling: tuple, host: str, port: int) -> None:

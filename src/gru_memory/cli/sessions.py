@@ -12,6 +12,7 @@ from rich.text import Text
 
 from ..state import write_whole
 from ..store import SessionStore
+from ..store.database import sqlite_file
 from .output import STORE_HELP, console, kilobytes, one_line_errors
 
 app = typer.Typer(help="The conversations that are kept.", no_args_is_help=True)
@@ -29,7 +30,7 @@ def list_command(store: Store = None) -> None:
         table.add_column(column)
     for column in ("turns", "tokens", "memory"):
         table.add_column(column, justify="right")
-    with SessionStore(store) as opened:
+    with _existing(store) as opened:
         for session in opened.list():
             counts = (str(session.turns), f"{session.tokens:,}", kilobytes(session.state_bytes))
             table.add_row(Text(session.name), _when(session.updated_at), *counts)
@@ -43,7 +44,7 @@ def list_command(store: Store = None) -> None:
 @one_line_errors
 def show(name: Name, store: Store = None) -> None:
     """What is kept of a session: its numbers, then its text."""
-    with SessionStore(store) as opened:
+    with _existing(store) as opened:
         session = opened.get(name)
         turns, everything = opened.transcript(session), opened.turns(session)
     rows = {
@@ -75,7 +76,7 @@ def export(
     """Write a session, with all its snapshots, as one file."""
     if file.exists():
         raise ValueError(f"{file} is there already: choose another name")
-    with SessionStore(store) as opened:
+    with _existing(store) as opened:
         data = opened.export(opened.get(name))
     write_whole(file, data)
     console.print(Text(f"{file}: {kilobytes(len(data))}"), soft_wrap=True)
@@ -98,8 +99,16 @@ def import_command(
 @one_line_errors
 def rm(name: Name, store: Store = None) -> None:
     """Remove a session with everything that is kept of it, and no other."""
-    with SessionStore(store) as opened:
+    with _existing(store) as opened:
         opened.delete(name)
+
+
+def _existing(store: str | None) -> SessionStore:
+    """The store, if there is one where somebody said that it is: looking makes none."""
+    path = None if store is None else sqlite_file(store)
+    if path is not None and not path.exists():
+        raise FileNotFoundError(f"there is no store {path}: give --store as it was when the sessions were made")
+    return SessionStore(store)
 
 
 def _when(seconds: float) -> str:

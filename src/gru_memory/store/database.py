@@ -112,6 +112,12 @@ def scrub(engine: Engine) -> None:
             connection.close()
 
 
+def sqlite_file(url: str) -> Path | None:
+    """The file of a SQLite store; None for another kind. Raises ValueError if this is no store."""
+    parsed = _parse(url)
+    return Path(parsed.database).expanduser() if parsed.get_backend_name() == "sqlite" else None
+
+
 def _parse(url: str) -> URL:
     if "://" not in url:
         return URL.create("sqlite", database=str(Path(url).expanduser()))

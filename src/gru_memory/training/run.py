@@ -111,6 +111,11 @@ class FilePool:
         self.sessions = list(read_jsonl(path))
         if not any(turn.learn == "answer" for s in self.sessions for turn in s.turns):
             raise ValueError(f'{path} marks nothing to learn: give the replies to learn "learn": "answer"')
+        if not any(map(_asks_for_what_it_tells, self.sessions)):
+            raise ValueError(
+                f'{path} does not say what is told and asked for: give "value" and "fact" to the messages of users that tell '
+                "something and to those that ask for it"
+            )
 
     def __len__(self) -> int:
         return len(self.sessions)
@@ -122,6 +127,13 @@ class FilePool:
         self, rng: random.Random, num_facts: int, between: int, shuffle: bool = True, num_untold: int = 0
     ) -> Session:
         return rng.choice(self.sessions)
+
+
+def _asks_for_what_it_tells(session: Session) -> bool:
+    learned = [turn for turn in session.turns if turn.learn == "answer"]
+    told = {mark.fact for turn in session.turns if turn not in learned for mark in turn.marks}
+    told |= {mark.fact for turn in learned for mark in turn.notes}
+    return any(mark.fact in told for turn in learned for mark in turn.marks)
 
 
 def train(
@@ -210,8 +222,10 @@ def train_loaded(
 
 
 def _check_memory(request: TrainRequest) -> None:
-    """Refuse what cannot be trained before anything is loaded."""
+    """Refuse what cannot be trained, or trained on, before anything is loaded."""
     conversation_memory(1, **request.memory)
+    if request.data != "facts":
+        FilePool(request.data)
     if tuple(request.memory.get("sites", ("top",))) != ("top",):
         raise ValueError(f"training on cached hidden states is for sites=('top',), not {request.memory['sites']}")
 

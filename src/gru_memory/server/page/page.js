@@ -63,7 +63,7 @@ function addTurn(user, reply) {
       await post(sessionPath("/forget"), { text: user });
       item.classList.add("faded");
       await showMemory(false);
-      say("Out of memory. The text stays until the session is deleted.");
+      say("Forgotten. The text stays until the session is deleted.");
     }));
     item.append(forget);
   }
