@@ -283,6 +283,8 @@ def test_the_client_s_own_stream_helper_works(client):
         {"stream_options": {"include_obfuscation": True}},
         {"session_id": ""},
         {"session_id": "x" * 201},
+        {"session_id": "a/b"},
+        {"user": "a/b"},
         {"session_id": "a\nb"},
         {"session_id": "nul\0"},
         {"messages": []},
@@ -426,6 +428,38 @@ def test_nobody_sees_another_s_sessions(server, client, http):
     there, nowhere = (http.get(f"/v1/memory/{name}", headers=headers) for name in ("talk", "nothing at all"))
     assert (there.status_code, there.json()) == (nowhere.status_code, nowhere.json())
     assert http.delete("/v1/memory/talk", headers=headers).status_code == 404
+
+
+def test_a_name_that_no_path_could_hold_is_refused_wherever_it_is_given(server, http):
+    """A session of such a name could neither be looked at nor removed."""
+    post = {"model": MODEL, "messages": [user(BOAT)]}
+    asked = {"model": MODEL, "input": BOAT}
+    kept = server.store.create("kept a/b", owner="elsewhere")
+    file, before = server.store.export(kept), server.store.list(ADA)
+    http.post("/v1/memory/whole/remember", json={"text": HOME})
+    answers = [
+        http.post("/v1/chat/completions", json={**post, "session_id": "a/b"}),
+        http.post("/v1/chat/completions", json={**post, "user": "a/b"}),
+        http.post("/v1/chat/completions", json=post, headers={"x-session-id": "a/b"}),
+        http.post("/v1/chat/completions", json=post, headers={"x-openwebui-chat-id": "a/b"}),
+        http.post("/v1/responses", json={**asked, "conversation": "a/b"}),
+        http.post("/v1/responses", json={**asked, "conversation": {"id": "a/b"}}),
+        http.post("/v1/memory/whole/fork", json={"name": "a/b"}),
+        http.post("/v1/memory/import", content=file),
+        http.post("/v1/memory/import", params={"name": "a/b"}, content=file),
+    ]
+    for answer in answers:
+        assert (answer.status_code, "has no '/'" in answer.text) == (400, True), answer.text
+    assert http.post("/v1/memory/a%2Fb/remember", json={"text": HOME}).status_code == 404
+    http.delete("/v1/memory/whole")
+    assert server.store.list(ADA) == before
+
+
+def test_a_user_whose_name_is_too_long_is_told_so(http):
+    body = {"model": MODEL, "messages": [user(BOAT)], "user": "x" * 196}
+    error = http.post("/v1/chat/completions", json=body).json()["error"]
+    assert error["param"] == "user" and "195 characters" in error["message"]
+    assert http.post("/v1/chat/completions", json={**body, "user": "x" * 195}).status_code == 200
 
 
 # Memory

@@ -13,7 +13,7 @@ from ..inspection import said_tokens, slot_words, trace
 from ..store import Session
 from .errors import ApiError
 from .protocol import DecayRequest, ForgetRequest, ForkRequest, TextRequest
-from .service import Service, in_thread
+from .service import Service, check_path_name, in_thread
 
 MOST_TRACED = 4_000  # characters: while a trace is made, there are heads x slots numbers a token
 Most = Annotated[int, Query(ge=1, le=1_000)]
@@ -37,7 +37,7 @@ def memory_router(service: Service, owner: Callable[..., str]) -> APIRouter:
     async def import_session(request: Request, name: str | None = None, owner: str = Owner) -> dict[str, Any]:
         """Take in a file that `export` gave; the body is the file."""
         data = await request.body()
-        return _session(await in_thread(store.import_file, data, owner, name))
+        return _session(await in_thread(store.import_file, data, owner, name, check_path_name))
 
     @router.get("/{session}")
     async def read(
@@ -119,6 +119,7 @@ def memory_router(service: Service, owner: Callable[..., str]) -> APIRouter:
     @router.post("/{session}/fork")
     async def fork(session: str, body: ForkRequest, owner: str = Owner) -> dict[str, Any]:
         """A session of its own that begins as this one is now, or was after the response `at`."""
+        check_path_name(body.name)
 
         def forked() -> Session:
             return store.fork(store.get(session, owner), body.name, body.at)

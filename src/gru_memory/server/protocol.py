@@ -11,6 +11,7 @@ MAX_MESSAGES = 2_000
 
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 Id = Annotated[str, Field(min_length=1, max_length=200)]
+User = Annotated[str, Field(min_length=1, max_length=195)]  # its session's name is 5 characters longer
 Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
 ]
@@ -61,7 +62,7 @@ class _Sampled(_Strict):
     stream: bool = False
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    user: Id | None = None
+    user: User | None = None
     session_id: Id | None = None
     metadata: Metadata | None = None
 
