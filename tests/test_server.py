@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from copy import deepcopy
 
 import pytest
 
@@ -193,6 +194,21 @@ def test_a_system_prompt_is_that_of_the_request(client, loaded):
     assert conversation.say(BOAT) == first
     conversation.use_system("Be kind.")
     assert conversation.say(HOME) == second
+
+
+def test_a_chat_template_that_refuses_is_quoted(loaded, tmp_path, http):
+    model, tokenizer = loaded[0], deepcopy(loaded[1])
+    refuses = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    tokenizer.chat_template = refuses + tokenizer.chat_template
+    with running(tmp_path / "s", (model, tokenizer)) as server:
+        system = {"role": "system", "content": "Be brief."}
+        for path, body in (
+            ("chat/completions", {"model": MODEL, "messages": [system, user(BOAT)]}),
+            ("responses", {"model": MODEL, "input": BOAT, "instructions": "Be brief."}),
+            ("conversations", {"items": [system, user(BOAT)]}),
+        ):
+            answer = http.post(f"{server.url}/v1/{path}", json=body)
+            assert (answer.status_code, answer.json()["error"]["message"]) == (400, "System role not supported")
 
 
 def test_sampling_parameters_arrive(client):
@@ -686,6 +702,16 @@ def test_cors_is_off_unless_it_is_asked_for(http, loaded, tmp_path):
     with running(tmp_path / "s", loaded, cors_origins=("https://page.example",)) as server:
         allowed = http.options(f"{server.url}/v1/models", headers=asked).headers
         assert allowed["access-control-allow-origin"] == "https://page.example"
+
+
+def test_what_goes_wrong_before_a_reply_begins_is_in_the_log(server, http, monkeypatch, caplog):
+    def broken(*arguments):
+        raise RuntimeError("nobody expected this")
+
+    monkeypatch.setattr(server.app.state.service, "_plan", broken)
+    body = {"model": MODEL, "messages": [user(BOAT)]}
+    assert http.post("/v1/chat/completions", json=body).status_code == 500
+    assert "nobody expected this" in caplog.text
 
 
 def test_logs_are_json_without_text(server, client, caplog, http):

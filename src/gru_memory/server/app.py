@@ -13,6 +13,7 @@ from fastapi import Depends, FastAPI, Header, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from fastapi.security import HTTPBearer
+from jinja2 import TemplateError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
@@ -190,6 +191,7 @@ async def _begun(events: AsyncIterator[Event]) -> AsyncIterator[Event]:
     try:
         await anext(events)
     except Exception as error:
+        _note(error)
         raise as_api_error(error) from error
     return events
 
@@ -278,5 +280,5 @@ def _add_error_handlers(app: FastAPI) -> None:
     async def ours(request: Request, error: Exception) -> JSONResponse:
         return answer(as_api_error(error))
 
-    for kind in (StoreError, ValueError, Overloaded, ShuttingDown, TimedOut):
+    for kind in (StoreError, ValueError, TemplateError, Overloaded, ShuttingDown, TimedOut):
         app.exception_handler(kind)(ours)
