@@ -548,6 +548,14 @@ def test_looking_into_a_session_and_changing_it(server, client, http, loaded):
     assert http.get("/v1/memory/copy").status_code == 200
 
 
+def test_a_last_turn_whose_beginning_is_not_kept_is_not_traced(client, http):
+    """A history that is taken in has one state, that after its last turn."""
+    chat(client, user(BOAT), assistant("Lovely."), WHERE, **in_session("begun elsewhere"))
+    answer = http.get("/v1/memory/begun elsewhere/trace")
+    assert (answer.status_code, "before the last turn" in answer.text) == (409, True)
+    assert http.post("/v1/memory/begun elsewhere/trace", json={"text": WHERE}).status_code == 200
+
+
 def test_a_state_of_another_memory_is_refused_with_its_reason(server, http, client):
     session = server.store.create("foreign", ADA)
     other = Conversation(talking_model("llama", num_slots=5), talking_tokenizer("llama"))

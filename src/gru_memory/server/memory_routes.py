@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 
 from ..editing import forget, forget_slot
 from ..inspection import said_tokens, slot_words, trace
-from ..store import Session
+from ..store import Session, SessionNotFound
 from .errors import ApiError
 from .protocol import DecayRequest, ForgetRequest, ForkRequest, TextRequest
 from .service import Service, check_path_name, in_thread
@@ -102,7 +102,11 @@ def memory_router(service: Service, owner: Callable[..., str]) -> APIRouter:
             system = conversation.system
             conversation.reset()
             if last.parent is not None:
-                conversation.load(store.snapshot(last.parent, owner).state)
+                try:
+                    conversation.load(store.snapshot(last.parent, owner).state)
+                except SessionNotFound as error:
+                    message = "the state from before the last turn is not kept, so there is nothing to trace it from"
+                    raise ApiError(409, message, "no_state") from error
             return conversation.state, last, system
 
         state, last, system = await in_thread(before_and_last)
