@@ -182,6 +182,20 @@ def test_a_history_that_is_new_is_taken_in(server, client, loaded):
     assert_same_state(state_of(server, "import"), conversation.state)
 
 
+def test_an_empty_reply_is_a_reply_and_is_recognised(server, client, loaded):
+    """As the model itself may answer nothing."""
+    nothing = {"extra_body": {"session_id": "silent"}, "stop": [text_of(chat(client, BOAT))[:1]]}
+    assert text_of(chat(client, BOAT, **nothing)) == ""
+    history = [user(BOAT), assistant("")]
+    chat(client, *history, HOME, **in_session("silent"))
+    assert [turn.reply for turn in server.store.transcript(server.store.get("silent", ADA))][:1] == [""]
+    _, conversation = expected(loaded, (BOAT, None), HOME)
+    assert_same_state(state_of(server, "silent"), conversation.state)
+    assert server.store.get("silent", ADA).turns == 2
+    (wanted,), _ = expected(loaded, (BOAT, ""), HOME)
+    assert text_of(chat(client, *history, HOME)) == wanted
+
+
 def test_a_system_prompt_is_that_of_the_request(client, loaded):
     system = {"role": "system", "content": "Be brief."}
     assert text_of(chat(client, system, BOAT)) == expected(loaded, BOAT, system="Be brief.")[0][0]
@@ -296,7 +310,10 @@ def test_the_client_s_own_stream_helper_works(client):
         {"max_tokens": 0},
         {"max_tokens": 1_000_000},
         {"surprise": 1},
-        {"stream_options": {"include_obfuscation": True}},
+        {"stream_options": {"include_obfuscation": True}, "stream": True},
+        {"stream_options": {"include_usage": True}},
+        {"metadata": {"a": "b"}},
+        {"store": True},
         {"session_id": ""},
         {"session_id": "x" * 201},
         {"session_id": "a/b"},
@@ -308,6 +325,7 @@ def test_the_client_s_own_stream_helper_works(client):
         {"messages": [user("a"), assistant("b")]},
         {"messages": [assistant("a"), user("b")]},
         {"messages": [user(" ")]},
+        {"messages": [user(" "), assistant("b"), user("c")]},
         {"messages": [{"role": "tool", "content": "a"}]},
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
         {"messages": [user("boat " * 500)]},
@@ -342,6 +360,13 @@ def test_what_is_not_supported_is_refused_in_openai_s_words(http, fields):
 def test_responses_refuse_too(http, fields):
     answer = http.post("/v1/responses", json={"model": MODEL, "input": BOAT, **fields})
     assert answer.status_code == 400, answer.text
+
+
+def test_fields_that_ask_for_nothing_are_accepted(http):
+    body = {"model": MODEL, "messages": [user(BOAT)], "store": False}
+    assert http.post("/v1/chat/completions", json=body).status_code == 200
+    body = {"model": MODEL, "input": BOAT, "include": [], "metadata": {"a": "b"}}
+    assert http.post("/v1/responses", json=body).json()["metadata"] == {"a": "b"}
 
 
 def test_null_is_as_if_not_given(http):
@@ -753,6 +778,7 @@ def test_messages_become_turns():
     assert parts(("system", "s"), ("user", "a"), ("user", "b"), ("assistant", "c"), ("user", "d")) == (
         "s", [("a", None), ("b", "c")], "d",
     )  # fmt: skip
+    assert parts(("user", "a"), ("assistant", ""), ("user", "b")) == (None, [("a", "")], "b")
 
 
 SALT = b"0123456789abcdef"

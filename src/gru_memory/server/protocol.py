@@ -64,7 +64,6 @@ class _Sampled(_Strict):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     user: User | None = None
     session_id: Id | None = None
-    metadata: Metadata | None = None
 
 
 class ChatRequest(_Sampled):
@@ -79,6 +78,13 @@ class ChatRequest(_Sampled):
     n: Literal[1] = 1
     logprobs: Literal[False] = False
     response_format: _Format | None = None
+    store: Literal[False] = False
+
+    @model_validator(mode="after")
+    def _options_of_a_stream(self) -> ChatRequest:
+        if self.stream_options and not self.stream:
+            raise ValueError("stream_options are those of a stream: leave them out, or set stream")
+        return self
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -101,6 +107,8 @@ class ResponseRequest(_Sampled):
     previous_response_id: Id | None = None
     conversation: Id | ConversationRef | None = None
     store: bool = True
+    metadata: Metadata | None = None
+    include: Annotated[list[Any], Field(max_length=0)] = []
     text: _TextConfig | None = None
     truncation: Literal["disabled"] = "disabled"
     tools: Annotated[list[Any], Field(max_length=0)] = []
@@ -204,9 +212,9 @@ def turns_of(messages: list[Message]) -> list[tuple[str, str | None]]:
     rest = [message for message in messages if message.role in ("user", "assistant")]
     turns: list[tuple[str, str | None]] = []
     for message in rest:
-        if not message.text.strip():
-            raise ValueError(f"a message of role {message.role!r} is empty")
         if message.role == "user":
+            if not message.text.strip():
+                raise ValueError("a message of role 'user' is empty")
             turns.append((message.text, None))
         elif not turns or turns[-1][1] is not None:
             raise ValueError("a message of the assistant must follow one of the user's, in the same request")
