@@ -675,8 +675,9 @@ def test_when_the_store_fails_the_client_is_told_and_nothing_is_kept(loaded, tmp
             assert "secret" not in str(refused.value)
             with pytest.raises(openai.APIError, match="store cannot be reached"):
                 list(chat(client, HOME, stream=True, **in_session("a")))
-            last = list(client.responses.create(model=MODEL, input=HOME, conversation="a", stream=True))[-1]
-            assert (last.type, last.code) == ("error", "store_unavailable")
+            events = list(client.responses.create(model=MODEL, input=HOME, conversation="a", stream=True))
+            assert (events[-1].type, events[-1].code) == ("error", "store_unavailable")
+            assert [event.sequence_number for event in events] == list(range(len(events)))
         assert server.store.get("a", ADA).turns == 1
         assert text_of(chat(client, HOME, **in_session("a"))) == expected(loaded, BOAT, HOME)[0][1]
 

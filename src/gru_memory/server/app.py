@@ -209,18 +209,20 @@ async def _last(events: AsyncIterator[Event]) -> Any:
 
 
 def _stream(
-    chunks: AsyncIterator[bytes], events: AsyncIterator[Event], as_chunk: Callable[[ApiError], bytes]
+    chunks: AsyncIterator[bytes], events: AsyncIterator[Event], as_chunk: Callable[[ApiError, int], bytes]
 ) -> StreamingResponse:
     """Server-sent events; an error in the middle is the last of them. When the client leaves, the turn is dropped."""
 
     async def guarded() -> AsyncIterator[bytes]:
+        sent = 0
         async with contextlib.aclosing(events):
             try:
                 async for chunk in chunks:
                     yield chunk
+                    sent += 1
             except Exception as error:
                 _note(error)
-                yield as_chunk(as_api_error(error))
+                yield as_chunk(as_api_error(error), sent)
 
     headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
     return StreamingResponse(guarded(), media_type="text/event-stream", headers=headers)
@@ -231,13 +233,13 @@ def _note(error: Exception) -> None:
         logger.error("a reply failed", exc_info=error)
 
 
-def _chat_error(error: ApiError) -> bytes:
+def _chat_error(error: ApiError, sent: int) -> bytes:
     return sse(error.body)
 
 
-def _response_error(error: ApiError) -> bytes:
+def _response_error(error: ApiError, sent: int) -> bytes:
     values = {"type": "error", "code": error.code, "message": error.message, "param": error.param}
-    return sse({**values, "sequence_number": 0}, "error")
+    return sse({**values, "sequence_number": sent}, "error")
 
 
 async def _purge(store: SessionStore, seconds: float) -> None:
