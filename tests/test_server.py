@@ -1,6 +1,8 @@
 """The server, through OpenAI's own client and through plain HTTP."""
 
+import asyncio
 import concurrent.futures
+import contextlib
 import json
 import logging
 import socket
@@ -25,7 +27,7 @@ from gru_memory import Conversation, MemoryState
 from gru_memory.evaluation.full_history import kv_bytes_per_token
 from gru_memory.server.engine import EngineLimits
 from gru_memory.server.errors import ApiError
-from gru_memory.server.http import JsonLines, Keys
+from gru_memory.server.http import BodyLimit, JsonLines, Keys
 from gru_memory.server.protocol import Message, split
 from gru_memory.server.recognition import where_to_go_on
 from gru_memory.server.settings import ServerSettings, owner_of, read_keys
@@ -408,6 +410,21 @@ def test_bodies_that_are_no_requests(http, body, status):
     assert len(answer.text) < 1_000
 
 
+def test_a_body_that_comes_byte_by_byte_is_not_waited_for_for_ever(loaded, tmp_path):
+    with (
+        running(tmp_path / "s", loaded, body_seconds=0.5) as server,
+        socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1]))) as connection,
+    ):
+        connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n")
+        connection.settimeout(0.05)
+        for _ in range(200):
+            connection.sendall(b" ")
+            with contextlib.suppress(TimeoutError):
+                assert b" 408 " in connection.recv(100)
+                return
+        pytest.fail("it is still waited for")
+
+
 # Tenants
 
 
@@ -769,6 +786,22 @@ def test_logs_are_json_without_text(server, client, caplog, http):
 
 
 # Parts
+
+
+def test_a_large_body_may_take_longer_than_a_small_one():
+    """A second more for every 64 KB that came."""
+    sent, app_saw = [], []
+
+    async def app(scope, receive, send):
+        app_saw.append(await receive())
+
+    async def receive():
+        await asyncio.sleep(0.3)
+        sent.append(b"x" * (64 << 10))
+        return {"type": "http.request", "body": sent[-1], "more_body": len(sent) < 5}
+
+    asyncio.run(BodyLimit(app, lambda path: 1 << 20, 1.0)({"type": "http", "path": "/"}, receive, None))
+    assert len(app_saw[0]["body"]) == 5 * (64 << 10)
 
 
 def test_messages_become_turns():
