@@ -566,7 +566,7 @@ def test_looking_into_a_session_and_changing_it(server, client, http, loaded):
     http.post("/v1/memory/look/forget", json={"head": top["head"], "slot": top["slot"]})
     left = [(slot["head"], slot["slot"]) for slot in http.get("/v1/memory/look").json()["slots"]]
     assert (top["head"], top["slot"]) not in left
-    for wrong in ({}, {"head": 0}, {"text": "a", "head": 0, "slot": 0}, {"head": 99, "slot": 0}):
+    for wrong in ({}, {"head": 0}, {"text": " "}, {"text": "a", "head": 0, "slot": 0}, {"head": 99, "slot": 0}):
         assert http.post("/v1/memory/look/forget", json=wrong).status_code == 400
 
     before = state_of(server, "look")

@@ -160,6 +160,8 @@ class ForgetRequest(_Strict):
     def _one_of_both(self) -> ForgetRequest:
         if (self.text is None) == (self.head is None) or (self.head is None) != (self.slot is None):
             raise ValueError("say what to forget: text, or head and slot")
+        if self.text is not None and not self.text.strip():
+            raise ValueError("the text to forget is empty: give a message word for word")
         return self
 
 
