@@ -659,20 +659,54 @@ def test_a_full_server_says_429_and_goes_on(loaded, tmp_path):
         assert text_of(chat(client, BOAT))
 
 
-def test_a_client_that_leaves_takes_its_turn_back(server, client, loaded):
+def until(happened):
+    deadline = time.monotonic() + 30
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_client_that_leaves_takes_its_turn_back(server, client, monkeypatch):
     chat(client, BOAT, **in_session("leaver"))
-    before = server.store.get("leaver", ADA)
-    stream = chat(client, HOME, stream=True, max_tokens=200, **in_session("leaver"))
-    next(iter(stream))
-    stream.close()
-    deadline = time.monotonic() + 20
-    while server.engine.active and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert server.engine.active == 0
-    after = server.store.get("leaver", ADA)
-    if after != before:  # the reply may have ended before the client was seen to leave
-        assert after.turns == 2
+    before, busy = server.store.get("leaver", ADA), server.app.state.service._busy
+    left, steps = threading.Event(), []
+
+    def step(rows, tokens):
+        steps.append(tokens)
+        assert left.wait(30)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(server.engine, "on_step", step)
+        stream = chat(client, HOME, stream=True, max_tokens=200, temperature=2, seed=1, **in_session("leaver"))
+        next(iter(stream))
+        until(lambda: steps)
+        stream.close()
+        until(lambda: not busy)
+        left.set()
+        until(lambda: server.engine.active == 0)
+    assert len(steps) <= 2  # the prompt and a token: the round that was being made
+    assert server.store.get("leaver", ADA) == before
     assert text_of(chat(client, WHERE, **in_session("leaver")))
+
+
+def test_a_client_that_leaves_without_a_stream_takes_its_turn_back_too(server, client, http, monkeypatch):
+    chat(client, BOAT, **in_session("impatient"))
+    before, begun = server.store.get("impatient", ADA), threading.Event()
+
+    def step(rows, tokens):
+        begun.set()
+        time.sleep(0.02)
+
+    monkeypatch.setattr(server.engine, "on_step", step)
+    body = {"model": MODEL, "messages": [user(HOME)], "max_tokens": 300, "temperature": 2, "seed": 1}
+    body = json.dumps({**body, "session_id": "impatient"}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEYS[0]}\r\n"
+    head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1]))) as connection:
+        connection.sendall(head.encode() + body)
+        assert begun.wait(30)
+    until(lambda: server.engine.active == 0 and not server.app.state.service._busy)
+    assert server.store.get("impatient", ADA) == before
 
 
 def test_when_the_store_fails_the_client_is_told_and_nothing_is_kept(loaded, tmp_path, monkeypatch):

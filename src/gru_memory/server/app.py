@@ -96,6 +96,7 @@ def create_app(model: Any, tokenizer: Any, store: SessionStore, settings: Server
 
     @app.post("/v1/chat/completions", tags=["openai"])
     async def chat(
+        request: Request,
         body: ChatRequest,
         owner: str = Owner,
         x_session_id: str | None = Header(None),
@@ -113,10 +114,11 @@ def create_app(model: Any, tokenizer: Any, store: SessionStore, settings: Server
         events = await _begun(service.reply(owner, address, turns, new))
         if body.stream:
             return _stream(chat_chunks(body, new, created, events), events, _chat_error)
-        return JSONResponse(chat_completion(body, new, created, await _last(events)))
+        return JSONResponse(chat_completion(body, new, created, await _last(events, request)))
 
     @app.post("/v1/responses", tags=["openai"])
     async def responses(
+        request: Request,
         body: ResponseRequest,
         owner: str = Owner,
         x_session_id: str | None = Header(None),
@@ -145,7 +147,7 @@ def create_app(model: Any, tokenizer: Any, store: SessionStore, settings: Server
         events = await _begun(service.reply(owner, address, turns, new, body.store, about))
         if body.stream:
             return _stream(response_events(body, new, created, events), events, _response_error)
-        return JSONResponse(response_object(body, new, created, await _last(events)))
+        return JSONResponse(response_object(body, new, created, await _last(events, request)))
 
     @app.get("/healthz", tags=["health"])
     async def healthz() -> PlainTextResponse:
@@ -196,12 +198,15 @@ async def _begun(events: AsyncIterator[Event]) -> AsyncIterator[Event]:
     return events
 
 
-async def _last(events: AsyncIterator[Event]) -> Any:
+async def _last(events: AsyncIterator[Event], request: Request) -> Any:
+    """The last event. When the client leaves before it, the turn is dropped."""
     event = None
     try:
         async with contextlib.aclosing(events):
             async for happened in events:
                 event = happened
+                if not isinstance(event, Done) and await request.is_disconnected():
+                    raise ApiError(499, "the client has left", "client_left")
     except Exception as error:
         _note(error)
         raise as_api_error(error) from error
