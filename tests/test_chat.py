@@ -19,7 +19,7 @@ from gru_memory.cli.app import app
 from gru_memory.cli.reference import reference
 from gru_memory.editing import forget, forget_slot, kept_share
 from gru_memory.evaluation.full_history import kv_bytes_per_token
-from gru_memory.store import SessionConflict, SessionStore, StoredConversation
+from gru_memory.store import SessionConflict, SessionStore, StoredConversation, StoreUnavailable
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +115,7 @@ def _tokens(path, loaded):
         ("/nothing", "there is no command /nothing"),
         ("/fork", "/fork needs more: /fork NAME"),
         ("/memory all", "takes a number of slots"),
+        ("/memory 0", "at least 1, not '0'"),
         ("/forget 9:9", "there is no slot 9 of head 9"),
         ("/forget zebra", "no message of yours contains 'zebra'"),
         ("/save nowhere/x", "No such file"),
@@ -166,6 +167,18 @@ def test_a_terminal_streams_and_survives_mistakes(run, monkeypatch, loaded):
     (first, reply), (second, _) = kept()
     assert (first, second) == ("My boat.", "Where?")
     assert reply in result.stdout
+
+
+def test_a_terminal_goes_on_where_even_the_store_is_away(run, monkeypatch):
+    at_a_terminal(monkeypatch, ["My boat.", "/nothing", "Where?"])
+
+    def away(self):
+        raise StoreUnavailable("the store cannot be used")
+
+    monkeypatch.setattr(StoredConversation, "refresh", away)
+    result = chat(run)
+    assert result.exit_code == 0, result.output
+    assert [user for user, _ in kept()] == ["My boat.", "Where?"]
 
 
 def test_ctrl_c_while_the_model_speaks_keeps_the_turns_before_and_nothing_of_this_one(run, monkeypatch, loaded):

@@ -146,6 +146,21 @@ def test_a_state_of_another_shape_is_refused_at_once(model, tokenizer):
         Conversation(model, tokenizer).load(data)
 
 
+def test_how_a_loaded_state_fades_and_is_kept_is_the_model_s_to_say(model, tokenizer):
+    """Whatever the file says."""
+    conversation = read_all(Conversation(model, tokenizer))
+    own = conversation.state
+    rates = {site: torch.zeros_like(rate) for site, rate in own.decay_rates.items()}
+    conversation.state = replace(own, decay_rates=rates, kept_in="int4", addressing="content")
+    data = conversation.to_bytes()
+    conversation.load(data)
+    assert_same_state(conversation.state.decay(1), own.decay(1), tolerance=0)
+    assert (conversation.state.kept_in, conversation.state.addressing) == (own.kept_in, own.addressing)
+    assert conversation.state.decay_rates.keys() == own.decay_rates.keys() != set()
+    for site, rate in own.decay_rates.items():
+        assert torch.equal(conversation.state.decay_rates[site], rate)
+
+
 def test_a_refused_file_leaves_the_conversation_as_it_was(family, model, tokenizer, tmp_path):
     other = talking_model(family, num_slots=5)
     read_all(Conversation(other, tokenizer)).save(tmp_path / "other.safetensors")

@@ -5,9 +5,9 @@ import time
 
 import pytest
 import torch
-from talking import FAMILIES, talking_model, talking_tokenizer
+from talking import FAMILIES, POSITIONS, talking_model, talking_tokenizer
 from tiny import assert_same_state
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from gru_memory import Conversation
 from gru_memory.server.engine import (
@@ -22,7 +22,7 @@ from gru_memory.server.engine import (
     Started,
     TimedOut,
 )
-from gru_memory.server.rows import RoomyLayer, can_share_batches, prefill
+from gru_memory.server.rows import RoomyLayer, _with_room, can_share_batches, prefill
 from gru_memory.server.sampling import Sampling
 
 TEXTS = [
@@ -49,6 +49,17 @@ class Watched(Job):
     def wait(self):
         assert self.over.wait(60), self.events
         return self.events[-1]
+
+
+class Scripted(Sampling):
+    """Chooses the given tokens, one after the other, and fails where there are no more."""
+
+    def __init__(self, *tokens, **settings):
+        super().__init__(**settings)
+        object.__setattr__(self, "tokens", tokens)
+
+    def choose(self, logits, generated, generator):
+        return self.tokens[len(generated)]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -150,6 +161,7 @@ def test_choosing_a_token():
     drawn = {nucleus.choose(logits, [], generator) for _ in range(200)}
     assert drawn == {1, 2}
     assert {Sampling(temperature=2.0).choose(logits, [], generator) for _ in range(400)} >= {0, 1, 2}
+    assert Sampling(temperature=1e-320).choose(logits, [], generator) == 1
     assert logits.tolist() == [1.0, 3.0, 2.0, -5.0]
 
 
@@ -198,6 +210,80 @@ def test_a_forward_pass_that_fails_fails_its_jobs_and_the_engine_goes_on(loaded,
     assert isinstance(again.wait(), Done)
 
 
+def at_once(engine, *jobs):
+    """Submit them so that they are read in one pass."""
+    held = threading.Event()
+    engine.call(held.wait)
+    for job in jobs:
+        engine.submit(job)
+    held.set()
+
+
+def test_turns_that_fit_alone_but_not_together_fail_their_job_alone(loaded, engine):
+    long = next(
+        text
+        for n in range(10, 400, 10)
+        if Conversation(*loaded).inputs(text := "boat " * n, "Yes.")["input_ids"].shape[1] > 0.6 * POSITIONS
+    )
+    job = Watched(Conversation(*loaded, context_turns=2), TEXTS[2], read=[(long, "Yes.")] * 2, max_new_tokens=2)
+    beside = Watched(Conversation(*loaded), TEXTS[0], max_new_tokens=4)
+    at_once(engine, job, beside)
+    assert "positions" in str(job.wait().error)
+    assert beside.wait().reply == alone(loaded, [], TEXTS[0], max_new_tokens=4)[0]
+    assert engine.alive and engine.active == 0
+
+
+def test_a_reply_that_is_too_long_to_be_read_again_fails_its_job_alone(loaded, engine):
+    """A byte that is no character is one token when it is generated, and three when its text is read."""
+    tokenizer = loaded[1]
+    byte, stop = (tokenizer(text, add_special_tokens=False)["input_ids"][-1] for text in ("€", "M"))
+    sampling = Scripted(*[byte] * 130, stop, stop=(tokenizer.decode([stop]),))
+    job = Watched(Conversation(*loaded), TEXTS[2], max_new_tokens=200, sampling=sampling)
+    beside = Watched(Conversation(*loaded), TEXTS[0], max_new_tokens=4)
+    at_once(engine, job, beside)
+    assert "positions" in str(job.wait().error)
+    assert beside.wait().reply == alone(loaded, [], TEXTS[0], max_new_tokens=4)[0]
+    again = Watched(Conversation(*loaded), TEXTS[0], max_new_tokens=2)
+    engine.submit(again)
+    assert isinstance(again.wait(), Done)
+
+
+@pytest.mark.parametrize("chosen", [0, 2])
+def test_a_token_that_cannot_be_chosen_fails_its_job_alone(loaded, engine, chosen):
+    """Be it the first, after the prompt, or a later one."""
+    job = Watched(Conversation(*loaded), TEXTS[2], max_new_tokens=8, sampling=Scripted(*[5] * chosen))
+    others = [Watched(Conversation(*loaded), text, max_new_tokens=6) for text in TEXTS[:2]]
+    at_once(engine, others[0], job, others[1])
+    assert isinstance(job.wait().error, IndexError)
+    for other in others:
+        reply, conversation = alone(loaded, [], other.text, max_new_tokens=6)
+        assert other.wait().reply == reply
+        assert_same_state(other.conversation.state, conversation.state)
+
+
+def test_an_error_that_nobody_expected_fails_all_and_stops_the_engine(loaded, engine, monkeypatch):
+    def broken():
+        raise RuntimeError("no more")
+
+    held = threading.Event()
+    blocker = engine.call(held.wait)
+    while not blocker.running():
+        time.sleep(0.001)
+    jobs = [Watched(Conversation(*loaded), text, max_new_tokens=2) for text in TEXTS[:2]]
+    for job in jobs:
+        engine.submit(job)
+    call = engine.call(lambda: None)
+    monkeypatch.setattr(engine, "_drop", broken)
+    held.set()
+    for job in jobs:
+        assert "no more" in str(job.wait().error)
+    with pytest.raises(RuntimeError, match="no more"):
+        call.result(10)
+    assert not engine.alive
+    with pytest.raises(ShuttingDown):
+        engine.submit(jobs[0])
+
+
 def test_calls_run_between_steps(loaded, engine):
     assert engine.call(lambda: threading.current_thread().name).result(10) == "gru-memory engine"
     with pytest.raises(ZeroDivisionError):
@@ -224,6 +310,21 @@ def test_closing_at_once_fails_what_was_begun(loaded):
     job = Watched(Conversation(*loaded), TEXTS[0], max_new_tokens=300)
     engine.submit(job)
     engine.close(grace_seconds=0)
+    assert isinstance(job.wait().error, ShuttingDown)
+
+
+def test_closing_passes_over_a_call_that_was_cancelled(loaded):
+    engine = Engine(*loaded)
+    held = threading.Event()
+    blocker = engine.call(lambda: held.wait(0.2))
+    while not blocker.running():
+        time.sleep(0.001)
+    cancelled, waiting = (engine.call(lambda: None) for _ in range(2))
+    assert cancelled.cancel()
+    job = Watched(Conversation(*loaded), TEXTS[0], max_new_tokens=2)
+    engine.submit(job)
+    engine.close(grace_seconds=0)
+    assert isinstance(waiting.exception(10), ShuttingDown)
     assert isinstance(job.wait().error, ShuttingDown)
 
 
@@ -259,13 +360,12 @@ def test_room_for_tokens_to_come():
     """One more token is written behind those there are; what comes out is what a layer that copies them all has."""
     torch.manual_seed(0)
     roomy, plain = RoomyLayer(), DynamicLayer()
-    rooms, most = set(), 0
+    rooms = set()
     for step in range(200):
         new = [torch.randn(2, 3, 5 if not step else 1, 4) for _ in range(2)]
         for ours, theirs in zip(roomy.update(*new), plain.update(*new), strict=True):
             assert torch.equal(ours, theirs)
         rooms.add(roomy.keys.untyped_storage().data_ptr())
-        most = max(most, len(rooms))
         assert roomy.get_seq_length() == plain.get_seq_length()
         if step == 150:  # what others put there is gone on with, and they keep what they have
             taken = roomy.keys
@@ -273,7 +373,16 @@ def test_room_for_tokens_to_come():
             before = taken.clone()
         if step > 150:
             assert torch.equal(taken, before)
-    assert 1 < most < 10
+    assert 1 < len(rooms) < 10
+
+
+def test_room_is_made_without_a_copy_and_only_where_there_are_keys():
+    cache = DynamicCache()
+    cache.layers = [DynamicLayer(), DynamicLayer()]
+    keys, values = cache.layers[0].update(torch.randn(2, 3, 5, 4), torch.randn(2, 3, 5, 4))
+    roomy, empty = _with_room(cache).layers
+    assert isinstance(roomy, RoomyLayer) and roomy.keys is keys and roomy.values is values
+    assert roomy.get_seq_length() == 5 and not empty.is_initialized
 
 
 def test_a_step_copies_no_keys(loaded):

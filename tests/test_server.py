@@ -1,13 +1,17 @@
 """The server, through OpenAI's own client and through plain HTTP."""
 
+import asyncio
 import concurrent.futures
+import contextlib
 import json
 import logging
+import re
 import socket
 import subprocess
 import sys
 import threading
 import time
+from copy import deepcopy
 
 import pytest
 
@@ -24,7 +28,7 @@ from gru_memory import Conversation, MemoryState
 from gru_memory.evaluation.full_history import kv_bytes_per_token
 from gru_memory.server.engine import EngineLimits
 from gru_memory.server.errors import ApiError
-from gru_memory.server.http import JsonLines, Keys
+from gru_memory.server.http import BodyLimit, JsonLines, Keys
 from gru_memory.server.protocol import Message, split
 from gru_memory.server.recognition import where_to_go_on
 from gru_memory.server.settings import ServerSettings, owner_of, read_keys
@@ -181,6 +185,20 @@ def test_a_history_that_is_new_is_taken_in(server, client, loaded):
     assert_same_state(state_of(server, "import"), conversation.state)
 
 
+def test_an_empty_reply_is_a_reply_and_is_recognised(server, client, loaded):
+    """As the model itself may answer nothing."""
+    nothing = {"extra_body": {"session_id": "silent"}, "stop": [text_of(chat(client, BOAT))[:1]]}
+    assert text_of(chat(client, BOAT, **nothing)) == ""
+    history = [user(BOAT), assistant("")]
+    chat(client, *history, HOME, **in_session("silent"))
+    assert [turn.reply for turn in server.store.transcript(server.store.get("silent", ADA))][:1] == [""]
+    _, conversation = expected(loaded, (BOAT, None), HOME)
+    assert_same_state(state_of(server, "silent"), conversation.state)
+    assert server.store.get("silent", ADA).turns == 2
+    (wanted,), _ = expected(loaded, (BOAT, ""), HOME)
+    assert text_of(chat(client, *history, HOME)) == wanted
+
+
 def test_a_system_prompt_is_that_of_the_request(client, loaded):
     system = {"role": "system", "content": "Be brief."}
     assert text_of(chat(client, system, BOAT)) == expected(loaded, BOAT, system="Be brief.")[0][0]
@@ -193,6 +211,21 @@ def test_a_system_prompt_is_that_of_the_request(client, loaded):
     assert conversation.say(BOAT) == first
     conversation.use_system("Be kind.")
     assert conversation.say(HOME) == second
+
+
+def test_a_chat_template_that_refuses_is_quoted(loaded, tmp_path, http):
+    model, tokenizer = loaded[0], deepcopy(loaded[1])
+    refuses = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    tokenizer.chat_template = refuses + tokenizer.chat_template
+    with running(tmp_path / "s", (model, tokenizer)) as server:
+        system = {"role": "system", "content": "Be brief."}
+        for path, body in (
+            ("chat/completions", {"model": MODEL, "messages": [system, user(BOAT)]}),
+            ("responses", {"model": MODEL, "input": BOAT, "instructions": "Be brief."}),
+            ("conversations", {"items": [system, user(BOAT)]}),
+        ):
+            answer = http.post(f"{server.url}/v1/{path}", json=body)
+            assert (answer.status_code, answer.json()["error"]["message"]) == (400, "System role not supported")
 
 
 def test_sampling_parameters_arrive(client):
@@ -280,9 +313,14 @@ def test_the_client_s_own_stream_helper_works(client):
         {"max_tokens": 0},
         {"max_tokens": 1_000_000},
         {"surprise": 1},
-        {"stream_options": {"include_obfuscation": True}},
+        {"stream_options": {"include_obfuscation": True}, "stream": True},
+        {"stream_options": {"include_usage": True}},
+        {"metadata": {"a": "b"}},
+        {"store": True},
         {"session_id": ""},
         {"session_id": "x" * 201},
+        {"session_id": "a/b"},
+        {"user": "a/b"},
         {"session_id": "a\nb"},
         {"session_id": "nul\0"},
         {"messages": []},
@@ -290,6 +328,7 @@ def test_the_client_s_own_stream_helper_works(client):
         {"messages": [user("a"), assistant("b")]},
         {"messages": [assistant("a"), user("b")]},
         {"messages": [user(" ")]},
+        {"messages": [user(" "), assistant("b"), user("c")]},
         {"messages": [{"role": "tool", "content": "a"}]},
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
         {"messages": [user("boat " * 500)]},
@@ -324,6 +363,13 @@ def test_what_is_not_supported_is_refused_in_openai_s_words(http, fields):
 def test_responses_refuse_too(http, fields):
     answer = http.post("/v1/responses", json={"model": MODEL, "input": BOAT, **fields})
     assert answer.status_code == 400, answer.text
+
+
+def test_fields_that_ask_for_nothing_are_accepted(http):
+    body = {"model": MODEL, "messages": [user(BOAT)], "store": False}
+    assert http.post("/v1/chat/completions", json=body).status_code == 200
+    body = {"model": MODEL, "input": BOAT, "include": [], "metadata": {"a": "b"}}
+    assert http.post("/v1/responses", json=body).json()["metadata"] == {"a": "b"}
 
 
 def test_null_is_as_if_not_given(http):
@@ -363,6 +409,21 @@ def test_bodies_that_are_no_requests(http, body, status):
     answer = http.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
     assert answer.status_code == status, answer.text
     assert len(answer.text) < 1_000
+
+
+def test_a_body_that_comes_byte_by_byte_is_not_waited_for_for_ever(loaded, tmp_path):
+    with (
+        running(tmp_path / "s", loaded, body_seconds=0.5) as server,
+        socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1]))) as connection,
+    ):
+        connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n")
+        connection.settimeout(0.05)
+        for _ in range(200):
+            connection.sendall(b" ")
+            with contextlib.suppress(TimeoutError):
+                assert b" 408 " in connection.recv(100)
+                return
+        pytest.fail("it is still waited for")
 
 
 # Tenants
@@ -428,6 +489,38 @@ def test_nobody_sees_another_s_sessions(server, client, http):
     assert http.delete("/v1/memory/talk", headers=headers).status_code == 404
 
 
+def test_a_name_that_no_path_could_hold_is_refused_wherever_it_is_given(server, http):
+    """A session of such a name could neither be looked at nor removed."""
+    post = {"model": MODEL, "messages": [user(BOAT)]}
+    asked = {"model": MODEL, "input": BOAT}
+    kept = server.store.create("kept a/b", owner="elsewhere")
+    file, before = server.store.export(kept), server.store.list(ADA)
+    http.post("/v1/memory/whole/remember", json={"text": HOME})
+    answers = [
+        http.post("/v1/chat/completions", json={**post, "session_id": "a/b"}),
+        http.post("/v1/chat/completions", json={**post, "user": "a/b"}),
+        http.post("/v1/chat/completions", json=post, headers={"x-session-id": "a/b"}),
+        http.post("/v1/chat/completions", json=post, headers={"x-openwebui-chat-id": "a/b"}),
+        http.post("/v1/responses", json={**asked, "conversation": "a/b"}),
+        http.post("/v1/responses", json={**asked, "conversation": {"id": "a/b"}}),
+        http.post("/v1/memory/whole/fork", json={"name": "a/b"}),
+        http.post("/v1/memory/import", content=file),
+        http.post("/v1/memory/import", params={"name": "a/b"}, content=file),
+    ]
+    for answer in answers:
+        assert (answer.status_code, "has no '/'" in answer.text) == (400, True), answer.text
+    assert http.post("/v1/memory/a%2Fb/remember", json={"text": HOME}).status_code == 404
+    http.delete("/v1/memory/whole")
+    assert server.store.list(ADA) == before
+
+
+def test_a_user_whose_name_is_too_long_is_told_so(http):
+    body = {"model": MODEL, "messages": [user(BOAT)], "user": "x" * 196}
+    error = http.post("/v1/chat/completions", json=body).json()["error"]
+    assert error["param"] == "user" and "195 characters" in error["message"]
+    assert http.post("/v1/chat/completions", json={**body, "user": "x" * 195}).status_code == 200
+
+
 # Memory
 
 
@@ -474,7 +567,7 @@ def test_looking_into_a_session_and_changing_it(server, client, http, loaded):
     http.post("/v1/memory/look/forget", json={"head": top["head"], "slot": top["slot"]})
     left = [(slot["head"], slot["slot"]) for slot in http.get("/v1/memory/look").json()["slots"]]
     assert (top["head"], top["slot"]) not in left
-    for wrong in ({}, {"head": 0}, {"text": "a", "head": 0, "slot": 0}, {"head": 99, "slot": 0}):
+    for wrong in ({}, {"head": 0}, {"text": " "}, {"text": "a", "head": 0, "slot": 0}, {"head": 99, "slot": 0}):
         assert http.post("/v1/memory/look/forget", json=wrong).status_code == 400
 
     before = state_of(server, "look")
@@ -489,13 +582,23 @@ def test_looking_into_a_session_and_changing_it(server, client, http, loaded):
     file = http.get("/v1/memory/look/export").content
     assert http.post("/v1/memory/import", params={"name": "copy"}, content=file).json()["turns"] == 3
     assert_same_state(state_of(server, "copy"), state_of(server, "look"), tolerance=0)
-    for damaged in (file[:-1], b"", b"junk"):
+    timeless = re.sub(rb'(created_at\\": )([\d.]+)', lambda found: found[1] + b"NaN".ljust(len(found[2])), file)
+    for damaged in (file[:-1], b"", b"junk", timeless):
         answer = http.post("/v1/memory/import", params={"name": "damaged"}, content=damaged)
         assert (answer.status_code, "damaged" in answer.text) == (400, True)
+        assert "\n" not in answer.json()["error"]["message"]
 
     assert http.delete("/v1/memory/look").json()["deleted"] is True
     assert http.get("/v1/memory/look").status_code == 404
     assert http.get("/v1/memory/copy").status_code == 200
+
+
+def test_a_last_turn_whose_beginning_is_not_kept_is_not_traced(client, http):
+    """A history that is taken in has one state, that after its last turn."""
+    chat(client, user(BOAT), assistant("Lovely."), WHERE, **in_session("begun elsewhere"))
+    answer = http.get("/v1/memory/begun elsewhere/trace")
+    assert (answer.status_code, "before the last turn" in answer.text) == (409, True)
+    assert http.post("/v1/memory/begun elsewhere/trace", json={"text": WHERE}).status_code == 200
 
 
 def test_a_state_of_another_memory_is_refused_with_its_reason(server, http, client):
@@ -559,20 +662,54 @@ def test_a_full_server_says_429_and_goes_on(loaded, tmp_path):
         assert text_of(chat(client, BOAT))
 
 
-def test_a_client_that_leaves_takes_its_turn_back(server, client, loaded):
+def until(happened):
+    deadline = time.monotonic() + 30
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_client_that_leaves_takes_its_turn_back(server, client, monkeypatch):
     chat(client, BOAT, **in_session("leaver"))
-    before = server.store.get("leaver", ADA)
-    stream = chat(client, HOME, stream=True, max_tokens=200, **in_session("leaver"))
-    next(iter(stream))
-    stream.close()
-    deadline = time.monotonic() + 20
-    while server.engine.active and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert server.engine.active == 0
-    after = server.store.get("leaver", ADA)
-    if after != before:  # the reply may have ended before the client was seen to leave
-        assert after.turns == 2
+    before, busy = server.store.get("leaver", ADA), server.app.state.service._busy
+    left, steps = threading.Event(), []
+
+    def step(rows, tokens):
+        steps.append(tokens)
+        assert left.wait(30)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(server.engine, "on_step", step)
+        stream = chat(client, HOME, stream=True, max_tokens=200, temperature=2, seed=1, **in_session("leaver"))
+        next(iter(stream))
+        until(lambda: steps)
+        stream.close()
+        until(lambda: not busy)
+        left.set()
+        until(lambda: server.engine.active == 0)
+    assert len(steps) <= 2  # the prompt and a token: the round that was being made
+    assert server.store.get("leaver", ADA) == before
     assert text_of(chat(client, WHERE, **in_session("leaver")))
+
+
+def test_a_client_that_leaves_without_a_stream_takes_its_turn_back_too(server, client, http, monkeypatch):
+    chat(client, BOAT, **in_session("impatient"))
+    before, begun = server.store.get("impatient", ADA), threading.Event()
+
+    def step(rows, tokens):
+        begun.set()
+        time.sleep(0.02)
+
+    monkeypatch.setattr(server.engine, "on_step", step)
+    body = {"model": MODEL, "messages": [user(HOME)], "max_tokens": 300, "temperature": 2, "seed": 1}
+    body = json.dumps({**body, "session_id": "impatient"}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEYS[0]}\r\n"
+    head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1]))) as connection:
+        connection.sendall(head.encode() + body)
+        assert begun.wait(30)
+    until(lambda: server.engine.active == 0 and not server.app.state.service._busy)
+    assert server.store.get("impatient", ADA) == before
 
 
 def test_when_the_store_fails_the_client_is_told_and_nothing_is_kept(loaded, tmp_path, monkeypatch):
@@ -592,8 +729,9 @@ def test_when_the_store_fails_the_client_is_told_and_nothing_is_kept(loaded, tmp
             assert "secret" not in str(refused.value)
             with pytest.raises(openai.APIError, match="store cannot be reached"):
                 list(chat(client, HOME, stream=True, **in_session("a")))
-            last = list(client.responses.create(model=MODEL, input=HOME, conversation="a", stream=True))[-1]
-            assert (last.type, last.code) == ("error", "store_unavailable")
+            events = list(client.responses.create(model=MODEL, input=HOME, conversation="a", stream=True))
+            assert (events[-1].type, events[-1].code) == ("error", "store_unavailable")
+            assert [event.sequence_number for event in events] == list(range(len(events)))
         assert server.store.get("a", ADA).turns == 1
         assert text_of(chat(client, HOME, **in_session("a"))) == expected(loaded, BOAT, HOME)[0][1]
 
@@ -654,6 +792,16 @@ def test_cors_is_off_unless_it_is_asked_for(http, loaded, tmp_path):
         assert allowed["access-control-allow-origin"] == "https://page.example"
 
 
+def test_what_goes_wrong_before_a_reply_begins_is_in_the_log(server, http, monkeypatch, caplog):
+    def broken(*arguments):
+        raise RuntimeError("nobody expected this")
+
+    monkeypatch.setattr(server.app.state.service, "_plan", broken)
+    body = {"model": MODEL, "messages": [user(BOAT)]}
+    assert http.post("/v1/chat/completions", json=body).status_code == 500
+    assert "nobody expected this" in caplog.text
+
+
 def test_logs_are_json_without_text(server, client, caplog, http):
     with caplog.at_level(logging.INFO):
         chat(client, "The password is swordfish.", **in_session("hush hush"))
@@ -677,6 +825,22 @@ def test_logs_are_json_without_text(server, client, caplog, http):
 # Parts
 
 
+def test_a_large_body_may_take_longer_than_a_small_one():
+    """A second more for every 64 KB that came."""
+    sent, app_saw = [], []
+
+    async def app(scope, receive, send):
+        app_saw.append(await receive())
+
+    async def receive():
+        await asyncio.sleep(0.3)
+        sent.append(b"x" * (64 << 10))
+        return {"type": "http.request", "body": sent[-1], "more_body": len(sent) < 5}
+
+    asyncio.run(BodyLimit(app, lambda path: 1 << 20, 1.0)({"type": "http", "path": "/"}, receive, None))
+    assert len(app_saw[0]["body"]) == 5 * (64 << 10)
+
+
 def test_messages_become_turns():
     def parts(*pairs):
         return split([Message(role=role, content=text) for role, text in pairs])
@@ -685,6 +849,7 @@ def test_messages_become_turns():
     assert parts(("system", "s"), ("user", "a"), ("user", "b"), ("assistant", "c"), ("user", "d")) == (
         "s", [("a", None), ("b", "c")], "d",
     )  # fmt: skip
+    assert parts(("user", "a"), ("assistant", ""), ("user", "b")) == (None, [("a", "")], "b")
 
 
 SALT = b"0123456789abcdef"

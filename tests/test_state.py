@@ -1,7 +1,7 @@
 """`MemoryState`: a value that is sliced, moved, saved, and refused where it does not belong."""
 
 import json
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
 import torch
@@ -81,6 +81,15 @@ def test_cat_refuses_what_does_not_go_together(state):
     with pytest.raises(ValueError, match="layout"):
         other = memory_model(sites=("top",)).initial_memory_state(1)
         MemoryState.cat([state, MemoryState(**{**other.__dict__, "fingerprint": state.fingerprint})])
+
+
+def test_cat_refuses_rows_that_fade_or_are_kept_differently(state):
+    halved = {site: rate / 2 for site, rate in state.decay_rates.items()}
+    for other in ({"decay_rates": halved}, {"decay_rates": {}}, {"kept_in": "int4"}, {"addressing": "content"}):
+        with pytest.raises(ValueError, match="cannot share a batch"):
+            MemoryState.cat([state, replace(state, **other)])
+    copied = {site: rate.clone() for site, rate in state.decay_rates.items()}
+    assert MemoryState.cat([state, replace(state, decay_rates=copied)]).batch_size == 6
 
 
 def test_repeat(state):
@@ -243,6 +252,9 @@ def rewritten(path, state, header=None, change=None):
     return path
 
 
+COUNTERS = {"tokens": "int64", "turns": "int64", "pending": "bool"}
+
+
 @pytest.mark.parametrize(
     ("header", "message"),
     [
@@ -253,6 +265,10 @@ def rewritten(path, state, header=None, change=None):
         ({"dtypes": "[]"}, "damaged"),
         ({"dtypes": json.dumps({"tokens": "nn"})}, "damaged"),
         ({"dtypes": json.dumps({"tokens": 3})}, "damaged"),
+        *(
+            ({"dtypes": json.dumps({**COUNTERS, name: dtype})}, "no whole numbers")
+            for name, dtype in (("tokens", "complex64"), ("turns", "float32"), ("pending", "int64"))
+        ),
     ],
 )
 def test_a_file_of_another_kind_is_refused(state, tmp_path, header, message):

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load, save
 from talking import talking_model, talking_tokenizer
 
-from gru_memory import Conversation
+from gru_memory import Conversation, MemoryState
 from gru_memory.store import (
     LimitExceeded,
     Limits,
@@ -433,6 +433,13 @@ def _changed(data: bytes, change) -> bytes:
     return save(tensors, {**header, "session": header.get("raw") or json.dumps(about)})
 
 
+def _counts_too_much(header, about, tensors):
+    state = bytes(tensors["state/0"].numpy())
+    fields, content = MemoryState.read_metadata(state), load(state)
+    changed = save({**content, "tokens": torch.tensor([1 << 40])}, fields)
+    tensors["state/0"] = torch.frombuffer(bytearray(changed), dtype=torch.uint8)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -453,6 +460,11 @@ def _changed(data: bytes, change) -> bytes:
         (lambda h, a, t: a["rows"][0].update(user="nul\0"), "damaged"),
         (lambda h, a, t: a["rows"][0].update(turns=-1), "damaged"),
         (lambda h, a, t: a["rows"][0].update(created_at="now"), "damaged"),
+        *(
+            (lambda h, a, t, when=when: a["rows"][0].update(created_at=when), "a time is out of range")
+            for when in (float("nan"), float("inf"), -1.0, 1e300)
+        ),
+        (_counts_too_much, "more tokens or turns"),
         (lambda h, a, t: t.pop("state/2"), "missing"),
         (lambda h, a, t: t.update({"state/9": t["state/0"].clone()}), "not a state of it"),
         (lambda h, a, t: t.update({"state/0": t["state/0"].float()}), "not a state of it"),

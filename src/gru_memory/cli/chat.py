@@ -127,14 +127,18 @@ class Chat:
                 if not self.interactive or isinstance(error, BrokenPipeError):
                     raise
                 errors.print(Text(f"error: {error}", style="red"), soft_wrap=True)
-                self.talk.refresh()
+                self._refresh()
             except EOFError:
                 return
             except KeyboardInterrupt:
                 if not self.interactive:
                     raise
                 errors.print(Text("\nstopped; this turn was not kept", style="yellow"))
-                self.talk.refresh()
+                self._refresh()
+
+    def _refresh(self) -> None:
+        with contextlib.suppress(ValueError, OSError, StoreError):  # the next turn meets it again, and says so
+            self.talk.refresh()
 
     def _line(self) -> str | None:
         if not self.interactive:
@@ -186,8 +190,8 @@ class Chat:
                 _plain(turn.reply)
 
     def _memory(self, rest: str) -> None:
-        if rest and not rest.isdecimal():
-            raise ValueError(f"/memory takes a number of slots, not {rest!r}")
+        if rest and not (rest.isdecimal() and int(rest)):
+            raise ValueError(f"/memory takes a number of slots, at least 1, not {rest!r}")
         said = said_tokens(self.tokenizer, [(turn.user, turn.reply) for turn in self.talk.transcript()])
         count = int(rest) if rest else SLOTS_SHOWN
         state = self.talk.conversation.state

@@ -13,6 +13,7 @@ from fastapi import Depends, FastAPI, Header, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from fastapi.security import HTTPBearer
+from jinja2 import TemplateError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
@@ -95,6 +96,7 @@ def create_app(model: Any, tokenizer: Any, store: SessionStore, settings: Server
 
     @app.post("/v1/chat/completions", tags=["openai"])
     async def chat(
+        request: Request,
         body: ChatRequest,
         owner: str = Owner,
         x_session_id: str | None = Header(None),
@@ -112,10 +114,11 @@ def create_app(model: Any, tokenizer: Any, store: SessionStore, settings: Server
         events = await _begun(service.reply(owner, address, turns, new))
         if body.stream:
             return _stream(chat_chunks(body, new, created, events), events, _chat_error)
-        return JSONResponse(chat_completion(body, new, created, await _last(events)))
+        return JSONResponse(chat_completion(body, new, created, await _last(events, request)))
 
     @app.post("/v1/responses", tags=["openai"])
     async def responses(
+        request: Request,
         body: ResponseRequest,
         owner: str = Owner,
         x_session_id: str | None = Header(None),
@@ -144,7 +147,7 @@ def create_app(model: Any, tokenizer: Any, store: SessionStore, settings: Server
         events = await _begun(service.reply(owner, address, turns, new, body.store, about))
         if body.stream:
             return _stream(response_events(body, new, created, events), events, _response_error)
-        return JSONResponse(response_object(body, new, created, await _last(events)))
+        return JSONResponse(response_object(body, new, created, await _last(events, request)))
 
     @app.get("/healthz", tags=["health"])
     async def healthz() -> PlainTextResponse:
@@ -190,16 +193,20 @@ async def _begun(events: AsyncIterator[Event]) -> AsyncIterator[Event]:
     try:
         await anext(events)
     except Exception as error:
+        _note(error)
         raise as_api_error(error) from error
     return events
 
 
-async def _last(events: AsyncIterator[Event]) -> Any:
+async def _last(events: AsyncIterator[Event], request: Request) -> Any:
+    """The last event. When the client leaves before it, the turn is dropped."""
     event = None
     try:
         async with contextlib.aclosing(events):
             async for happened in events:
                 event = happened
+                if not isinstance(event, Done) and await request.is_disconnected():
+                    raise ApiError(499, "the client has left", "client_left")
     except Exception as error:
         _note(error)
         raise as_api_error(error) from error
@@ -207,18 +214,20 @@ async def _last(events: AsyncIterator[Event]) -> Any:
 
 
 def _stream(
-    chunks: AsyncIterator[bytes], events: AsyncIterator[Event], as_chunk: Callable[[ApiError], bytes]
+    chunks: AsyncIterator[bytes], events: AsyncIterator[Event], as_chunk: Callable[[ApiError, int], bytes]
 ) -> StreamingResponse:
     """Server-sent events; an error in the middle is the last of them. When the client leaves, the turn is dropped."""
 
     async def guarded() -> AsyncIterator[bytes]:
+        sent = 0
         async with contextlib.aclosing(events):
             try:
                 async for chunk in chunks:
                     yield chunk
+                    sent += 1
             except Exception as error:
                 _note(error)
-                yield as_chunk(as_api_error(error))
+                yield as_chunk(as_api_error(error), sent)
 
     headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
     return StreamingResponse(guarded(), media_type="text/event-stream", headers=headers)
@@ -229,13 +238,13 @@ def _note(error: Exception) -> None:
         logger.error("a reply failed", exc_info=error)
 
 
-def _chat_error(error: ApiError) -> bytes:
+def _chat_error(error: ApiError, sent: int) -> bytes:
     return sse(error.body)
 
 
-def _response_error(error: ApiError) -> bytes:
+def _response_error(error: ApiError, sent: int) -> bytes:
     values = {"type": "error", "code": error.code, "message": error.message, "param": error.param}
-    return sse({**values, "sequence_number": 0}, "error")
+    return sse({**values, "sequence_number": sent}, "error")
 
 
 async def _purge(store: SessionStore, seconds: float) -> None:
@@ -278,5 +287,5 @@ def _add_error_handlers(app: FastAPI) -> None:
     async def ours(request: Request, error: Exception) -> JSONResponse:
         return answer(as_api_error(error))
 
-    for kind in (StoreError, ValueError, Overloaded, ShuttingDown, TimedOut):
+    for kind in (StoreError, ValueError, TemplateError, Overloaded, ShuttingDown, TimedOut):
         app.exception_handler(kind)(ours)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from jinja2 import TemplateError
+
 from ..store import LimitExceeded, SessionConflict, SessionExists, SessionNotFound, StoreUnavailable
 from .engine import Overloaded, ShuttingDown, TimedOut
 
@@ -32,6 +34,7 @@ _KNOWN: tuple[tuple[type[BaseException], int, str], ...] = (
     (LimitExceeded, 413, "too_large"),
     (StoreUnavailable, 503, "store_unavailable"),
     (ValueError, 400, "invalid_value"),
+    (TemplateError, 400, "invalid_value"),  # a chat template that refuses a system prompt, for example
     (FloatingPointError, 500, "memory_not_finite"),
 )
 

@@ -26,6 +26,9 @@ _DRAINED = (
 )  # bytes read and dropped of a request that is too large, as many clients hear nothing while they send
 
 
+_SLOWEST = 64 << 10  # bytes a second of a body, once the seconds that any may take are over
+
+
 class BodyLimit:
     """Reads the body before anything else does: never more than allowed, and not for ever."""
 
@@ -37,9 +40,11 @@ class BodyLimit:
             await self.app(scope, receive, send)
             return
         most, body, size, more = self.limit(scope["path"]), bytearray(), 0, True
+        began = time.monotonic()
         try:
             while more:
-                message = await asyncio.wait_for(receive(), self.seconds)
+                left = began + self.seconds + size / _SLOWEST - time.monotonic()
+                message = await asyncio.wait_for(receive(), min(left, self.seconds))
                 if message["type"] == "http.disconnect":
                     return
                 size += len(message.get("body", b""))

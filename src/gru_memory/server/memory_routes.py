@@ -10,10 +10,10 @@ from fastapi.responses import JSONResponse
 
 from ..editing import forget, forget_slot
 from ..inspection import said_tokens, slot_words, trace
-from ..store import Session
+from ..store import Session, SessionNotFound
 from .errors import ApiError
 from .protocol import DecayRequest, ForgetRequest, ForkRequest, TextRequest
-from .service import Service, in_thread
+from .service import Service, check_path_name, in_thread
 
 MOST_TRACED = 4_000  # characters: while a trace is made, there are heads x slots numbers a token
 Most = Annotated[int, Query(ge=1, le=1_000)]
@@ -37,7 +37,7 @@ def memory_router(service: Service, owner: Callable[..., str]) -> APIRouter:
     async def import_session(request: Request, name: str | None = None, owner: str = Owner) -> dict[str, Any]:
         """Take in a file that `export` gave; the body is the file."""
         data = await request.body()
-        return _session(await in_thread(store.import_file, data, owner, name))
+        return _session(await in_thread(store.import_file, data, owner, name, check_path_name))
 
     @router.get("/{session}")
     async def read(
@@ -102,7 +102,11 @@ def memory_router(service: Service, owner: Callable[..., str]) -> APIRouter:
             system = conversation.system
             conversation.reset()
             if last.parent is not None:
-                conversation.load(store.snapshot(last.parent, owner).state)
+                try:
+                    conversation.load(store.snapshot(last.parent, owner).state)
+                except SessionNotFound as error:
+                    message = "the state from before the last turn is not kept, so there is nothing to trace it from"
+                    raise ApiError(409, message, "no_state") from error
             return conversation.state, last, system
 
         state, last, system = await in_thread(before_and_last)
@@ -119,6 +123,7 @@ def memory_router(service: Service, owner: Callable[..., str]) -> APIRouter:
     @router.post("/{session}/fork")
     async def fork(session: str, body: ForkRequest, owner: str = Owner) -> dict[str, Any]:
         """A session of its own that begins as this one is now, or was after the response `at`."""
+        check_path_name(body.name)
 
         def forked() -> Session:
             return store.fork(store.get(session, owner), body.name, body.at)

@@ -11,6 +11,7 @@ MAX_MESSAGES = 2_000
 
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 Id = Annotated[str, Field(min_length=1, max_length=200)]
+User = Annotated[str, Field(min_length=1, max_length=195)]  # its session's name is 5 characters longer
 Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
 ]
@@ -61,9 +62,8 @@ class _Sampled(_Strict):
     stream: bool = False
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    user: Id | None = None
+    user: User | None = None
     session_id: Id | None = None
-    metadata: Metadata | None = None
 
 
 class ChatRequest(_Sampled):
@@ -78,6 +78,13 @@ class ChatRequest(_Sampled):
     n: Literal[1] = 1
     logprobs: Literal[False] = False
     response_format: _Format | None = None
+    store: Literal[False] = False
+
+    @model_validator(mode="after")
+    def _options_of_a_stream(self) -> ChatRequest:
+        if self.stream_options and not self.stream:
+            raise ValueError("stream_options are those of a stream: leave them out, or set stream")
+        return self
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -100,6 +107,8 @@ class ResponseRequest(_Sampled):
     previous_response_id: Id | None = None
     conversation: Id | ConversationRef | None = None
     store: bool = True
+    metadata: Metadata | None = None
+    include: Annotated[list[Any], Field(max_length=0)] = []
     text: _TextConfig | None = None
     truncation: Literal["disabled"] = "disabled"
     tools: Annotated[list[Any], Field(max_length=0)] = []
@@ -151,6 +160,8 @@ class ForgetRequest(_Strict):
     def _one_of_both(self) -> ForgetRequest:
         if (self.text is None) == (self.head is None) or (self.head is None) != (self.slot is None):
             raise ValueError("say what to forget: text, or head and slot")
+        if self.text is not None and not self.text.strip():
+            raise ValueError("the text to forget is empty: give a message word for word")
         return self
 
 
@@ -203,9 +214,9 @@ def turns_of(messages: list[Message]) -> list[tuple[str, str | None]]:
     rest = [message for message in messages if message.role in ("user", "assistant")]
     turns: list[tuple[str, str | None]] = []
     for message in rest:
-        if not message.text.strip():
-            raise ValueError(f"a message of role {message.role!r} is empty")
         if message.role == "user":
+            if not message.text.strip():
+                raise ValueError("a message of role 'user' is empty")
             turns.append((message.text, None))
         elif not turns or turns[-1][1] is not None:
             raise ValueError("a message of the assistant must follow one of the user's, in the same request")

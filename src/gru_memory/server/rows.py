@@ -133,7 +133,9 @@ def prefill(
 
 def _with_room(cache: Any) -> Any:
     """The same cache, whose layers that keep every key and value take one more token without a copy."""
-    cache.layers = [_layer(x.keys, x.values) if type(x) is DynamicLayer else x for x in cache.layers]
+    cache.layers = [
+        _layer(x.keys, x.values) if type(x) is DynamicLayer and x.is_initialized else x for x in cache.layers
+    ]
     return cache
 
 
@@ -147,7 +149,8 @@ def _part(layer: Any, index: Tensor, first: int) -> Any:
 
 def _layer(keys: Tensor, values: Tensor) -> RoomyLayer:
     layer = RoomyLayer()
-    layer.update(keys, values)
+    layer.lazy_initialization(keys, values)
+    layer.keys, layer.values = keys, values
     return layer
 
 

@@ -151,6 +151,7 @@ class Service:
             snapshot = self.store.snapshot(address.response, owner)
             session, parent, branch = snapshot.session, snapshot.id, True
         elif name is not None:
+            check_path_name(name)
             session = self.store.get_or_create(name, owner, self.keep_text)
             parent = session.head
             if address.conversation is None and (read or parent):
@@ -240,6 +241,12 @@ class Service:
 
 
 _NO_SESSION = Session("", "", "", 0, None, True, {}, 0, 0, 0, None, 0.0, 0.0, None)
+
+
+def check_path_name(name: str) -> None:
+    """Raise `ApiError` for a name that could be no part of a path, so that its session would be out of reach."""
+    if "/" in name:
+        raise ApiError(400, f"a session's name has no '/' here, and {name[:40]!r} has", "invalid_value")
 
 
 async def in_thread(function: Callable[..., Result], *arguments: Any) -> Result:

@@ -29,7 +29,9 @@ class ServerSettings:
     )
     max_body_bytes: int = field(default=2 << 20, metadata={"help": "largest request, in bytes"})
     max_import_bytes: int = field(default=64 << 20, metadata={"help": "largest session file, in bytes"})
-    body_seconds: float = field(default=30.0, metadata={"help": "longest wait for more of a request"})
+    body_seconds: float = field(
+        default=30.0, metadata={"help": "longest wait for a request, and a second more for every 64 KB"}
+    )
     grace_seconds: float = field(default=30.0, metadata={"help": "time that replies have to end when the server stops"})
     purge_seconds: float = field(default=300.0, metadata={"help": "how often expired sessions are removed"})
     engine: EngineLimits = field(default_factory=EngineLimits)

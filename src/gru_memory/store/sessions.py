@@ -268,11 +268,18 @@ class SessionStore:
             rows = [row._mapping for row in connection.execute(_row_query(session.id)).all()]
         return files.pack(current, rows)
 
-    def import_file(self, data: bytes, owner: str = "", name: str | None = None) -> Session:
+    def import_file(
+        self,
+        data: bytes,
+        owner: str = "",
+        name: str | None = None,
+        check: Callable[[str], None] = lambda name: None,
+    ) -> Session:
         """Take in what `export` wrote, as a new session. Its snapshots get new ids.
 
         Args:
             name: instead of the one it was exported under.
+            check: raises an error if the name, wherever it is from, is none that the caller can use.
 
         Raises:
             ValueError: not such a file, or damaged. Nothing was changed.
@@ -281,6 +288,7 @@ class SessionStore:
         """
         about, rows = files.unpack(data, self._check_state, self.limits)
         check_name(name := name if name is not None else about["name"])
+        check(name)
         with transaction(self.engine) as connection:
             new = self._create(connection, name, owner, about["keep_text"], about["settings"], about["salt"])
             return self._fill(connection, new, rows, about["fingerprint"], about["head"])
