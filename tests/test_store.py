@@ -1,5 +1,6 @@
 """The session store, on SQLite and on a real PostgreSQL."""
 
+import contextlib
 import json
 import sqlite3
 import stat
@@ -164,6 +165,23 @@ def test_many_threads_count_every_turn_once(url, states):
         assert sorted(texts) == sorted(f"{worker}/{done}" for worker in range(4) for done in range(5))
 
 
+def test_sessions_made_at_once_are_no_more_than_allowed(url):
+    with SessionStore(url, Limits(max_sessions=3)) as store:
+        together, made = threading.Barrier(8), []
+
+        def make(number: int) -> None:
+            together.wait()
+            with contextlib.suppress(LimitExceeded):
+                made.append(store.create(f"session {number}"))
+
+        threads = [threading.Thread(target=make, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(made) == len(store.list()) == 3
+
+
 def test_all_who_open_a_new_store_at_once_get_it(url):
     """Migrations run once: each thread has connections of its own, as another process would."""
     failed = []
@@ -288,8 +306,9 @@ def test_old_snapshots_lose_their_states_and_then_go(url, states):
             store.snapshot(ids[2])
         # The head stays, however old it is.
         session = store.get("boat")
+        parent = ids[-2]
         for number in range(6):
-            store.commit(session, [(f"branch {number}", None)], states[2], ids[-2], branch=True)
+            parent = store.commit(session, [(f"branch {number}", None)], states[2], parent, branch=True).id
         assert store.head(store.get("boat")).id == ids[-1]
 
 
@@ -379,6 +398,35 @@ def test_an_edited_state_takes_the_place_of_the_head(store, states):
         store.replace_state(session, states[1])
     with pytest.raises(SessionNotFound, match="nothing to edit"):
         store.replace_state(store.create("new"), states[1])
+
+
+def test_a_turn_that_is_forgotten_leaves_no_text_in_edited_states(store, states):
+    session = store.create("boat")
+    first = store.commit(session, [TURNS[0]], states[1], None, "resp_1", about={"n": 1})
+    again = store.commit(first.session, [TURNS[0]], states[1], None, "resp_2", about={"n": 2})
+    edited = store.replace_state(store.replace_state(again.session, states[2]), states[3])
+    store.forget_turn("resp_2")
+    assert [turn.user for turn in store.transcript(edited)] == [None]
+    assert store.find_turn("resp_1").user == TURNS[0][0]
+
+
+def test_no_turn_follows_one_that_is_gone(store, states):
+    session, ids = talk(store, states, turns=2)
+    store.forget_turn(ids[-1])
+    with pytest.raises(SessionConflict):
+        store.commit(session, [TURNS[2]], states[3], ids[-1], branch=True)
+    assert len(store.turns(session)) == 2
+
+
+def test_what_was_given_a_name_outlives_its_responses(store, states):
+    session = store.create("resp_1", settings={"only_responses": True, "metadata": {"a": "b"}})
+    session = store.commit(session, [TURNS[0]], states[1], None, "resp_1", about={"n": 1}).session
+    copies = [store.fork(session, "mine"), store.import_file(store.export(session), name="imported")]
+    for copy in copies:
+        assert copy.settings == {"metadata": {"a": "b"}}
+        answer = store.commit(copy, [TURNS[1]], states[2], copy.head, about={"n": 2})
+        store.forget_turn(answer.id)
+        assert store.get(copy.name).turns == 2
 
 
 @pytest.mark.parametrize("at", [None, 0])

@@ -149,7 +149,8 @@ class SessionStore:
             about: plain values to keep with the snapshot; `find_turn` gives them back.
 
         Raises:
-            SessionConflict: without `branch`, if somebody else wrote since `session` was read. Nothing was changed.
+            SessionConflict: without `branch`, if somebody else wrote since `session` was read; and if `parent` is gone.
+                Nothing was changed.
             SessionNotFound: it was deleted since.
             LimitExceeded: a state or text is too large.
             ValueError: `state` is no state, or a text cannot be kept.
@@ -256,7 +257,8 @@ class SessionStore:
             chain = path_to(rows, at) if at else []
             if at and (not chain or chain[-1]["state"] is None):
                 raise SessionNotFound(f"session {session.name!r} has no snapshot {at!r}, or not any more")
-            new = self._create(connection, name, session.owner, session.keep_text, session.settings, session.salt)
+            settings = _of_a_copy(session.settings)
+            new = self._create(connection, name, session.owner, session.keep_text, settings, session.salt)
             return self._fill(connection, new, chain, session.fingerprint)
 
     # Files
@@ -282,7 +284,8 @@ class SessionStore:
         about, rows = files.unpack(data, self._check_state, self.limits)
         check_name(name := name if name is not None else about["name"])
         with transaction(self.engine) as connection:
-            new = self._create(connection, name, owner, about["keep_text"], about["settings"], about["salt"])
+            settings = _of_a_copy(about["settings"])
+            new = self._create(connection, name, owner, about["keep_text"], settings, about["salt"])
             return self._fill(connection, new, rows, about["fingerprint"], about["head"])
 
     def import_path(self, path: str | Path, owner: str = "", name: str | None = None) -> Session:
@@ -326,6 +329,8 @@ class SessionStore:
         same = and_(sessions.c.owner == owner, sessions.c.name == name)
         connection.execute(delete(sessions).where(same, sessions.c.expires_at <= self.clock()))
         if (most := self.limits.max_sessions) is not None:
+            if connection.dialect.name == "postgresql":  # SQLite has one writer at a time
+                connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(owner, 0))))
             query = select(func.count()).select_from(sessions).where(sessions.c.owner == owner, self._alive())
             if connection.execute(query).scalar() >= most:
                 raise LimitExceeded(f"there are {most} sessions already: delete one first")
@@ -362,7 +367,11 @@ class SessionStore:
         if not branch:
             change = change.where(sessions.c.version == session.version)
         always = {"version": sessions.c.version + 1, "updated_at": now, "expires_at": self._expiry(now)}
-        if connection.execute(change.values(**values, **always)).rowcount != 1:
+        moved = connection.execute(change.values(**values, **always)).rowcount == 1
+        if moved and parent is not None:
+            there = select(snapshots.c.id).where(snapshots.c.session_id == session.id, snapshots.c.id == parent)
+            moved = connection.execute(there).first() is not None
+        if not moved:
             self._by_id(connection, session.id)
             raise SessionConflict(
                 f"somebody else wrote to session {session.name!r} in the meantime: read it again and repeat the turn"
@@ -448,6 +457,10 @@ class SessionStore:
         else:
             new["state"] = None
         connection.execute(update(snapshots).where(snapshots.c.id == row.id).values(**new))
+        # What `replace_state` made of it; a response with the same words has an `about`, and keeps its text.
+        edited = and_(mine, snapshots.c.parent == row.parent, snapshots.c.turn_digest == row.turn_digest)
+        edited = and_(edited, snapshots.c.about.is_(None))
+        connection.execute(update(snapshots).where(edited).values(user_text=None, reply_text=None))
         children = update(snapshots).where(mine, snapshots.c.parent == row.id)
         connection.execute(children.values(parent=new["id"]))
 
@@ -510,6 +523,11 @@ def path_to(rows: Sequence[Any], at: str | None) -> list[Any]:
         path.append(row)
         at = _field(row, "parent")
     return path[::-1]
+
+
+def _of_a_copy(settings: dict[str, Any]) -> dict[str, Any]:
+    """A session that was given a name stays, whatever becomes of its responses."""
+    return {name: value for name, value in settings.items() if name != "only_responses"}
 
 
 def _field(row: Any, name: str) -> Any:
