@@ -215,6 +215,23 @@ def test_when_the_store_fails_nothing_has_happened(loaded, tmp_path, monkeypatch
         assert talk.say("Where?") == other.conversation.say("Where?")
 
 
+def test_attention_sees_no_turn_from_before_an_edit(loaded, tmp_path):
+    with SessionStore(str(tmp_path / "s")) as store:
+        talk = StoredConversation(*loaded, store, store.create("boat"), context_turns=2, max_new_tokens=5)
+        talk.say("My boat.")
+        talk.edit(talk.conversation.state)
+        assert b"My boat." not in talk.conversation.to_bytes()
+
+
+def test_without_text_attention_sees_turns_only_while_the_conversation_lives(loaded, tmp_path):
+    with SessionStore(str(tmp_path / "s")) as store:
+        session = store.create("boat", keep_text=False)
+        talk = StoredConversation(*loaded, store, session, context_turns=2, max_new_tokens=5)
+        talk.say("My boat.")
+        assert b"My boat." in talk.conversation.to_bytes()
+        assert b"My boat." not in store.head(talk.session).state
+
+
 @pytest.mark.parametrize("kept", [True, False])
 def test_ctrl_c_once_memory_has_taken_a_turn_in_takes_it_back(loaded, tmp_path, monkeypatch, kept):
     with SessionStore(str(tmp_path / "s")) as store:

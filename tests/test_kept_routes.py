@@ -69,6 +69,26 @@ def test_without_text_a_response_is_shown_without_it(loaded, tmp_path):
         assert (shown.output, shown.instructions, shown.usage) == ([], None, made.usage)
 
 
+def test_without_text_no_state_holds_a_message(loaded, tmp_path):
+    path = tmp_path / "s"
+    with running(path, loaded, keep_text=False, context_turns=2) as server, server.client() as client:
+        name = client.conversations.create(items=[{"role": "user", "content": BOAT}]).id
+        client.conversations.items.create(name, items=[{"role": "user", "content": BOAT}])
+        say(client, BOAT, conversation=name)
+        client.post(f"../v1/memory/{name}/remember", body={"text": BOAT}, cast_to=object)
+        client.post(f"../v1/memory/{name}/decay", body={"ticks": 1}, cast_to=object)
+        assert server.store.get(name, ADA).turns == 4
+        assert not any(BOAT.encode() in file.read_bytes() for file in tmp_path.iterdir())
+
+
+def test_attention_sees_no_message_that_was_forgotten(loaded, tmp_path):
+    with running(tmp_path / "s", loaded, context_turns=2) as server, server.client() as client:
+        say(client, BOAT, conversation="boat")
+        assert BOAT.encode() in server.store.head(server.store.get("boat", ADA)).state
+        client.post("../v1/memory/boat/forget", body={"text": BOAT}, cast_to=object)
+        assert BOAT.encode() not in server.store.head(server.store.get("boat", ADA)).state
+
+
 def test_only_responses_are_responses(server, client):
     chat = client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": BOAT}], user="ada")
     made = say(client, BOAT, conversation="edited")

@@ -97,14 +97,19 @@ class Conversation:
         self.turns += 1
         self._context = [*self._context, (text, reply)][-self.context_turns + 1 :] if self.context_turns > 1 else []
 
-    def to_bytes(self) -> bytes:
+    def leave_context(self) -> None:
+        """Let attention see no turn from before; memory has taken them in."""
+        self._context = []
+
+    def to_bytes(self, context: bool = True) -> bytes:
         """The conversation as the bytes of one safetensors file: its state and the turns that attention still sees.
 
-        In what the memory's config says (`MemoryConfig.kept_in`), unless `kept_in` says otherwise.
+        In what the memory's config says (`MemoryConfig.kept_in`), unless `kept_in` says otherwise. Without `context` there
+        is no text of a turn in it, and attention begins with the next one.
         """
         about = {
             "turns": self.turns,
-            "context": self._context,
+            "context": self._context if context else [],
             "system": self.system,
             "context_turns": self.context_turns,
         }

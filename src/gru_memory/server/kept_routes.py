@@ -58,7 +58,8 @@ def kept_router(service: Service, owner: Callable[..., str]) -> APIRouter:
 
         def keep() -> Session:
             session = store.create(name, owner, service.keep_text, settings)
-            return store.commit(session, turns, conversation.to_bytes(), None).session if turns else session
+            state = conversation.to_bytes(session.keep_text)
+            return store.commit(session, turns, state, None).session if turns else session
 
         return _conversation(await in_thread(keep))
 

@@ -189,7 +189,7 @@ class Service:
             if session is not None and not session.id:
                 session = self.store.create(session.name, session.owner, self.keep_text, {"only_responses": True})
             said = [*plan.read, (turns.message, done.reply)]
-            state = plan.conversation.to_bytes()
+            state = plan.conversation.to_bytes(session.keep_text)
             known = about(done) if about else None
             if known is not None and not session.keep_text:
                 known["instructions"] = None  # that is text too

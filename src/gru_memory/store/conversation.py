@@ -63,9 +63,10 @@ class StoredConversation:
         self._keep(text, take_in)
 
     def edit(self, state: MemoryState) -> None:
-        """Go on from an edited state. The text of the turns stays what it was."""
+        """Go on from an edited state, and let attention see no turn from before. Their text stays what it was."""
         before = self._now()
         self.conversation.state = state
+        self.conversation.leave_context()
         if self.session is not None:
             try:
                 self.session = self.store.replace_state(self.session, self.conversation.to_bytes())
@@ -113,7 +114,7 @@ class StoredConversation:
             if self.session is None:
                 self._told.append((text, reply))
             else:
-                after = self.conversation.to_bytes()
+                after = self.conversation.to_bytes(self.session.keep_text)
                 self.session = self.store.commit(self.session, [(text, reply)], after, self.session.head).session
         except BaseException:
             self._restore(before)
