@@ -203,6 +203,14 @@ def test_a_history_that_was_read_in_is_not_written_twice(server, client, loaded)
         assert [turn.user for turn in server.store.transcript(session)] == [BOAT, text]
 
 
+def test_a_request_that_is_refused_leaves_no_session_behind(server, client, http):
+    before = server.store.list(ADA)
+    with pytest.raises(openai.BadRequestError):
+        chat(client, BOAT * 500, **in_session("refused"))
+    assert http.post("/v1/memory/refused/remember", json={"text": " "}).status_code == 400
+    assert server.store.list(ADA) == before
+
+
 def test_a_system_prompt_is_that_of_the_request(client, loaded):
     system = {"role": "system", "content": "Be brief."}
     assert text_of(chat(client, system, BOAT)) == expected(loaded, BOAT, system="Be brief.")[0][0]

@@ -109,6 +109,25 @@ def test_a_new_session_is_empty(store):
         store.create("new")
 
 
+def test_a_session_that_is_begun_is_made_with_its_first_turn(url, states):
+    with SessionStore(url, Limits(max_sessions=1)) as store:
+        first, second = (store.get_or_begin("new", settings={"a": 1}) for _ in range(2))
+        assert (first.id, first.head, store.list()) == ("", None, [])
+        with pytest.raises(ValueError, match="the message"):
+            store.commit(first, [("nul\0", None)], states[1], None)
+        assert store.list() == []
+        made = store.commit(first, [TURNS[0]], states[1], None).session
+        assert [made] == store.list() == [store.get_or_begin("new")]
+        assert (made.turns, made.settings) == (1, {"a": 1})
+        assert store.turns(made)[0].turn_digest == turn_digest(made.salt, *TURNS[0])
+        with pytest.raises(LimitExceeded):
+            store.get_or_begin("other")
+    with SessionStore(url) as store:
+        with pytest.raises(SessionConflict):
+            store.commit(second, [TURNS[1]], states[2], None)
+        assert store.list() == [made]
+
+
 def test_snapshots_never_change_and_can_be_branched_from(store, states):
     session, ids = talk(store, states)
     branch = store.commit(session, [("Other.", "Yes.")], states[2], ids[0])

@@ -149,7 +149,7 @@ def memory_router(service: Service, owner: Callable[..., str]) -> APIRouter:
         """Tell the memory something; nothing is answered."""
 
         def begin() -> Any:
-            return store.get_or_create(session, owner, service.keep_text)
+            return store.get_or_begin(session, owner, service.keep_text)
 
         found = await in_thread(begin)
         if found.head is None:

@@ -103,6 +103,24 @@ class SessionStore:
                     continue
         return self.get(name, owner)
 
+    def get_or_begin(
+        self, name: str, owner: str = "", keep_text: bool = True, settings: dict[str, Any] | None = None
+    ) -> Session:
+        """`get`, or a session that its first `commit` makes: until then it is not in the store, and has no id.
+
+        Raises as `create` does, but `SessionExists`.
+        """
+        check_name(name)
+        with transaction(self.engine, read_only=True) as connection:
+            try:
+                return self._get(connection, name, owner)
+            except SessionNotFound:
+                self._check_room(connection, owner)
+        now, salt = self.clock(), secrets.token_bytes(16)
+        return Session(
+            "", owner, name, 0, None, keep_text, settings or {}, 0, 0, 0, None, now, now, self._expiry(now), salt
+        )
+
     def list(self, owner: str = "", limit: int | None = None, offset: int = 0) -> list[Session]:
         """The owner's sessions, the last one used first."""
         query = select(sessions).where(sessions.c.owner == owner, self._alive()).limit(limit).offset(offset)
@@ -139,7 +157,7 @@ class SessionStore:
         """Keep what the conversation is after these turns as a new snapshot, and go on from there.
 
         Args:
-            session: as it was when the turns began.
+            session: as it was when the turns began; one that was only begun is made.
             turns: what was said since `parent`, at least one turn.
             state: `Conversation.to_bytes` after the last of them.
             parent: the snapshot these turns followed; None for an empty memory.
@@ -166,6 +184,8 @@ class SessionStore:
             rows.append(self._row(session, turn, parent if not rows else rows[-1]["id"], now, held))
         rows[-1] |= {"id": last, "state": state, "about": self._written(about)}
         with transaction(self.engine) as connection:
+            if not session.id:
+                session = self._create_begun(connection, session)
             self._advance(connection, session, parent, last, held, len(state), now, branch)
             self._append(connection, session.id, rows)
             after = self._by_id(connection, session.id)
@@ -328,12 +348,10 @@ class SessionStore:
         written = self._settings(settings)
         same = and_(sessions.c.owner == owner, sessions.c.name == name)
         connection.execute(delete(sessions).where(same, sessions.c.expires_at <= self.clock()))
-        if (most := self.limits.max_sessions) is not None:
-            if connection.dialect.name == "postgresql":  # SQLite has one writer at a time
-                connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(owner, 0))))
-            query = select(func.count()).select_from(sessions).where(sessions.c.owner == owner, self._alive())
-            if connection.execute(query).scalar() >= most:
-                raise LimitExceeded(f"there are {most} sessions already: delete one first")
+        if self.limits.max_sessions is not None and connection.dialect.name == "postgresql":
+            # SQLite has one writer at a time; here those who count the same sessions wait for each other.
+            connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(owner, 0))))
+        self._check_room(connection, owner)
         now = self.clock()
         values = {
             "id": secrets.token_hex(16), "owner": owner, "name": name, "version": 0, "head": None,
@@ -346,6 +364,18 @@ class SessionStore:
         except IntegrityError as error:
             raise SessionExists(f"there is a session {name!r} already: choose another name, or delete it") from error
         return _session(values)
+
+    def _create_begun(self, connection: Connection, begun: Session) -> Session:
+        try:
+            return self._create(connection, begun.name, begun.owner, begun.keep_text, begun.settings, begun.salt)
+        except SessionExists as error:
+            raise _conflict(begun) from error
+
+    def _check_room(self, connection: Connection, owner: str) -> None:
+        if (most := self.limits.max_sessions) is not None:
+            query = select(func.count()).select_from(sessions).where(sessions.c.owner == owner, self._alive())
+            if connection.execute(query).scalar() >= most:
+                raise LimitExceeded(f"there are {most} sessions already: delete one first")
 
     def _advance(
         self,
@@ -373,9 +403,7 @@ class SessionStore:
             moved = connection.execute(there).first() is not None
         if not moved:
             self._by_id(connection, session.id)
-            raise SessionConflict(
-                f"somebody else wrote to session {session.name!r} in the meantime: read it again and repeat the turn"
-            )
+            raise _conflict(session)
 
     def _append(self, connection: Connection, session_id: str, rows: Sequence[dict[str, Any]]) -> None:
         mine = snapshots.c.session_id == session_id
@@ -523,6 +551,12 @@ def path_to(rows: Sequence[Any], at: str | None) -> list[Any]:
         path.append(row)
         at = _field(row, "parent")
     return path[::-1]
+
+
+def _conflict(session: Session) -> SessionConflict:
+    return SessionConflict(
+        f"somebody else wrote to session {session.name!r} in the meantime: read it again and repeat the turn"
+    )
 
 
 def _of_a_copy(settings: dict[str, Any]) -> dict[str, Any]:
