@@ -89,6 +89,25 @@ def test_attention_sees_no_message_that_was_forgotten(loaded, tmp_path):
         assert BOAT.encode() not in server.store.head(server.store.get("boat", ADA)).state
 
 
+def test_attention_sees_no_turn_whose_response_was_deleted(loaded, tmp_path):
+    with running(tmp_path / "s", loaded, context_turns=3) as server, server.client() as client:
+        made = [say(client, text, conversation="boat") for text in (BOAT, HOME)]
+        before = server.store.head(server.store.get("boat", ADA)).state
+        client.post("../v1/memory/boat/decay", body={"ticks": 1}, cast_to=object)
+        client.responses.delete(made[0].id)
+        assert not any(BOAT.encode() in file.read_bytes() for file in tmp_path.iterdir())
+        after = server.store.snapshot(made[1].id, ADA).state
+        assert_same_state(MemoryState.from_bytes(after), MemoryState.from_bytes(before), tolerance=0)
+        conversation = Conversation(*loaded, context_turns=3, max_new_tokens=8)
+        conversation.load(after)
+        assert HOME.encode() in conversation.to_bytes()
+        assert say(client, WHERE, previous_response_id=made[1].id).output_text == conversation.say(WHERE)
+        client.responses.delete(made[1].id)
+        session = server.store.get("boat", ADA)
+        state = server.store.head(session).state
+        assert HOME.encode() not in state and len(state) == session.state_bytes
+
+
 def test_only_responses_are_responses(server, client):
     chat = client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": BOAT}], user="ada")
     made = say(client, BOAT, conversation="edited")

@@ -166,6 +166,23 @@ class Conversation:
         return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "memory_mask": memory_mask}
 
 
+def without_turns(data: bytes, said: str) -> bytes:
+    """What `to_bytes` returned, where attention does not see turns in which the user said this. Memory stays as it is."""
+    begin = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:begin])
+    try:
+        about = json.loads(header["__metadata__"]["conversation"])
+        context = [turn for turn in about["context"] if turn[0] != said]
+        if len(context) == len(about["context"]):
+            return data
+    except (KeyError, TypeError, IndexError, RecursionError, json.JSONDecodeError):  # a state, but no conversation
+        return data
+    header["__metadata__"]["conversation"] = json.dumps({**about, "context": context})
+    written = json.dumps(header, separators=(",", ":")).encode()
+    written += b" " * (-len(written) % 8)  # safetensors aligns what follows
+    return len(written).to_bytes(8, "little") + written + data[begin:]
+
+
 def _is_conversation(turns: object, system: object, context: list[tuple]) -> bool:
     """What the header of a saved conversation says has the types that it must have."""
     pairs = all(

@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, and_, case, delete, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
+from ..conversation import without_turns
 from ..state import MemoryState
 from . import files
 from .database import connect, migrate, scrub, transaction
@@ -217,8 +218,9 @@ class SessionStore:
     def forget_turn(self, snapshot_id: str, owner: str = "") -> None:
         """Let go of a snapshot's id, its text and what was kept about it. Raises `SessionNotFound`.
 
-        Its state goes too, unless the session goes on from there: memory is as it was, and later snapshots stay what they
-        are. A session whose settings say `{"only_responses": true}` is removed with the last turn that has an `about`.
+        Its state goes too, unless the session goes on from there: memory is as it was, also that of later snapshots, but
+        attention does not see the turn any more. A session whose settings say `{"only_responses": true}` is removed with
+        the last turn that has an `about`.
         """
         with transaction(self.engine) as connection:
             self._forget_turn(connection, self._find(connection, snapshot_id, owner))
@@ -489,6 +491,12 @@ class SessionStore:
         edited = and_(mine, snapshots.c.parent == row.parent, snapshots.c.turn_digest == row.turn_digest)
         edited = and_(edited, snapshots.c.about.is_(None))
         connection.execute(update(snapshots).where(edited).values(user_text=None, reply_text=None))
+        if row.user_text is not None:
+            later = select(snapshots.c.id, snapshots.c.state).where(mine, snapshots.c.number >= row.number)
+            for later_id, state in connection.execute(later.where(snapshots.c.state.is_not(None))).all():
+                if (kept := without_turns(state, row.user_text)) != state:
+                    connection.execute(update(snapshots).where(snapshots.c.id == later_id).values(state=kept))
+                    connection.execute(change.where(sessions.c.head == later_id).values(state_bytes=len(kept)))
         children = update(snapshots).where(mine, snapshots.c.parent == row.id)
         connection.execute(children.values(parent=new["id"]))
 
