@@ -243,6 +243,56 @@ def test_when_the_store_fails_nothing_has_happened(loaded, tmp_path, monkeypatch
         assert talk.say("Where?") == other.conversation.say("Where?")
 
 
+def test_attention_sees_no_turn_from_before_an_edit(loaded, tmp_path):
+    with SessionStore(str(tmp_path / "s")) as store:
+        talk = StoredConversation(*loaded, store, store.create("boat"), context_turns=2, max_new_tokens=5)
+        talk.say("My boat.")
+        talk.edit(talk.conversation.state)
+        assert b"My boat." not in talk.conversation.to_bytes()
+
+
+def test_without_text_attention_sees_turns_only_while_the_conversation_lives(loaded, tmp_path):
+    with SessionStore(str(tmp_path / "s")) as store:
+        session = store.create("boat", keep_text=False)
+        talk = StoredConversation(*loaded, store, session, context_turns=2, max_new_tokens=5)
+        talk.say("My boat.")
+        assert b"My boat." in talk.conversation.to_bytes()
+        assert b"My boat." not in store.head(talk.session).state
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_ctrl_c_once_memory_has_taken_a_turn_in_takes_it_back(loaded, tmp_path, monkeypatch, kept):
+    with SessionStore(str(tmp_path / "s")) as store:
+        talk = StoredConversation(*loaded, store, store.create("boat") if kept else None, max_new_tokens=5)
+        talk.say("My boat.")
+        before, commit = talk.conversation.state, Conversation.commit
+
+        def interrupted(self, *turn):
+            commit(self, *turn)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(Conversation, "commit", interrupted)
+        for call in (talk.say, talk.read):
+            with pytest.raises(KeyboardInterrupt):
+                call("Where?")
+            assert_same_state(talk.conversation.state, before, tolerance=0)
+            assert (talk.conversation.turns, len(talk.transcript())) == (1, 1)
+
+
+def test_a_session_that_is_made_anew_has_nothing_of_the_old_one(loaded, tmp_path):
+    with SessionStore(str(tmp_path / "s")) as store:
+        talk = StoredConversation(*loaded, store, store.create("boat"), max_new_tokens=5)
+        talk.say("My boat.")
+        store.delete("boat")
+        session = store.create("boat")
+        talk.refresh()
+        assert (talk.session, talk.conversation.turns) == (session, 0)
+        talk.read("I live in Porto.")
+        wanted = Conversation(*loaded)
+        wanted.read("I live in Porto.")
+        assert_same_state(talk.conversation.state, wanted.state, tolerance=0)
+
+
 def test_sessions_list_show_export_import_rm(run, tmp_path):
     assert "no sessions yet" in run("sessions", "list").stdout
     chat(run, "My boat is called Marigold.")

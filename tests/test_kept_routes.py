@@ -69,6 +69,45 @@ def test_without_text_a_response_is_shown_without_it(loaded, tmp_path):
         assert (shown.output, shown.instructions, shown.usage) == ([], None, made.usage)
 
 
+def test_without_text_no_state_holds_a_message(loaded, tmp_path):
+    path = tmp_path / "s"
+    with running(path, loaded, keep_text=False, context_turns=2) as server, server.client() as client:
+        name = client.conversations.create(items=[{"role": "user", "content": BOAT}]).id
+        client.conversations.items.create(name, items=[{"role": "user", "content": BOAT}])
+        say(client, BOAT, conversation=name)
+        client.post(f"../v1/memory/{name}/remember", body={"text": BOAT}, cast_to=object)
+        client.post(f"../v1/memory/{name}/decay", body={"ticks": 1}, cast_to=object)
+        assert server.store.get(name, ADA).turns == 4
+        assert not any(BOAT.encode() in file.read_bytes() for file in tmp_path.iterdir())
+
+
+def test_attention_sees_no_message_that_was_forgotten(loaded, tmp_path):
+    with running(tmp_path / "s", loaded, context_turns=2) as server, server.client() as client:
+        say(client, BOAT, conversation="boat")
+        assert BOAT.encode() in server.store.head(server.store.get("boat", ADA)).state
+        client.post("../v1/memory/boat/forget", body={"text": BOAT}, cast_to=object)
+        assert BOAT.encode() not in server.store.head(server.store.get("boat", ADA)).state
+
+
+def test_attention_sees_no_turn_whose_response_was_deleted(loaded, tmp_path):
+    with running(tmp_path / "s", loaded, context_turns=3) as server, server.client() as client:
+        made = [say(client, text, conversation="boat") for text in (BOAT, HOME)]
+        before = server.store.head(server.store.get("boat", ADA)).state
+        client.post("../v1/memory/boat/decay", body={"ticks": 1}, cast_to=object)
+        client.responses.delete(made[0].id)
+        assert not any(BOAT.encode() in file.read_bytes() for file in tmp_path.iterdir())
+        after = server.store.snapshot(made[1].id, ADA).state
+        assert_same_state(MemoryState.from_bytes(after), MemoryState.from_bytes(before), tolerance=0)
+        conversation = Conversation(*loaded, context_turns=3, max_new_tokens=8)
+        conversation.load(after)
+        assert HOME.encode() in conversation.to_bytes()
+        assert say(client, WHERE, previous_response_id=made[1].id).output_text == conversation.say(WHERE)
+        client.responses.delete(made[1].id)
+        session = server.store.get("boat", ADA)
+        state = server.store.head(session).state
+        assert HOME.encode() not in state and len(state) == session.state_bytes
+
+
 def test_only_responses_are_responses(server, client):
     chat = client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": BOAT}], user="ada")
     made = say(client, BOAT, conversation="edited")

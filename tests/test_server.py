@@ -199,6 +199,36 @@ def test_an_empty_reply_is_a_reply_and_is_recognised(server, client, loaded):
     assert text_of(chat(client, *history, HOME)) == wanted
 
 
+@pytest.mark.parametrize("keep_text", [True, False])
+def test_what_memory_was_told_between_stays_when_the_history_is_sent_again(loaded, tmp_path, keep_text):
+    settings = in_session("told")
+    with running(tmp_path / "s", loaded, keep_text=keep_text) as server, server.client() as client:
+        history = [user(BOAT), assistant(text_of(chat(client, BOAT, **settings)))]
+        client.post("../v1/memory/told/remember", body={"text": HOME}, cast_to=object)
+        for text in (WHERE, "Hm."):
+            history += [user(text), assistant(text_of(chat(client, *history, text, **settings)))]
+        _, conversation = expected(loaded, BOAT, (HOME, None), WHERE, "Hm.")
+        assert_same_state(state_of(server, "told"), conversation.state)
+
+
+def test_a_history_that_was_read_in_is_not_written_twice(server, client, loaded):
+    history, settings = [user(BOAT), assistant("Lovely.")], in_session("reader")
+    for text in (HOME, HOME, WHERE):  # regenerated, then edited
+        chat(client, *history, text, **settings)
+        _, conversation = expected(loaded, (BOAT, "Lovely."), text)
+        assert_same_state(state_of(server, "reader"), conversation.state)
+        session = server.store.get("reader", ADA)
+        assert [turn.user for turn in server.store.transcript(session)] == [BOAT, text]
+
+
+def test_a_request_that_is_refused_leaves_no_session_behind(server, client, http):
+    before = server.store.list(ADA)
+    with pytest.raises(openai.BadRequestError):
+        chat(client, BOAT * 500, **in_session("refused"))
+    assert http.post("/v1/memory/refused/remember", json={"text": " "}).status_code == 400
+    assert server.store.list(ADA) == before
+
+
 def test_a_system_prompt_is_that_of_the_request(client, loaded):
     system = {"role": "system", "content": "Be brief."}
     assert text_of(chat(client, system, BOAT)) == expected(loaded, BOAT, system="Be brief.")[0][0]
@@ -864,6 +894,9 @@ def tree(*rows):
 
 
 LINE = tree(("a", None, "A", "1"), ("b", "a", "B", "2"), ("c", "b", "C", "3"))
+READ_IN = tree(("A", None, "A", "1"), ("B", "A", "B", "2"), ("c", "B", "C", "3"))
+TOLD = tree(("a", None, "A", "1"), ("r", "a", "R", None))
+TOLD_BETWEEN = tree(("a", None, "A", "1"), ("r", "a", "R", None), ("b", "r", "B", "2"))
 A, B, C = ("A", "1"), ("B", "2"), ("C", "3")
 
 
@@ -889,6 +922,19 @@ A, B, C = ("A", "1"), ("B", "2"), ("C", "3")
         (tree(("a", None, "A", "1"), ("B", "a", "B", "2"), ("c", "B", "C", "3")), "c", [A, B], "X", False, ("a", [B])),
         (tree(("a", None, "A", "1"), ("B", "a", "B", "2"), ("c", "B", "C", "3")), "c", [A, B], "C", False, ("a", [B])),
         (tree(("a", None, "A", "1"), ("b", "a", "A", "1")), "b", [A], "X", False, ("b", [])),  # the head before others
+        (TOLD, "r", [A], "X", False, ("r", [])),  # memory was told something that the chat does not know
+        (TOLD_BETWEEN, "b", [A, B], "X", False, ("b", [])),
+        (TOLD_BETWEEN, "b", [A], "X", False, ("r", [])),  # edited
+        (TOLD_BETWEEN, "b", [A], "B", False, ("r", [])),  # regenerated
+        (tree(("r", None, "R", None), ("a", "r", "A", "1")), "a", [], "A", False, ("r", [])),
+        (READ_IN, "c", [A, B], "C", False, (None, [A, B])),  # regenerated, with no state between
+        (READ_IN, "c", [A, B], "C", True, (None, [A, B])),
+        (READ_IN, "c", [A, B], "X", False, (None, [A, B])),  # edited, with no state between
+        (READ_IN, "c", [A], "X", False, (None, [A])),
+        (READ_IN, "c", [B], "X", False, (None, [A, B])),  # its beginning cut off: what the store has of it
+        (READ_IN[1:], "c", [B], "X", False, ("c", [])),  # nor has the store its beginning
+        (READ_IN[2:], "c", [], "C", False, ("c", [])),
+        (READ_IN, "c", [("Z", "9"), B], "X", False, ("c", [("Z", "9")])),
     ],
 )
 def test_which_part_of_a_history_is_known(records, head, history, message, linear, wanted):

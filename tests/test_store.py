@@ -1,5 +1,6 @@
 """The session store, on SQLite and on a real PostgreSQL."""
 
+import contextlib
 import json
 import sqlite3
 import stat
@@ -108,6 +109,25 @@ def test_a_new_session_is_empty(store):
         store.create("new")
 
 
+def test_a_session_that_is_begun_is_made_with_its_first_turn(url, states):
+    with SessionStore(url, Limits(max_sessions=1)) as store:
+        first, second = (store.get_or_begin("new", settings={"a": 1}) for _ in range(2))
+        assert (first.id, first.head, store.list()) == ("", None, [])
+        with pytest.raises(ValueError, match="the message"):
+            store.commit(first, [("nul\0", None)], states[1], None)
+        assert store.list() == []
+        made = store.commit(first, [TURNS[0]], states[1], None).session
+        assert [made] == store.list() == [store.get_or_begin("new")]
+        assert (made.turns, made.settings) == (1, {"a": 1})
+        assert store.turns(made)[0].turn_digest == turn_digest(made.salt, *TURNS[0])
+        with pytest.raises(LimitExceeded):
+            store.get_or_begin("other")
+    with SessionStore(url) as store:
+        with pytest.raises(SessionConflict):
+            store.commit(second, [TURNS[1]], states[2], None)
+        assert store.list() == [made]
+
+
 def test_snapshots_never_change_and_can_be_branched_from(store, states):
     session, ids = talk(store, states)
     branch = store.commit(session, [("Other.", "Yes.")], states[2], ids[0])
@@ -162,6 +182,23 @@ def test_many_threads_count_every_turn_once(url, states):
         assert len(won) == 20
         texts = [turn.user for turn in store.transcript(store.get("busy"))]
         assert sorted(texts) == sorted(f"{worker}/{done}" for worker in range(4) for done in range(5))
+
+
+def test_sessions_made_at_once_are_no_more_than_allowed(url):
+    with SessionStore(url, Limits(max_sessions=3)) as store:
+        together, made = threading.Barrier(8), []
+
+        def make(number: int) -> None:
+            together.wait()
+            with contextlib.suppress(LimitExceeded):
+                made.append(store.create(f"session {number}"))
+
+        threads = [threading.Thread(target=make, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(made) == len(store.list()) == 3
 
 
 def test_all_who_open_a_new_store_at_once_get_it(url):
@@ -288,8 +325,9 @@ def test_old_snapshots_lose_their_states_and_then_go(url, states):
             store.snapshot(ids[2])
         # The head stays, however old it is.
         session = store.get("boat")
+        parent = ids[-2]
         for number in range(6):
-            store.commit(session, [(f"branch {number}", None)], states[2], ids[-2], branch=True)
+            parent = store.commit(session, [(f"branch {number}", None)], states[2], parent, branch=True).id
         assert store.head(store.get("boat")).id == ids[-1]
 
 
@@ -379,6 +417,35 @@ def test_an_edited_state_takes_the_place_of_the_head(store, states):
         store.replace_state(session, states[1])
     with pytest.raises(SessionNotFound, match="nothing to edit"):
         store.replace_state(store.create("new"), states[1])
+
+
+def test_a_turn_that_is_forgotten_leaves_no_text_in_edited_states(store, states):
+    session = store.create("boat")
+    first = store.commit(session, [TURNS[0]], states[1], None, "resp_1", about={"n": 1})
+    again = store.commit(first.session, [TURNS[0]], states[1], None, "resp_2", about={"n": 2})
+    edited = store.replace_state(store.replace_state(again.session, states[2]), states[3])
+    store.forget_turn("resp_2")
+    assert [turn.user for turn in store.transcript(edited)] == [None]
+    assert store.find_turn("resp_1").user == TURNS[0][0]
+
+
+def test_no_turn_follows_one_that_is_gone(store, states):
+    session, ids = talk(store, states, turns=2)
+    store.forget_turn(ids[-1])
+    with pytest.raises(SessionConflict):
+        store.commit(session, [TURNS[2]], states[3], ids[-1], branch=True)
+    assert len(store.turns(session)) == 2
+
+
+def test_what_was_given_a_name_outlives_its_responses(store, states):
+    session = store.create("resp_1", settings={"only_responses": True, "metadata": {"a": "b"}})
+    session = store.commit(session, [TURNS[0]], states[1], None, "resp_1", about={"n": 1}).session
+    copies = [store.fork(session, "mine"), store.import_file(store.export(session), name="imported")]
+    for copy in copies:
+        assert copy.settings == {"metadata": {"a": "b"}}
+        answer = store.commit(copy, [TURNS[1]], states[2], copy.head, about={"n": 2})
+        store.forget_turn(answer.id)
+        assert store.get(copy.name).turns == 2
 
 
 @pytest.mark.parametrize("at", [None, 0])

@@ -97,14 +97,19 @@ class Conversation:
         self.turns += 1
         self._context = [*self._context, (text, reply)][-self.context_turns + 1 :] if self.context_turns > 1 else []
 
-    def to_bytes(self) -> bytes:
+    def leave_context(self) -> None:
+        """Let attention see no turn from before; memory has taken them in."""
+        self._context = []
+
+    def to_bytes(self, context: bool = True) -> bytes:
         """The conversation as the bytes of one safetensors file: its state and the turns that attention still sees.
 
-        In what the memory's config says (`MemoryConfig.kept_in`), unless `kept_in` says otherwise.
+        In what the memory's config says (`MemoryConfig.kept_in`), unless `kept_in` says otherwise. Without `context` there
+        is no text of a turn in it, and attention begins with the next one.
         """
         about = {
             "turns": self.turns,
-            "context": self._context,
+            "context": self._context if context else [],
             "system": self.system,
             "context_turns": self.context_turns,
         }
@@ -159,6 +164,23 @@ class Conversation:
         memory_mask = torch.ones_like(input_ids, dtype=torch.bool)
         memory_mask[:, :seen] = False
         return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "memory_mask": memory_mask}
+
+
+def without_turns(data: bytes, said: str) -> bytes:
+    """What `to_bytes` returned, where attention does not see turns in which the user said this. Memory stays as it is."""
+    begin = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:begin])
+    try:
+        about = json.loads(header["__metadata__"]["conversation"])
+        context = [turn for turn in about["context"] if turn[0] != said]
+        if len(context) == len(about["context"]):
+            return data
+    except (KeyError, TypeError, IndexError, RecursionError, json.JSONDecodeError):  # a state, but no conversation
+        return data
+    header["__metadata__"]["conversation"] = json.dumps({**about, "context": context})
+    written = json.dumps(header, separators=(",", ":")).encode()
+    written += b" " * (-len(written) % 8)  # safetensors aligns what follows
+    return len(written).to_bytes(8, "little") + written + data[begin:]
 
 
 def _is_conversation(turns: object, system: object, context: list[tuple]) -> bool:

@@ -69,7 +69,8 @@ def item_router(service: Service, owner: Callable[..., str]) -> APIRouter:
         await service.with_model(lambda: [talk.read(*turn) for turn in turns])
 
         def keep() -> list[TurnRecord]:
-            kept: Session = store.commit(session, turns, talk.to_bytes(), session.head).session
+            state = talk.to_bytes(session.keep_text)
+            kept: Session = store.commit(session, turns, state, session.head).session
             return store.transcript(kept)[-len(turns) :]
 
         records = await in_thread(keep)

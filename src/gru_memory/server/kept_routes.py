@@ -57,8 +57,10 @@ def kept_router(service: Service, owner: Callable[..., str]) -> APIRouter:
             await service.with_model(read)
 
         def keep() -> Session:
-            session = store.create(name, owner, service.keep_text, settings)
-            return store.commit(session, turns, conversation.to_bytes(), None).session if turns else session
+            if not turns:
+                return store.create(name, owner, service.keep_text, settings)
+            session = store.get_or_begin(name, owner, service.keep_text, settings)
+            return store.commit(session, turns, conversation.to_bytes(session.keep_text), None).session
 
         return _conversation(await in_thread(keep))
 

@@ -140,21 +140,21 @@ def memory_router(service: Service, owner: Callable[..., str]) -> APIRouter:
         else:
             state = await service.with_model(lambda: forget(model, tokenizer, state, body.text, None, system))
         conversation.state = state
-        return _session(await in_thread(store.replace_state, found, conversation.to_bytes()))
+        return _session(await in_thread(store.replace_state, found, conversation.to_bytes(context=False)))
 
     @router.post("/{session}/decay")
     async def decay(session: str, body: DecayRequest, owner: str = Owner) -> dict[str, Any]:
         """Let ticks of the memory's clock pass without a word."""
         found, conversation = await in_thread(service.head_of, session, owner)
         conversation.state = conversation.state.decay(body.ticks)
-        return _session(await in_thread(store.replace_state, found, conversation.to_bytes()))
+        return _session(await in_thread(store.replace_state, found, conversation.to_bytes(found.keep_text)))
 
     @router.post("/{session}/remember")
     async def remember(session: str, body: TextRequest, owner: str = Owner) -> dict[str, Any]:
         """Tell the memory something; nothing is answered."""
 
         def begin() -> Any:
-            return store.get_or_create(session, owner, service.keep_text)
+            return store.get_or_begin(session, owner, service.keep_text)
 
         found = await in_thread(begin)
         if found.head is None:
@@ -163,7 +163,7 @@ def memory_router(service: Service, owner: Callable[..., str]) -> APIRouter:
             found, conversation = await in_thread(service.head_of, session, owner)
         await service.with_model(lambda: conversation.read(body.text))
         turns = [(body.text, None)]
-        kept = await in_thread(store.commit, found, turns, conversation.to_bytes(), found.head)
+        kept = await in_thread(store.commit, found, turns, conversation.to_bytes(found.keep_text), found.head)
         return _session(kept.session)
 
     @router.get("/{session}/export")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..store import TurnRecord
-from ..store.digests import turn_digest, user_digest
+from ..store.digests import told_digest, turn_digest, user_digest
 from ..store.sessions import path_to
 
 Turn = tuple[str, "str | None"]
@@ -20,11 +20,13 @@ def where_to_go_on(
     - Otherwise, in a chat of its own the conversation goes on from the turn that the longest known beginning of the history
       ends with, wherever that is in the session's tree: so an edited message begins a branch. A history that is a
       stretch of the session, its beginning cut off, is recognised too.
-    - A `linear` session, one memory for several chats, always goes on from its head; turns it knows are left out.
-    - A history of which nothing is known is taken in after the head.
+    - A turn without a reply may be missing in the history: memory was told it, and the chat does not know.
+    - Where the turn to go on from has no state, the turns since the last one that has are taken in again.
+    - A `linear` session, one memory for several chats, always goes on from its head, and so does a history whose
+      beginning is not known; turns that led to the head are left out.
 
     Args:
-        records: every turn of the session.
+        records: every turn of the session, in the order of writing.
         head: where the session is.
         salt: of the session's digests.
         history: the turns the client sent, oldest first.
@@ -32,41 +34,41 @@ def where_to_go_on(
         linear: whether the session is one memory for several chats.
     """
     digests = [turn_digest(salt, *turn) for turn in history]
-    chain = path_to(records, head)
+    texts = dict(zip(digests, history, strict=True))
+    chain, known = path_to(records, head), _known(records, salt, digests)
+    path, length = None, 0
     if chain and chain[-1].user_digest == user_digest(salt, message):
         before = chain[:-1]
-        same = len(before) >= len(digests) and _ends_with(before, digests)
-        parent = chain[-1].parent
-        if same and (digests or not before) and (parent is None or _has_state(records, parent)):
-            return parent, []
-    if not history:
-        return head, []
-    if linear:
-        known = {record.turn_digest for record in chain}
-        return head, [turn for turn, digest in zip(history, digests, strict=True) if digest not in known]
-    best, start = 0, head
+        same = known[before[-1].id] >> len(digests) & 1 if before else not digests and chain[0].parent is None
+        if same and (digests or all(_is_told(record, salt) for record in before)):
+            path, length = before, len(digests)
+    if path is None and records and not linear:
+        # the newest of equals wins, one with a state before the others, and the head before all
+        best = max(records, key=lambda r: (known[r.id].bit_length(), r.id == head, r.has_state, r.number))
+        if length := known[best.id].bit_length() - 1:
+            path = path_to(records, best.id)
+    if path is not None:
+        stated = max((place for place, record in enumerate(path, start=1) if record.has_state), default=0)
+        if stated or not path or path[0].parent is None:  # else its beginning is not in the store any more
+            again = [texts.get(record.turn_digest, (record.user, record.reply)) for record in path[stated:]]
+            start = path[stated - 1].id if stated else None
+            return start, [*(turn for turn in again if turn[0] is not None), *history[length:]]
+    led_here = {record.turn_digest for record in chain}
+    return head, [turn for turn, digest in zip(history, digests, strict=True) if digest not in led_here]
+
+
+def _known(records: Sequence[TurnRecord], salt: bytes, digests: Sequence[bytes]) -> dict[str, int]:
+    """For every turn: bit n says whether the path to it ends with the first n turns of the history."""
+    places: dict[bytes, int] = {}
+    for place, digest in enumerate(digests, start=1):
+        places[digest] = places.get(digest, 0) | 1 << place
+    known: dict[str, int] = {}
     for record in records:
-        if not record.has_state:
-            continue
-        path = path_to(records, record.id)
-        for length in range(min(len(path), len(digests)), best - 1, -1):
-            # the newest of equals wins, and the head before all others
-            better = length > best or (length == best and start != head)
-            if length and better and _ends_with(path, digests[:length]):
-                best, start = length, record.id
-                break
-        if record.id == head and _ends_with(path, digests[:best]):
-            start = head
-    return start, list(history[best:])
+        before = known.get(record.parent, 1)
+        known[record.id] = 1 | before << 1 & places.get(record.turn_digest, 0) | before * _is_told(record, salt)
+    return known
 
 
-def _ends_with(path: Sequence[TurnRecord], digests: Sequence[bytes]) -> bool:
-    if not digests:
-        return True
-    if len(digests) > len(path) or path[-1].turn_digest != digests[-1]:
-        return False
-    return [record.turn_digest for record in path[len(path) - len(digests) :]] == list(digests)
-
-
-def _has_state(records: Sequence[TurnRecord], snapshot_id: str) -> bool:
-    return any(record.id == snapshot_id and record.has_state for record in records)
+def _is_told(record: TurnRecord, salt: bytes) -> bool:
+    """Whether the turn has no reply; by its digests, as its text may not be kept."""
+    return record.turn_digest == told_digest(salt, record.user_digest)

@@ -7,7 +7,7 @@ import functools
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ..conversation import Conversation
@@ -87,7 +87,7 @@ class Service:
         self.context_turns, self.keep_text = context_turns, keep_text
         self.default_new_tokens, self.most_new_tokens = default_new_tokens, most_new_tokens
         self._kv_bytes: int | None = None
-        self._busy: set[str] = set()
+        self._busy: set[tuple[str, str]] = set()  # owner and name: a session that is only begun has no id
         self._lock = threading.Lock()
 
     async def reply(
@@ -152,7 +152,7 @@ class Service:
             session, parent, branch = snapshot.session, snapshot.id, True
         elif name is not None:
             check_path_name(name)
-            session = self.store.get_or_create(name, owner, self.keep_text)
+            session = self.store.get_or_begin(name, owner, self.keep_text)
             parent = session.head
             if address.conversation is None and (read or parent):
                 linear = address.chat is None
@@ -160,7 +160,8 @@ class Service:
                 parent, read = where_to_go_on(records, parent, session.salt, read, turns.message, linear)
             snapshot = self.store.snapshot(parent, owner) if parent else None
         else:
-            session = replace(_NO_SESSION, owner=owner, name=response_id) if keep else None
+            only = {"only_responses": True}
+            session = self.store.get_or_begin(response_id, owner, self.keep_text, only) if keep else None
             parent = snapshot = None
         if snapshot is not None:
             try:
@@ -187,10 +188,8 @@ class Service:
 
         def commit() -> None:
             session = plan.session
-            if session is not None and not session.id:
-                session = self.store.create(session.name, session.owner, self.keep_text, {"only_responses": True})
             said = [*plan.read, (turns.message, done.reply)]
-            state = plan.conversation.to_bytes()
+            state = plan.conversation.to_bytes(session.keep_text)
             known = about(done) if about else None
             if known is not None and not session.keep_text:
                 known["instructions"] = None  # that is text too
@@ -199,19 +198,20 @@ class Service:
         # Once the model has spoken, a client that leaves must not leave half of a commit behind.
         await asyncio.shield(in_thread(commit))
 
-    def _reserve(self, plan: _Plan) -> str | None:
+    def _reserve(self, plan: _Plan) -> tuple[str, str] | None:
         """One turn at a time for each session: a second writer is told before the model works in vain."""
-        if plan.session is None or plan.branch or not plan.session.id:
+        if plan.session is None or plan.branch:
             return None
+        name = plan.session.owner, plan.session.name
         with self._lock:
-            if plan.session.id in self._busy:
+            if name in self._busy:
                 raise ApiError(409, "this conversation is busy with another request", "conversation_locked")
-            self._busy.add(plan.session.id)
-        return plan.session.id
+            self._busy.add(name)
+        return name
 
-    def _release(self, session_id: str | None) -> None:
+    def _release(self, name: tuple[str, str] | None) -> None:
         with self._lock:
-            self._busy.discard(session_id)
+            self._busy.discard(name)
 
     async def with_model(self, function: Callable[[], Result]) -> Result:
         """Run something that needs the model, between two of its steps."""
@@ -238,9 +238,6 @@ class Service:
         except ValueError as error:
             raise ApiError(409, f"this conversation cannot be looked into: {error}", "memory_changed") from error
         return session, conversation
-
-
-_NO_SESSION = Session("", "", "", 0, None, True, {}, 0, 0, 0, None, 0.0, 0.0, None)
 
 
 def check_path_name(name: str) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from ..conversation import Conversation
 from ..state import MemoryState
 from .records import Session, TurnRecord
 from .sessions import SessionStore
+
+Reply = TypeVar("Reply", bound="str | None")
 
 
 class StoredConversation:
@@ -48,21 +51,22 @@ class StoredConversation:
 
     def say(self, text: str, **generation: Any) -> str:
         """`Conversation.say`, kept."""
-        before = self._now()
-        reply = self.conversation.say(text, **generation)
-        self._keep(before, text, reply)
-        return reply
+        return self._keep(text, lambda: self.conversation.say(text, **generation))
 
     def read(self, text: str, reply: str | None = None) -> None:
         """`Conversation.read`, kept."""
-        before = self._now()
-        self.conversation.read(text, reply)
-        self._keep(before, text, reply)
+
+        def take_in() -> str | None:
+            self.conversation.read(text, reply)
+            return reply
+
+        self._keep(text, take_in)
 
     def edit(self, state: MemoryState) -> None:
-        """Go on from an edited state. The text of the turns stays what it was."""
+        """Go on from an edited state, and let attention see no turn from before. Their text stays what it was."""
         before = self._now()
         self.conversation.state = state
+        self.conversation.leave_context()
         if self.session is not None:
             try:
                 self.session = self.store.replace_state(self.session, self.conversation.to_bytes())
@@ -80,11 +84,13 @@ class StoredConversation:
         self.session = None
 
     def refresh(self) -> None:
-        """Go on from what the store holds now, where somebody else wrote to the session."""
+        """Go on from what the store holds now, where somebody else wrote to the session or made it anew."""
         if self.session is None:
             return
         now = self.store.get(self.session.name, self.session.owner)
-        if now.head is not None and now.head != self.session.head:
+        if now.head is None:
+            self.conversation.reset()
+        elif now.head != self.session.head:
             self.conversation.load(self.store.head(now).state)
         self.session = now
 
@@ -101,13 +107,16 @@ class StoredConversation:
     def _restore(self, before: bytes) -> None:
         self.conversation.load(before)
 
-    def _keep(self, before: bytes, text: str, reply: str | None) -> None:
-        if self.session is None:
-            self._told.append((text, reply))
-            return
+    def _keep(self, text: str, take_in: Callable[[], Reply]) -> Reply:
+        before = self._now()
         try:
-            after = self.conversation.to_bytes()
-            self.session = self.store.commit(self.session, [(text, reply)], after, self.session.head).session
+            reply = take_in()
+            if self.session is None:
+                self._told.append((text, reply))
+            else:
+                after = self.conversation.to_bytes(self.session.keep_text)
+                self.session = self.store.commit(self.session, [(text, reply)], after, self.session.head).session
         except BaseException:
             self._restore(before)
             raise
+        return reply

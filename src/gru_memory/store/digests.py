@@ -14,6 +14,13 @@ def user_digest(salt: bytes, user: str) -> bytes:
 
 def turn_digest(salt: bytes, user: str, reply: str | None) -> bytes:
     """Of a message with its reply; no reply is not an empty one."""
-    digest = blake2b(user_digest(salt, user), key=salt, digest_size=DIGEST_BYTES)
-    digest.update(b"" if reply is None else b"\0" + reply.strip().encode())
-    return digest.digest()
+    return _digest(salt, user_digest(salt, user), b"" if reply is None else b"\0" + reply.strip().encode())
+
+
+def told_digest(salt: bytes, user: bytes) -> bytes:
+    """`turn_digest` of a message without a reply, from its `user_digest`."""
+    return _digest(salt, user, b"")
+
+
+def _digest(salt: bytes, user: bytes, reply: bytes) -> bytes:
+    return blake2b(user + reply, key=salt, digest_size=DIGEST_BYTES).digest()

@@ -31,7 +31,7 @@ class Session:
     """A named conversation, as it was when it was read. Times are seconds since 1970.
 
     Attributes:
-        id: of the store, never reused.
+        id: of the store, never reused; "" until the first `commit` of a session that was only begun.
         owner: whose it is; "" where there is one user.
         name: unique among the owner's.
         version: goes up with every change; `commit` refuses an outdated one.

@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, and_, case, delete, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
+from ..conversation import without_turns
 from ..state import MemoryState
 from . import files
 from .database import connect, migrate, scrub, transaction
@@ -103,6 +104,24 @@ class SessionStore:
                     continue
         return self.get(name, owner)
 
+    def get_or_begin(
+        self, name: str, owner: str = "", keep_text: bool = True, settings: dict[str, Any] | None = None
+    ) -> Session:
+        """`get`, or a session that its first `commit` makes: until then it is not in the store, and has no id.
+
+        Raises as `create` does, but `SessionExists`.
+        """
+        check_name(name)
+        with transaction(self.engine, read_only=True) as connection:
+            try:
+                return self._get(connection, name, owner)
+            except SessionNotFound:
+                self._check_room(connection, owner)
+        now, salt = self.clock(), secrets.token_bytes(16)
+        return Session(
+            "", owner, name, 0, None, keep_text, settings or {}, 0, 0, 0, None, now, now, self._expiry(now), salt
+        )
+
     def list(self, owner: str = "", limit: int | None = None, offset: int = 0) -> list[Session]:
         """The owner's sessions, the last one used first."""
         query = select(sessions).where(sessions.c.owner == owner, self._alive()).limit(limit).offset(offset)
@@ -139,7 +158,7 @@ class SessionStore:
         """Keep what the conversation is after these turns as a new snapshot, and go on from there.
 
         Args:
-            session: as it was when the turns began.
+            session: as it was when the turns began; one that was only begun is made.
             turns: what was said since `parent`, at least one turn.
             state: `Conversation.to_bytes` after the last of them.
             parent: the snapshot these turns followed; None for an empty memory.
@@ -149,7 +168,8 @@ class SessionStore:
             about: plain values to keep with the snapshot; `find_turn` gives them back.
 
         Raises:
-            SessionConflict: without `branch`, if somebody else wrote since `session` was read. Nothing was changed.
+            SessionConflict: without `branch`, if somebody else wrote since `session` was read; and if `parent` is gone.
+                Nothing was changed.
             SessionNotFound: it was deleted since.
             LimitExceeded: a state or text is too large.
             ValueError: `state` is no state, or a text cannot be kept.
@@ -165,6 +185,8 @@ class SessionStore:
             rows.append(self._row(session, turn, parent if not rows else rows[-1]["id"], now, held))
         rows[-1] |= {"id": last, "state": state, "about": self._written(about)}
         with transaction(self.engine) as connection:
+            if not session.id:
+                session = self._create_begun(connection, session)
             self._advance(connection, session, parent, last, held, len(state), now, branch)
             self._append(connection, session.id, rows)
             after = self._by_id(connection, session.id)
@@ -196,8 +218,9 @@ class SessionStore:
     def forget_turn(self, snapshot_id: str, owner: str = "") -> None:
         """Let go of a snapshot's id, its text and what was kept about it. Raises `SessionNotFound`.
 
-        Its state goes too, unless the session goes on from there: memory is as it was, and later snapshots stay what they
-        are. A session whose settings say `{"only_responses": true}` is removed with the last turn that has an `about`.
+        Its state goes too, unless the session goes on from there: memory is as it was, also that of later snapshots, but
+        attention does not see the turn any more. A session whose settings say `{"only_responses": true}` is removed with
+        the last turn that has an `about`.
         """
         with transaction(self.engine) as connection:
             self._forget_turn(connection, self._find(connection, snapshot_id, owner))
@@ -256,7 +279,8 @@ class SessionStore:
             chain = path_to(rows, at) if at else []
             if at and (not chain or chain[-1]["state"] is None):
                 raise SessionNotFound(f"session {session.name!r} has no snapshot {at!r}, or not any more")
-            new = self._create(connection, name, session.owner, session.keep_text, session.settings, session.salt)
+            settings = _of_a_copy(session.settings)
+            new = self._create(connection, name, session.owner, session.keep_text, settings, session.salt)
             return self._fill(connection, new, chain, session.fingerprint)
 
     # Files
@@ -290,7 +314,8 @@ class SessionStore:
         check_name(name := name if name is not None else about["name"])
         check(name)
         with transaction(self.engine) as connection:
-            new = self._create(connection, name, owner, about["keep_text"], about["settings"], about["salt"])
+            settings = _of_a_copy(about["settings"])
+            new = self._create(connection, name, owner, about["keep_text"], settings, about["salt"])
             return self._fill(connection, new, rows, about["fingerprint"], about["head"])
 
     def import_path(self, path: str | Path, owner: str = "", name: str | None = None) -> Session:
@@ -333,10 +358,10 @@ class SessionStore:
         written = self._settings(settings)
         same = and_(sessions.c.owner == owner, sessions.c.name == name)
         connection.execute(delete(sessions).where(same, sessions.c.expires_at <= self.clock()))
-        if (most := self.limits.max_sessions) is not None:
-            query = select(func.count()).select_from(sessions).where(sessions.c.owner == owner, self._alive())
-            if connection.execute(query).scalar() >= most:
-                raise LimitExceeded(f"there are {most} sessions already: delete one first")
+        if self.limits.max_sessions is not None and connection.dialect.name == "postgresql":
+            # SQLite has one writer at a time; here those who count the same sessions wait for each other.
+            connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(owner, 0))))
+        self._check_room(connection, owner)
         now = self.clock()
         values = {
             "id": secrets.token_hex(16), "owner": owner, "name": name, "version": 0, "head": None,
@@ -349,6 +374,18 @@ class SessionStore:
         except IntegrityError as error:
             raise SessionExists(f"there is a session {name!r} already: choose another name, or delete it") from error
         return _session(values)
+
+    def _create_begun(self, connection: Connection, begun: Session) -> Session:
+        try:
+            return self._create(connection, begun.name, begun.owner, begun.keep_text, begun.settings, begun.salt)
+        except SessionExists as error:
+            raise _conflict(begun) from error
+
+    def _check_room(self, connection: Connection, owner: str) -> None:
+        if (most := self.limits.max_sessions) is not None:
+            query = select(func.count()).select_from(sessions).where(sessions.c.owner == owner, self._alive())
+            if connection.execute(query).scalar() >= most:
+                raise LimitExceeded(f"there are {most} sessions already: delete one first")
 
     def _advance(
         self,
@@ -370,11 +407,13 @@ class SessionStore:
         if not branch:
             change = change.where(sessions.c.version == session.version)
         always = {"version": sessions.c.version + 1, "updated_at": now, "expires_at": self._expiry(now)}
-        if connection.execute(change.values(**values, **always)).rowcount != 1:
+        moved = connection.execute(change.values(**values, **always)).rowcount == 1
+        if moved and parent is not None:
+            there = select(snapshots.c.id).where(snapshots.c.session_id == session.id, snapshots.c.id == parent)
+            moved = connection.execute(there).first() is not None
+        if not moved:
             self._by_id(connection, session.id)
-            raise SessionConflict(
-                f"somebody else wrote to session {session.name!r} in the meantime: read it again and repeat the turn"
-            )
+            raise _conflict(session)
 
     def _append(self, connection: Connection, session_id: str, rows: Sequence[dict[str, Any]]) -> None:
         mine = snapshots.c.session_id == session_id
@@ -456,6 +495,16 @@ class SessionStore:
         else:
             new["state"] = None
         connection.execute(update(snapshots).where(snapshots.c.id == row.id).values(**new))
+        # What `replace_state` made of it; a response with the same words has an `about`, and keeps its text.
+        edited = and_(mine, snapshots.c.parent == row.parent, snapshots.c.turn_digest == row.turn_digest)
+        edited = and_(edited, snapshots.c.about.is_(None))
+        connection.execute(update(snapshots).where(edited).values(user_text=None, reply_text=None))
+        if row.user_text is not None:
+            later = select(snapshots.c.id, snapshots.c.state).where(mine, snapshots.c.number >= row.number)
+            for later_id, state in connection.execute(later.where(snapshots.c.state.is_not(None))).all():
+                if (kept := without_turns(state, row.user_text)) != state:
+                    connection.execute(update(snapshots).where(snapshots.c.id == later_id).values(state=kept))
+                    connection.execute(change.where(sessions.c.head == later_id).values(state_bytes=len(kept)))
         children = update(snapshots).where(mine, snapshots.c.parent == row.id)
         connection.execute(children.values(parent=new["id"]))
 
@@ -518,6 +567,17 @@ def path_to(rows: Sequence[Any], at: str | None) -> list[Any]:
         path.append(row)
         at = _field(row, "parent")
     return path[::-1]
+
+
+def _conflict(session: Session) -> SessionConflict:
+    return SessionConflict(
+        f"somebody else wrote to session {session.name!r} in the meantime: read it again and repeat the turn"
+    )
+
+
+def _of_a_copy(settings: dict[str, Any]) -> dict[str, Any]:
+    """A session that was given a name stays, whatever becomes of its responses."""
+    return {name: value for name, value in settings.items() if name != "only_responses"}
 
 
 def _field(row: Any, name: str) -> Any:
