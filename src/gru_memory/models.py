@@ -143,6 +143,10 @@ class _FromConfig(MemoryMixin):
         model.freeze_base()
         return result
 
+    def _get_name(self) -> str:
+        # What `repr` says. The Trainer looks it up among its causal LMs, to shift the labels of a smoothed loss.
+        return self._base_class().__name__
+
     @classmethod
     def _base_class(cls) -> type[PreTrainedModel]:
         return next(c for c in cls.__mro__ if issubclass(c, PreTrainedModel) and not issubclass(c, MemoryMixin))
