@@ -23,6 +23,7 @@ from .placement import refuse_replaced_forward, renew_hook
 from .saving import read_memory
 
 CONFIG_KEY = "gru_memory"  # field of a saved model's config.json
+KNOWN_AS_KEY = "known_as"  # in it, of a memory that was cast: its fingerprint, under the digest of its weights
 
 # The untrained memory of `from_pretrained_with_memory`: heard at every site, softly enough for text to stay coherent
 # (docs/memory.md has the figures).
@@ -43,8 +44,9 @@ class _FromConfig(MemoryMixin):
         active, entries = _read_memories(getattr(config, CONFIG_KEY, None))
         given = _sites_by_memory(sites, active, entries)
         for name in sorted(entries, key=lambda name: name != active):  # the first one is in use
-            sites = build_own_sites(entries[name][1], given.get(name, {}), f"the memory {name!r}")
-            self.attach_memory(entries[name][0], sites, name)
+            memory, own, known_as = entries[name]
+            self.attach_memory(memory, build_own_sites(own, given.get(name, {}), f"the memory {name!r}"), name)
+            self._cast_from().update(known_as)
         self._memories = {name: self._memories[name] for name in entries}
         self._memories_changed()
         if scalar_gates:  # as before format 3, for `from_pretrained` to read such weights
@@ -78,6 +80,8 @@ class _FromConfig(MemoryMixin):
             own = describe_own_sites(self._sites_of(name))
             values = {k: v for k, v in config.to_dict().items() if k != "format_version"}  # one for all of them
             memories[name] = values | ({OWN_SITES_KEY: own} if own else {})
+            if self._is_readable(name) and (lineage := self._lineage_of(name)):
+                memories[name][KNOWN_AS_KEY] = dict([lineage])
         values = {"format_version": FORMAT_VERSION, "active": self.active_memory, "memories": memories}
         setattr(self.config, CONFIG_KEY, values)
 
@@ -293,18 +297,20 @@ def _config_of(name_or_path: str, kwargs: dict[str, Any]) -> Any:
     return config
 
 
-def _read_memories(values: dict[str, Any] | None) -> tuple[str, dict[str, tuple[MemoryConfig, dict[str, Any]]]]:
-    """The active memory, and config and own sites of each, from a config.json. Format 1 knew one memory only."""
+def _read_memories(
+    values: dict[str, Any] | None,
+) -> tuple[str, dict[str, tuple[MemoryConfig, dict[str, Any], dict[str, str]]]]:
+    """The active memory, and config, own sites and casts of each, from a config.json. Format 1 knew one memory only."""
     if values is None:
-        return DEFAULT_NAME, {DEFAULT_NAME: (MemoryConfig(**UNTRAINED), {})}
+        return DEFAULT_NAME, {DEFAULT_NAME: (MemoryConfig(**UNTRAINED), {}, {})}
     if "memories" not in values:
-        return DEFAULT_NAME, {DEFAULT_NAME: (MemoryConfig.from_dict(values), {})}
+        return DEFAULT_NAME, {DEFAULT_NAME: (MemoryConfig.from_dict(values), {}, {})}
     try:
         entries, active = {}, values["active"]
         for name, entry in values["memories"].items():
             entry = {**entry, "format_version": values["format_version"]}
-            own = dict(entry.pop(OWN_SITES_KEY, {}))
-            entries[check_name(name)] = MemoryConfig.from_dict(entry), own
+            own, known_as = dict(entry.pop(OWN_SITES_KEY, {})), dict(entry.pop(KNOWN_AS_KEY, {}))
+            entries[check_name(name)] = MemoryConfig.from_dict(entry), own, known_as
         if active not in entries:
             raise KeyError(active)
     except (KeyError, TypeError, AttributeError) as error:
@@ -320,7 +326,7 @@ def _sites_by_memory(sites: Sites | None, active: str, entries: dict[str, Any]) 
         if unknown := set(sites) - set(entries):
             raise ValueError(f"sites are given for memories {sorted(unknown)}, and there are {sorted(entries)}")
         return dict(sites)
-    owners = [name for name, (_, own) in entries.items() if own]
+    owners = [name for name, (_, own, _) in entries.items() if own]
     if len(owners) > 1:
         raise ValueError(f"the memories {owners} all have sites of their own: give sites={{memory: {{site: module}}}}")
     return {owners[0] if owners else active: dict(sites)}
