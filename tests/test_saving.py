@@ -606,6 +606,19 @@ def test_a_refused_memory_costs_no_loading_of_the_base(tmp_path):
             AutoModelWithGRUMemory.from_pretrained_with_memory("not opened either", memory=tmp_path, **settings)
 
 
+def test_a_model_that_has_a_memory_is_not_given_an_untrained_one(family, tmp_path):
+    model = memory_model(family)
+    model.save_pretrained(tmp_path)
+    for cls in (type(model), AutoModelWithGRUMemory):
+        with pytest.raises(ValueError, match="was saved with a memory.*from_pretrained"):
+            cls.from_pretrained_with_memory(tmp_path)
+        for settings in ({"decay": 0.5}, {"mode": "ephemeral"}, {"kept_in": "int4"}, {"sites": ("top",)}):
+            with pytest.raises(ValueError, match=f"{next(iter(settings))} cannot be set.*brings its own"):
+                cls.from_pretrained(tmp_path, **settings)
+        loaded = cls.from_pretrained(pretrained_model_name_or_path=tmp_path, dtype=torch.float64)
+        assert torch.equal(loaded(random_ids()).logits, model(random_ids()).logits)
+
+
 def test_a_base_model_that_refuses_a_memory_stays_a_base_model(tmp_path, monkeypatch):
     memory_model("llama").save_memory(tmp_path)
     base = base_model("gpt2")

@@ -33,6 +33,8 @@ UNTRAINED = {"sites": ("input", "middle", "top"), "gate_init": 0.1}
 _HUB = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download", "gguf_file")
 _HUB_OF_MEMORY = ("token", "cache_dir", "local_files_only")  # what a base model and a memory beside it share
 
+_SETTINGS = {f.name for f in fields(MemoryConfig)}
+
 Sites = dict[str, nn.Module] | dict[str, dict[str, nn.Module]]
 
 
@@ -126,7 +128,7 @@ class _FromConfig(MemoryMixin):
         return _load_with_memory(cls._base_class(), name_or_path, decay, memory, check_base, kwargs)
 
     @classmethod
-    def from_pretrained(cls, name_or_path, *args, **kwargs) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs) -> Any:
         """`PreTrainedModel.from_pretrained`; a checkpoint without a memory is given an untrained one.
 
         Only the active memory is trainable after it. `sites` gives the modules of your own that the model was saved
@@ -134,13 +136,23 @@ class _FromConfig(MemoryMixin):
         made anew without it.
 
         Raises:
-            ValueError: a memory of a newer version, or one with a module of your own that `sites` does not give.
+            ValueError: a memory of a newer version, one with a module of your own that `sites` does not give, or settings
+                for a memory that brings its own.
         """
-        memories = getattr(_config_of(name_or_path, kwargs), CONFIG_KEY, None)
+        memories = getattr(_config_of(pretrained_model_name_or_path, kwargs), CONFIG_KEY, None)
         if memories is None:
-            return cls.from_pretrained_with_memory(name_or_path, *args, **kwargs)
+            return cls.from_pretrained_with_memory(pretrained_model_name_or_path, *args, **kwargs)
+        # `sites` may hold modules instead of names.
+        settings = [k for k in kwargs if k in _SETTINGS and not (k == "sites" and isinstance(kwargs[k], dict | None))]
+        if settings:
+            raise ValueError(
+                f"{', '.join(sorted(settings))} cannot be set for {pretrained_model_name_or_path}, which was saved with a memory: "
+                "it brings its own settings"
+            )
         older = memories.get("format_version", FORMAT_VERSION) < 3
-        result = super().from_pretrained(name_or_path, *args, **kwargs, **({"scalar_gates": True} if older else {}))
+        if older:
+            kwargs["scalar_gates"] = True
+        result = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = result[0] if isinstance(result, tuple) else result  # a tuple with output_loading_info=True
         if older:
             model._reshape_gates((1,))
@@ -218,12 +230,13 @@ class AutoModelWithGRUMemory:
 
     @staticmethod
     def from_pretrained(
-        name_or_path: str, memory: str | Path | None = None, *, check_base: bool = True, **kwargs
+        pretrained_model_name_or_path: str, memory: str | Path | None = None, *, check_base: bool = True, **kwargs
     ) -> Any:
         """Load a model saved with its memories, or a base model and the saved `memory` (a folder or "user/repo").
 
         Arguments and errors as for `from_pretrained_with_memory`, and `sites` as for `GPT2WithGRUMemory.from_pretrained`.
         """
+        name_or_path = pretrained_model_name_or_path
         if memory is not None:
             return _load_with_memory(AutoModelForCausalLM, name_or_path, None, memory, check_base, kwargs)
         config = _config_of(name_or_path, kwargs)
@@ -243,8 +256,7 @@ def _load_with_memory(
     check_base: bool,
     kwargs: dict[str, Any],
 ) -> PreTrainedModel:
-    names = {f.name for f in fields(MemoryConfig)}
-    settings = {k: kwargs.pop(k) for k in list(kwargs) if k in names}
+    settings = {k: kwargs.pop(k) for k in list(kwargs) if k in _SETTINGS}
     if decay is not None:
         settings["decay"] = decay
     modules = settings.pop("sites") if isinstance(settings.get("sites"), dict) else None
@@ -255,7 +267,7 @@ def _load_with_memory(
             )
         config = MemoryConfig(**{**UNTRAINED, **settings})  # bad settings are refused before anything is loaded
         return _with_memory(
-            base.from_pretrained(name_or_path, **kwargs), lambda model: model.attach_memory(config, None)
+            base.from_pretrained(name_or_path, **kwargs), lambda model: _attach_first(model, config, name_or_path)
         )
     if settings:
         raise ValueError(f"{', '.join(sorted(settings))} cannot be set together with memory=, which brings its own")
@@ -264,6 +276,15 @@ def _load_with_memory(
         base.from_pretrained(name_or_path, **kwargs),
         lambda model: model._load_saved(saved, None, modules, check_base),
     )
+
+
+def _attach_first(model: PreTrainedModel, config: MemoryConfig, name_or_path: str) -> None:
+    if getattr(model.config, CONFIG_KEY, None) is not None:
+        raise ValueError(
+            f"{name_or_path} was saved with a memory, which an untrained one would take the place of: load both with "
+            "from_pretrained, or give its base model a new one with add_memory"
+        )
+    model.attach_memory(config, None)
 
 
 def _with_memory(loaded: Any, attach: Callable[[PreTrainedModel], None]) -> Any:
