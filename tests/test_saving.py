@@ -173,6 +173,18 @@ def test_a_memory_loads_in_the_precision_of_its_model_and_loses_no_bit_it_can_ke
     assert {p.requires_grad for p in same.memory_parameters()} == {True}
 
 
+def test_whole_numbers_of_a_site_of_your_own_are_not_rounded(tmp_path):
+    class Counted(SumSite):
+        def __init__(self, *ids):
+            super().__init__()
+            self.register_buffer("ids", torch.tensor(ids))
+
+    model = add_memory(base_model("llama"), MemoryConfig(), {"top": Counted(4097, 2049)})
+    model.save_memory(tmp_path, dtype=torch.float16)
+    model.load_memory(tmp_path, sites={"top": Counted(0, 0)})
+    assert model.memory_sites()["top"].ids.tolist() == [4097, 2049]
+
+
 def test_loading_draws_no_random_numbers(tmp_path):
     model = memory_model()
     model.save_memory(tmp_path)
