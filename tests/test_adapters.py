@@ -138,6 +138,25 @@ def test_a_run_of_both_is_resumed_with_its_curve(tmp_path):
         train(tmp_path, both(), callbacks=[MemoryCheckpoints()], resume=str(checkpoint))
 
 
+def test_the_best_of_both_is_kept(tmp_path):
+    """The first step is the best one here: the loss is to be as large as can be."""
+    saved = {}
+
+    class Watched(MemoryCheckpoints):
+        def on_save(self, args, state, control, model, **kwargs):
+            super().on_save(args, state, control, model, **kwargs)
+            saved[state.global_step] = {n: p.clone() for n, p in model.named_parameters() if p.requires_grad}
+
+    model = both()
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True}
+    train(
+        tmp_path, model, steps=3, callbacks=[Watched()], save_strategy="steps", save_steps=1, eval_strategy="steps", eval_steps=1,
+        trainer_settings={"eval_dataset": sessions(2)}, **best,
+    )  # fmt: skip
+    assert all(torch.equal(p, saved[1][name]) for name, p in model.named_parameters() if name in saved[1])
+    assert not any(torch.equal(p, saved[3][name]) for name, p in model.named_parameters() if name in saved[3])
+
+
 def test_models_without_memory_are_named():
     with pytest.raises(ValueError, match="Linear has no memory"):
         find_memory_model(torch.nn.Linear(1, 1))

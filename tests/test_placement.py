@@ -72,6 +72,24 @@ def test_a_conversation_goes_on_in_another_precision(family, cast, tmp_path):
         model.generate(random_ids(), memory_state=state, **GREEDY)
 
 
+def test_a_model_that_was_cast_is_saved_as_the_memory_it_is(family, tmp_path):
+    """Also saved once more, and with several memories."""
+    model = memory_model(family)
+    model.attach_memory(MemoryConfig(**CONFIG), name="second")
+    fingerprints = {name: model._fingerprint_of(name) for name in model.memories}
+    model.bfloat16().save_pretrained(tmp_path / "once")
+    loaded = AutoModelWithGRUMemory.from_pretrained(tmp_path / "once", dtype=torch.bfloat16)
+    loaded.save_pretrained(tmp_path / "twice")
+    for folder in ("once", "twice"):
+        loaded = AutoModelWithGRUMemory.from_pretrained(tmp_path / folder, dtype=torch.bfloat16)
+        assert {name: loaded._fingerprint_of(name) for name in loaded.memories} == fingerprints
+    with torch.no_grad():
+        next(loaded.memory_parameters()).add_(0.1)
+    loaded.save_pretrained(tmp_path / "changed")
+    changed = AutoModelWithGRUMemory.from_pretrained(tmp_path / "changed", dtype=torch.bfloat16)
+    assert changed.memory_fingerprint() == loaded.memory_fingerprint() not in fingerprints.values()
+
+
 def test_the_state_of_a_site_of_your_own_is_cast_along():
     """It adds what it kept to what it reads, so they must be of one type."""
     config = MemoryConfig(sites=("middle", "top"), num_heads=2, num_slots=4, slot_size=8)

@@ -173,6 +173,18 @@ def test_a_memory_loads_in_the_precision_of_its_model_and_loses_no_bit_it_can_ke
     assert {p.requires_grad for p in same.memory_parameters()} == {True}
 
 
+def test_whole_numbers_of_a_site_of_your_own_are_not_rounded(tmp_path):
+    class Counted(SumSite):
+        def __init__(self, *ids):
+            super().__init__()
+            self.register_buffer("ids", torch.tensor(ids))
+
+    model = add_memory(base_model("llama"), MemoryConfig(), {"top": Counted(4097, 2049)})
+    model.save_memory(tmp_path, dtype=torch.float16)
+    model.load_memory(tmp_path, sites={"top": Counted(0, 0)})
+    assert model.memory_sites()["top"].ids.tolist() == [4097, 2049]
+
+
 def test_loading_draws_no_random_numbers(tmp_path):
     model = memory_model()
     model.save_memory(tmp_path)
@@ -604,6 +616,19 @@ def test_a_refused_memory_costs_no_loading_of_the_base(tmp_path):
     for settings in ({"decay": 0.5}, {"num_slots": 3}, {"sites": ("top",)}):
         with pytest.raises(ValueError, match=f"{next(iter(settings))} cannot be set together"):
             AutoModelWithGRUMemory.from_pretrained_with_memory("not opened either", memory=tmp_path, **settings)
+
+
+def test_a_model_that_has_a_memory_is_not_given_an_untrained_one(family, tmp_path):
+    model = memory_model(family)
+    model.save_pretrained(tmp_path)
+    for cls in (type(model), AutoModelWithGRUMemory):
+        with pytest.raises(ValueError, match="was saved with a memory.*from_pretrained"):
+            cls.from_pretrained_with_memory(tmp_path)
+        for settings in ({"decay": 0.5}, {"mode": "ephemeral"}, {"kept_in": "int4"}, {"sites": ("top",)}):
+            with pytest.raises(ValueError, match=f"{next(iter(settings))} cannot be set.*brings its own"):
+                cls.from_pretrained(tmp_path, **settings)
+        loaded = cls.from_pretrained(pretrained_model_name_or_path=tmp_path, dtype=torch.float64)
+        assert torch.equal(loaded(random_ids()).logits, model(random_ids()).logits)
 
 
 def test_a_base_model_that_refuses_a_memory_stays_a_base_model(tmp_path, monkeypatch):

@@ -46,6 +46,8 @@ def test_what_a_state_says_of_itself(model, state):
     assert state.is_finite()
     with pytest.raises(FrozenInstanceError):
         state.tokens = state.turns
+    assert state != state.clone()
+    assert {state: 1}[state] == 1
 
 
 @pytest.mark.parametrize(
@@ -128,8 +130,9 @@ def test_time_that_passes_without_a_word(state, ticks):
     for site, kept in state.sites.items():
         assert_close(later.sites[site]["slots"], rate**ticks * kept["slots"], 1e-12)
         assert torch.equal(later.sites[site]["address"], kept["address"])
-    with pytest.raises(ValueError, match="forwards"):
-        state.decay(-1)
+    for backwards in (-1, float("nan")):
+        with pytest.raises(ValueError, match="forwards"):
+            state.decay(backwards)
 
 
 def test_save_and_load_keep_every_bit(model, state, tmp_path):
@@ -188,6 +191,19 @@ def test_a_state_is_kept_in_what_its_config_says(tmp_path):
     assert model.memory_fingerprint() == memory_model().memory_fingerprint()  # how it is stored changes no meaning
     with pytest.raises(ValueError, match="int4"):
         state.to_bytes("int3")
+
+
+def test_sites_of_your_own_may_keep_anything_under_any_name(state):
+    own = {
+        "slots": torch.tensor([[7.75, -2.0, 0.5]] * 3),
+        "a/slots": torch.tensor([[1, 300]] * 3),
+        "a/sum": torch.ones(3, 2),
+    }
+    state = replace(state, sites={**state.sites, "layer:1": own})
+    assert_same_state(MemoryState.from_bytes(state.to_bytes()), state, 0)
+    packed = MemoryState.from_bytes(state.to_bytes("int4"))
+    assert packed.sites["layer:1"].keys() == own.keys()
+    assert all(torch.equal(packed.sites["layer:1"][key], tensor) for key, tensor in own.items())
 
 
 def test_numbers_that_are_not_finite_are_not_packed_away(state):

@@ -6,13 +6,15 @@ import pytest
 import torch
 import trl
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from rows import sessions
-from talking import FAMILIES, talking_model, talking_tokenizer
+from talking import FAMILIES, talking_base, talking_model, talking_tokenizer
 from tiny import one_thread  # noqa: F401 (a fixture)
 from torch.nn import functional as F
 from transformers import Trainer, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
+from gru_memory import MemoryConfig, add_memory
 from gru_memory.data.sessions import Session, Turn
 from gru_memory.rendering import TurnRenderer
 from gru_memory.training.collator import SessionCollator
@@ -195,6 +197,23 @@ def test_autocast_has_nearly_the_same_curve_and_leaves_weights_and_slots_in_floa
     assert losses != pytest.approx(straight, rel=1e-5)  # it was in bfloat16
     assert set(slots) == {torch.float32}
     assert all(p.dtype == torch.float32 for p in model.memory_parameters())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_smoothed_loss_is_that_of_the_base(tmp_path, family):
+    """The Trainer shifts labels for classes that it knows by name, also inside of peft's."""
+    base, ids = talking_base(family), torch.arange(3, 15).repeat(2, 1)
+    lora = LoraConfig(target_modules=["c_attn"] if family == "gpt2" else ["q_proj"])
+    settings = TrainingArguments(str(tmp_path), label_smoothing_factor=0.1, report_to=[], use_cpu=True)
+
+    def loss(model):
+        return Trainer(model, settings).compute_loss(model.eval(), {"input_ids": ids, "labels": ids.clone()})
+
+    wanted = loss(base)
+    model = add_memory(base, MemoryConfig(num_heads=1, num_slots=2, slot_size=4))
+    assert loss(model) == wanted
+    assert loss(get_peft_model(model, lora)) == wanted
 
 
 class SFTWithMemory(SFTTrainer):

@@ -50,6 +50,9 @@ class FingerprintMixin(NamedMemoriesMixin):
     def _weights_of(self, name: str) -> list[nn.Parameter]:
         return [p for site in self._sites_of(name).values() for p in site.parameters()]
 
+    def _is_readable(self, name: str) -> bool:
+        return all(map(_readable, self._weights_of(name)))
+
     def _digest(self, config: MemoryConfig, weights: Sequence[Tensor]) -> str:
         text = self.config.get_text_config()
         base = [text.model_type, text.hidden_size, text.num_hidden_layers, text.vocab_size]
@@ -76,10 +79,8 @@ class FingerprintMixin(NamedMemoriesMixin):
     def _apply(self, fn, recurse=True):
         """What `.to()`, `.half()` and the like call. The states that the model keeps move along."""
         held = {}
-        for name in self.memories:
-            weights = self._weights_of(name)
-            if all(map(_readable, weights)):
-                held[name] = self._fingerprint_of(name), [p.detach() for p in weights]
+        for name in filter(self._is_readable, self.memories):
+            held[name] = self._fingerprint_of(name), [p.detach() for p in self._weights_of(name)]
         result = super()._apply(fn, recurse)
         for name, (fingerprint, before) in held.items():
             self._note_cast(self.memories[name], fingerprint, before, self._weights_of(name))

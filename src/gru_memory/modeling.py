@@ -24,7 +24,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from . import backbones
 from .cache import attach, find_layer
 from .calls import MemoryCall, disabled, keep_key_states, run_after, run_before, run_with, stretch_of
-from .clock import counted, is_2d, last_columns, turn_starts_of
+from .clock import counted, is_2d, last_columns, turn_starts_of, up_to_fed
 from .config import MemoryConfig
 from .fingerprints import FingerprintMixin
 from .generation import MemoryGenerationMixin
@@ -89,7 +89,7 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, FingerprintMixin, Na
         self._remove_memory_hooks()
         self._active_memory = name
         self._memory_state: MemoryState | None = state
-        self._memory_off = 0
+        self._memory_off = getattr(self, "_memory_off", 0)  # another one may be set where memory is disabled
         self._memory_hooks = []
         for layer in config.key_layers:
             self._memory_hooks.append(
@@ -313,7 +313,7 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, FingerprintMixin, Na
         self, arguments: dict[str, Any], memory_state: MemoryState | None, memory_mask: Tensor | None
     ) -> MemoryCall:
         input_ids, embeds = arguments.get("input_ids"), arguments.get("inputs_embeds")
-        source = embeds if input_ids is None else input_ids
+        source = _fed(arguments)
         if source is None:
             raise ValueError("pass input_ids or inputs_embeds")
         batch, length = source.shape[:2]
@@ -341,8 +341,8 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, FingerprintMixin, Na
         self._refuse_what_the_base_gets_wrong(attention_mask, arguments.get("position_ids"), cache)
         if memory_mask is not None and memory_mask.shape[:2] == (batch, length) and not is_2d(attention_mask):
             attention_mask = None  # one that says nothing of padding; here the other one does
-        elif memory_mask is not None and memory_mask.dim() == 2 and cache is not None:
-            memory_mask = memory_mask[:, : past_length + length]  # it may be that of a whole prompt
+        elif memory_mask is not None and is_2d(memory_mask):
+            memory_mask = up_to_fed(memory_mask, None if cache is None else past_length, length)
         valid = last_columns(attention_mask, batch, length, source.device)
         visible = valid if memory_mask is None else valid & last_columns(memory_mask, batch, length, source.device)
         starts = turn_starts_of(arguments.get("position_ids"), valid, past_length, attention_mask)
@@ -419,9 +419,13 @@ def _memory_forward(cls: type):
 
     @functools.wraps(base)
     def forward(self, *args, memory_state: MemoryState | None = None, memory_mask: Tensor | None = None, **kwargs):
+        arguments = {**dict(zip(names, args)), **kwargs}
         if self.memory_disabled:
-            return base(self, *args, **kwargs)
-        call = self._begin_call({**dict(zip(names, args)), **kwargs}, memory_state, memory_mask)
+            outputs = base(self, *args, **kwargs)
+            if (layer := find_layer(arguments.get("past_key_values"))) is not None:
+                layer.pass_by(_fed(arguments).shape[1])
+            return outputs
+        call = self._begin_call(arguments, memory_state, memory_mask)
         outputs = run_with(call, base, args, kwargs)
         state = replace(call.state, sites={**call.state.sites, **call.new_sites})
         parts = outputs if isinstance(outputs, tuple) else outputs.values()
@@ -444,6 +448,12 @@ def _memory_forward(cls: type):
     at = len(parameters) - (parameters[-1].kind is inspect.Parameter.VAR_KEYWORD)
     forward.__signature__ = signature.replace(parameters=[*parameters[:at], *extra, *parameters[at:]])
     return forward
+
+
+def _fed(arguments: dict[str, Any]) -> Tensor | None:
+    """Token ids or embeddings of a call, (B, T) or (B, T, D)."""
+    input_ids = arguments.get("input_ids")
+    return arguments.get("inputs_embeds") if input_ids is None else input_ids
 
 
 def _site_index(site: str, num_blocks: int) -> int | None:

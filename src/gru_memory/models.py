@@ -23,6 +23,7 @@ from .placement import refuse_replaced_forward, renew_hook
 from .saving import read_memory
 
 CONFIG_KEY = "gru_memory"  # field of a saved model's config.json
+KNOWN_AS_KEY = "known_as"  # in it, of a memory that was cast: its fingerprint, under the digest of its weights
 
 # The untrained memory of `from_pretrained_with_memory`: heard at every site, softly enough for text to stay coherent
 # (docs/memory.md has the figures).
@@ -31,6 +32,8 @@ UNTRAINED = {"sites": ("input", "middle", "top"), "gate_init": 0.1}
 # What finds a file on the hub: the config is asked for with the same words as the weights.
 _HUB = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download", "gguf_file")
 _HUB_OF_MEMORY = ("token", "cache_dir", "local_files_only")  # what a base model and a memory beside it share
+
+_SETTINGS = {f.name for f in fields(MemoryConfig)}
 
 Sites = dict[str, nn.Module] | dict[str, dict[str, nn.Module]]
 
@@ -43,8 +46,9 @@ class _FromConfig(MemoryMixin):
         active, entries = _read_memories(getattr(config, CONFIG_KEY, None))
         given = _sites_by_memory(sites, active, entries)
         for name in sorted(entries, key=lambda name: name != active):  # the first one is in use
-            sites = build_own_sites(entries[name][1], given.get(name, {}), f"the memory {name!r}")
-            self.attach_memory(entries[name][0], sites, name)
+            memory, own, known_as = entries[name]
+            self.attach_memory(memory, build_own_sites(own, given.get(name, {}), f"the memory {name!r}"), name)
+            self._cast_from().update(known_as)
         self._memories = {name: self._memories[name] for name in entries}
         self._memories_changed()
         if scalar_gates:  # as before format 3, for `from_pretrained` to read such weights
@@ -78,6 +82,8 @@ class _FromConfig(MemoryMixin):
             own = describe_own_sites(self._sites_of(name))
             values = {k: v for k, v in config.to_dict().items() if k != "format_version"}  # one for all of them
             memories[name] = values | ({OWN_SITES_KEY: own} if own else {})
+            if self._is_readable(name) and (lineage := self._lineage_of(name)):
+                memories[name][KNOWN_AS_KEY] = dict([lineage])
         values = {"format_version": FORMAT_VERSION, "active": self.active_memory, "memories": memories}
         setattr(self.config, CONFIG_KEY, values)
 
@@ -122,7 +128,7 @@ class _FromConfig(MemoryMixin):
         return _load_with_memory(cls._base_class(), name_or_path, decay, memory, check_base, kwargs)
 
     @classmethod
-    def from_pretrained(cls, name_or_path, *args, **kwargs) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs) -> Any:
         """`PreTrainedModel.from_pretrained`; a checkpoint without a memory is given an untrained one.
 
         Only the active memory is trainable after it. `sites` gives the modules of your own that the model was saved
@@ -130,18 +136,32 @@ class _FromConfig(MemoryMixin):
         made anew without it.
 
         Raises:
-            ValueError: a memory of a newer version, or one with a module of your own that `sites` does not give.
+            ValueError: a memory of a newer version, one with a module of your own that `sites` does not give, or settings
+                for a memory that brings its own.
         """
-        memories = getattr(_config_of(name_or_path, kwargs), CONFIG_KEY, None)
+        memories = getattr(_config_of(pretrained_model_name_or_path, kwargs), CONFIG_KEY, None)
         if memories is None:
-            return cls.from_pretrained_with_memory(name_or_path, *args, **kwargs)
+            return cls.from_pretrained_with_memory(pretrained_model_name_or_path, *args, **kwargs)
+        # `sites` may hold modules instead of names.
+        settings = [k for k in kwargs if k in _SETTINGS and not (k == "sites" and isinstance(kwargs[k], dict | None))]
+        if settings:
+            raise ValueError(
+                f"{', '.join(sorted(settings))} cannot be set for {pretrained_model_name_or_path}, which was saved with a memory: "
+                "it brings its own settings"
+            )
         older = memories.get("format_version", FORMAT_VERSION) < 3
-        result = super().from_pretrained(name_or_path, *args, **kwargs, **({"scalar_gates": True} if older else {}))
+        if older:
+            kwargs["scalar_gates"] = True
+        result = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = result[0] if isinstance(result, tuple) else result  # a tuple with output_loading_info=True
         if older:
             model._reshape_gates((1,))
         model.freeze_base()
         return result
+
+    def _get_name(self) -> str:
+        # What `repr` says. The Trainer looks it up among its causal LMs, to shift the labels of a smoothed loss.
+        return self._base_class().__name__
 
     @classmethod
     def _base_class(cls) -> type[PreTrainedModel]:
@@ -210,12 +230,13 @@ class AutoModelWithGRUMemory:
 
     @staticmethod
     def from_pretrained(
-        name_or_path: str, memory: str | Path | None = None, *, check_base: bool = True, **kwargs
+        pretrained_model_name_or_path: str, memory: str | Path | None = None, *, check_base: bool = True, **kwargs
     ) -> Any:
         """Load a model saved with its memories, or a base model and the saved `memory` (a folder or "user/repo").
 
         Arguments and errors as for `from_pretrained_with_memory`, and `sites` as for `GPT2WithGRUMemory.from_pretrained`.
         """
+        name_or_path = pretrained_model_name_or_path
         if memory is not None:
             return _load_with_memory(AutoModelForCausalLM, name_or_path, None, memory, check_base, kwargs)
         config = _config_of(name_or_path, kwargs)
@@ -235,8 +256,7 @@ def _load_with_memory(
     check_base: bool,
     kwargs: dict[str, Any],
 ) -> PreTrainedModel:
-    names = {f.name for f in fields(MemoryConfig)}
-    settings = {k: kwargs.pop(k) for k in list(kwargs) if k in names}
+    settings = {k: kwargs.pop(k) for k in list(kwargs) if k in _SETTINGS}
     if decay is not None:
         settings["decay"] = decay
     modules = settings.pop("sites") if isinstance(settings.get("sites"), dict) else None
@@ -247,7 +267,7 @@ def _load_with_memory(
             )
         config = MemoryConfig(**{**UNTRAINED, **settings})  # bad settings are refused before anything is loaded
         return _with_memory(
-            base.from_pretrained(name_or_path, **kwargs), lambda model: model.attach_memory(config, None)
+            base.from_pretrained(name_or_path, **kwargs), lambda model: _attach_first(model, config, name_or_path)
         )
     if settings:
         raise ValueError(f"{', '.join(sorted(settings))} cannot be set together with memory=, which brings its own")
@@ -256,6 +276,15 @@ def _load_with_memory(
         base.from_pretrained(name_or_path, **kwargs),
         lambda model: model._load_saved(saved, None, modules, check_base),
     )
+
+
+def _attach_first(model: PreTrainedModel, config: MemoryConfig, name_or_path: str) -> None:
+    if getattr(model.config, CONFIG_KEY, None) is not None:
+        raise ValueError(
+            f"{name_or_path} was saved with a memory, which an untrained one would take the place of: load both with "
+            "from_pretrained, or give its base model a new one with add_memory"
+        )
+    model.attach_memory(config, None)
 
 
 def _with_memory(loaded: Any, attach: Callable[[PreTrainedModel], None]) -> Any:
@@ -289,18 +318,20 @@ def _config_of(name_or_path: str, kwargs: dict[str, Any]) -> Any:
     return config
 
 
-def _read_memories(values: dict[str, Any] | None) -> tuple[str, dict[str, tuple[MemoryConfig, dict[str, Any]]]]:
-    """The active memory, and config and own sites of each, from a config.json. Format 1 knew one memory only."""
+def _read_memories(
+    values: dict[str, Any] | None,
+) -> tuple[str, dict[str, tuple[MemoryConfig, dict[str, Any], dict[str, str]]]]:
+    """The active memory, and config, own sites and casts of each, from a config.json. Format 1 knew one memory only."""
     if values is None:
-        return DEFAULT_NAME, {DEFAULT_NAME: (MemoryConfig(**UNTRAINED), {})}
+        return DEFAULT_NAME, {DEFAULT_NAME: (MemoryConfig(**UNTRAINED), {}, {})}
     if "memories" not in values:
-        return DEFAULT_NAME, {DEFAULT_NAME: (MemoryConfig.from_dict(values), {})}
+        return DEFAULT_NAME, {DEFAULT_NAME: (MemoryConfig.from_dict(values), {}, {})}
     try:
         entries, active = {}, values["active"]
         for name, entry in values["memories"].items():
             entry = {**entry, "format_version": values["format_version"]}
-            own = dict(entry.pop(OWN_SITES_KEY, {}))
-            entries[check_name(name)] = MemoryConfig.from_dict(entry), own
+            own, known_as = dict(entry.pop(OWN_SITES_KEY, {})), dict(entry.pop(KNOWN_AS_KEY, {}))
+            entries[check_name(name)] = MemoryConfig.from_dict(entry), own, known_as
         if active not in entries:
             raise KeyError(active)
     except (KeyError, TypeError, AttributeError) as error:
@@ -316,7 +347,7 @@ def _sites_by_memory(sites: Sites | None, active: str, entries: dict[str, Any]) 
         if unknown := set(sites) - set(entries):
             raise ValueError(f"sites are given for memories {sorted(unknown)}, and there are {sorted(entries)}")
         return dict(sites)
-    owners = [name for name, (_, own) in entries.items() if own]
+    owners = [name for name, (_, own, _) in entries.items() if own]
     if len(owners) > 1:
         raise ValueError(f"the memories {owners} all have sites of their own: give sites={{memory: {{site: module}}}}")
     return {owners[0] if owners else active: dict(sites)}

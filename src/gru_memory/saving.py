@@ -86,7 +86,7 @@ class SavedMemory:
             if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
                 raise ValueError(f"{name} in {self.weights} holds NaN or infinite numbers: restore it from a copy")
         if loaded_as is not None:
-            weights = {name: tensor.to(loaded_as) for name, tensor in weights.items()}
+            weights |= {name: tensor.to(loaded_as) for name, tensor in weights.items() if tensor.is_floating_point()}
         return weights
 
     def known_as(self) -> dict[str, str]:
@@ -162,7 +162,7 @@ class MemorySavingMixin:
             name: which memory of the model; the active one if None.
             recall: what `gru-memory eval recall` wrote (recall.json), for the figures on the card.
             card: fields of `huggingface_hub.ModelCardData` to set, such as license, language or base_model.
-            dtype: of the numbers in the file, such as torch.float16 for one half as large; None keeps them as they are.
+            dtype: of the floats in the file, such as torch.float16 for one half as large; None keeps them as they are.
                 Either way they are loaded in the type that they have now.
 
         Raises:
@@ -289,9 +289,10 @@ class MemorySavingMixin:
                 'out with exclude_modules=r".*gru_memory.*" in the LoraConfig'
             )
         header = {"format": "pt"}
-        if dtype is not None:
-            header[_LOADED_AS] = str(next(iter(weights.values())).dtype).removeprefix("torch.")
-            weights = {key: tensor.to(dtype) for key, tensor in weights.items()}
+        floats = {key: tensor for key, tensor in weights.items() if tensor.is_floating_point()}
+        if dtype is not None and floats:
+            header[_LOADED_AS] = str(next(iter(floats.values())).dtype).removeprefix("torch.")
+            weights |= {key: tensor.to(dtype) for key, tensor in floats.items()}
         header |= dict(zip(_KNOWN_AS, self._lineage_of(name), strict=False))
         base = describe_base(self)
         values = {**config.to_dict(), BASE_KEY: base}

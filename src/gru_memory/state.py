@@ -25,7 +25,7 @@ HOLDS_THE_SAME = 0.9  # cosine from which two slots that are found by their cont
 MAX_FILE_BYTES = 1 << 30  # read no further: a state is kilobytes a conversation
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MemoryState:
     """The state of a memory, B conversations (rows) at once. Never changed in place: every method returns a new one.
 
@@ -123,7 +123,7 @@ class MemoryState:
 
     def decay(self, ticks: float) -> MemoryState:
         """Let `ticks` ticks of the clock pass without a word: slots times lambda^ticks."""
-        if ticks < 0:
+        if not ticks >= 0:
             raise ValueError(f"ticks is {ticks}: time passes forwards, use a number of at least 0")
         sites = {site: dict(kept) for site, kept in self.sites.items()}
         for site, rate in self.decay_rates.items():
@@ -196,7 +196,7 @@ class MemoryState:
         tensors, shapes = {}, {}
         for name, tensor in self._named():
             tensor = tensor.detach().cpu().contiguous()
-            if dtype == "int4" and name.endswith("/slots") and bool(torch.isfinite(tensor).all()):
+            if dtype == "int4" and name.endswith("/slots") and _fits_int4(tensor):
                 tensors[name], shapes[name] = pack_int4(tensor), list(tensor.shape)
             else:
                 tensors[name] = tensor.to(rounded) if rounded and tensor.is_floating_point() else tensor
@@ -274,7 +274,7 @@ class MemoryState:
         for name, tensor in tensors.items():
             kind, _, rest = name.partition("/")
             if kind == "site":
-                site, _, key = rest.rpartition("/")
+                site, _, key = rest.partition("/")
                 sites.setdefault(site, {})[key] = tensor
             elif kind == "decay":
                 rates[rest] = tensor
@@ -317,6 +317,11 @@ class MemoryState:
         changed = {name: change(t) for name, t in self._named()}
         sites = {site: {key: changed[f"site/{site}/{key}"] for key in kept} for site, kept in self.sites.items()}
         return replace(self, sites=sites, **{name: changed[name] for name in ("tokens", "turns", "pending")})
+
+
+def _fits_int4(tensor: Tensor) -> bool:
+    """Whether it holds floats in [-1, 1] alone: the "slots" of a site of somebody's own may be anything."""
+    return tensor.is_floating_point() and bool((tensor.abs() <= 1).all())
 
 
 def _same_rates(one: MemoryState, other: MemoryState) -> bool:
