@@ -13,6 +13,10 @@ from .rendering import TurnRenderer
 from .state import AS_KEPT, MemoryState, write_whole
 
 
+class TurnTooLong(ValueError):
+    """A turn, with what attention sees beside it, has more tokens than the model has positions."""
+
+
 class Conversation:
     """A chat whose cost never grows: only the last turns are fed, everything before is in the memory's state.
 
@@ -155,9 +159,9 @@ class Conversation:
         longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         total = len(prefix) + len(context) + len(ids) + room
         if longest is not None and total > longest:
-            raise ValueError(
-                f"this turn needs {total} positions, the model has {longest}: give the text in several read() calls, "
-                "ask for fewer new tokens, or use fewer context_turns"
+            raise TurnTooLong(
+                f"this turn needs {total} positions, the model has {longest}: give the text in several turns, ask for fewer new "
+                "tokens, or let attention see fewer context_turns"
             )
         seen = len(context) + (len(prefix) if self.turns else 0)
         input_ids = torch.tensor([prefix + context + ids], device=self.model.device)

@@ -196,7 +196,7 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, FingerprintMixin, Na
     @memory_state.setter
     def memory_state(self, state: MemoryState | None) -> None:
         if state is not None:
-            self.check_memory_state(state, state.batch_size, whose=True)
+            self.check_memory_state(state, getattr(state, "batch_size", 0), whose=True)
         self._memory_state = state
 
     def reset(self, batch_size: int = 1) -> None:

@@ -207,6 +207,8 @@ def add_memory(
     Raises:
         ValueError: a family that is not known, or a site that the model does not have. The model is then unchanged.
     """
+    if config is not None and not isinstance(config, MemoryConfig):
+        raise TypeError(f"config is a {type(config).__name__}: give a MemoryConfig, such as MemoryConfig(decay=0.9)")
     return _convert(model, lambda model: model.attach_memory(config or MemoryConfig(), sites))
 
 

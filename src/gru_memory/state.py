@@ -52,6 +52,14 @@ class MemoryState:
     kept_in: str = "float16"
     addressing: str = "learned"
 
+    def __repr__(self) -> str:
+        sites = ", ".join(
+            f"{name} {' x '.join(map(str, kept['slots'].shape[1:]))}" if "slots" in kept else name
+            for name, kept in self.sites.items()
+        )
+        counts = f"turns={self.turns.tolist()}, tokens={self.tokens.tolist()}"
+        return f"MemoryState({sites}; {counts}, {self.num_bytes:,} bytes)"
+
     @property
     def batch_size(self) -> int:
         return self.tokens.shape[0]

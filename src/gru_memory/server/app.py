@@ -20,7 +20,7 @@ from starlette.middleware.cors import CORSMiddleware
 from .. import __version__
 from ..store import SessionStore, StoreError
 from .engine import Done, Engine, Event, Overloaded, ShuttingDown, TimedOut
-from .errors import NOT_FOUND, ApiError, as_api_error
+from .errors import ApiError, as_api_error
 from .http import BodyLimit, Keys, Observed
 from .item_routes import item_router
 from .kept_routes import kept_router
@@ -270,16 +270,22 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def wrong_request(request: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part != "body")[:200]
+        found = error.errors()
+        # Where a field may be text or a list, what is wrong with the list says more.
+        of_it = [other for other in found if other["loc"][:2] == found[0]["loc"][:2]]
+        first = next((other for other in of_it if other["type"] != "string_type"), found[0])
+        names = (part for part in first["loc"] if isinstance(part, int) or part.isidentifier())  # not those of types
+        where = ".".join(str(name) for name in names if name != "body")[:200]
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
             message = "this field is not supported here"
+        elif first["type"] == "json_invalid":
+            where, message = "", f"the body is no JSON: {first.get('ctx', {}).get('error', 'it cannot be read')}"
         return answer(ApiError(400, f"{where}: {message}" if where else message, "invalid_value", where or None))
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
-        message = NOT_FOUND if error.status_code == 404 else str(error.detail)
+        message = "this server has no such route" if error.status_code == 404 else str(error.detail)
         known = answer(ApiError(error.status_code, message, f"http_{error.status_code}"))
         known.headers.update(error.headers or {})  # 405 names the methods that there are
         return known

@@ -6,6 +6,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from ..conversation import TurnTooLong
 from ..store import LimitExceeded, SessionConflict, SessionExists, SessionNotFound, StoreUnavailable
 from .engine import Overloaded, ShuttingDown, TimedOut
 
@@ -32,6 +33,7 @@ _KNOWN: tuple[tuple[type[BaseException], int, str], ...] = (
     (SessionConflict, 409, "conversation_locked"),
     (SessionExists, 409, "name_taken"),
     (LimitExceeded, 413, "too_large"),
+    (TurnTooLong, 400, "context_length_exceeded"),
     (StoreUnavailable, 503, "store_unavailable"),
     (ValueError, 400, "invalid_value"),
     (TemplateError, 400, "invalid_value"),  # a chat template that refuses a system prompt, for example

@@ -79,6 +79,10 @@ class ChatRequest(_Sampled):
     logprobs: Literal[False] = False
     response_format: _Format | None = None
     store: Literal[False] = False
+    tools: Annotated[list[Any], Field(max_length=0)] = []
+    tool_choice: Literal["none", "auto"] = "auto"
+    parallel_tool_calls: bool = True
+    logit_bias: Annotated[dict[str, float], Field(max_length=0)] = {}
 
     @model_validator(mode="after")
     def _options_of_a_stream(self) -> ChatRequest:
