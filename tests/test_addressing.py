@@ -197,6 +197,44 @@ def test_the_memory_runs_on_these_places():
     assert_close(state["slots"], slots)
 
 
+@pytest.mark.parametrize("form", (None, find_places_step_by_step))
+@pytest.mark.parametrize("grad", (True, False))
+def test_places_keep_their_precision_under_autocast(monkeypatch, form, grad):
+    """Projections may be rounded; what is made of them is what the plain form makes of them in float64."""
+    memory = site(signature_size=24, slot_size=32, address_rank=16, num_slots=40).float()
+    x, e = torch.randn(2, 60, D), torch.randn(2, 60, D)
+    mask = torch.ones(2, 60, dtype=torch.bool)
+    asked = []
+
+    def kept(*given):
+        asked.append(given)
+        return (form or find_places)(*given)
+
+    monkeypatch.setattr("gru_memory.memory.find_places", kept)
+    with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(grad):
+        _, _, inputs = memory.run(x, e, memory.initial_state(2), mask, None, None)
+    ((lookup, *before),) = asked
+    assert all(t.dtype in (torch.float32, torch.bool) for t in (*lookup, *before))
+    lookup = Lookup(*(t.detach().double() if t.is_floating_point() else t for t in lookup))
+    wanted = find_places_step_by_step(lookup, *(t.double() for t in before))
+    assert wanted.query.amax(-1).mean() > 0.5  # reads choose
+    for got, place in zip((inputs.address, inputs.keep, inputs.query), wanted[:3], strict=True):
+        assert_close(got.double(), place, 1e-4)
+
+
+def test_what_is_read_under_autocast_is_the_same_with_gradients_and_without():
+    memory = site(signature_size=24, slot_size=32, address_rank=16, num_slots=40).float()
+    x, e = torch.randn(2, 60, D), torch.randn(2, 60, D)
+    state, found = memory.initial_state(2), []
+    for grad in (True, False):
+        with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(grad):
+            prepared = memory.prepare(x, e, state, None, None, None)
+            reads, _ = memory.recur(prepared.inputs, state["slots"])
+            found.append(torch.cat([reads[..., : memory.value_size], memory._trusted(reads, prepared.signature)], -1))
+    assert found[0].requires_grad and not found[1].requires_grad
+    assert_close(found[0], found[1], 1e-5)
+
+
 def test_trust_goes_by_the_angle_so_what_fades_stays_sure_of_itself():
     memory = site(decay=0.5, num_heads=1)
     found, asked = torch.randn(3, 1, 4).double(), torch.randn(3, 1, 4).double()

@@ -423,7 +423,8 @@ class GRUMemoryWithDecay(nn.Module):
             written = values[..., self.value_size :].to(dtype)
             lookup = Lookup(written, strength, told, mask, keep, signature, self.sharpness.to(dtype))
             signatures = state["slots"][..., self.value_size :].to(dtype)
-            address, keep, query, replacing = find_places(lookup, signatures, state["replacing"].to(dtype))
+            with _without_autocast(signatures.device.type):  # sharpness multiplies what products are rounded by
+                address, keep, query, replacing = find_places(lookup, signatures, state["replacing"].to(dtype))
         else:
             strength = self.write_strength(told)
             if self.address_rank:
