@@ -294,6 +294,10 @@ def test_the_cell_and_the_signature_that_it_needs_are_named():
             MemoryConfig(addressing="content", **wrong)
         with pytest.raises(ValueError, match="mingru.*signature_size"):
             GRUMemoryWithDecay(D, addressing="content", **wrong)
+    for wrong in ({"address_rank": 1, "signature_size": 2}, {"address_rank": 4, "signature_size": 1}):
+        for build in (MemoryConfig, lambda **settings: GRUMemoryWithDecay(D, **settings)):
+            with pytest.raises(ValueError, match="signature_size and an address_rank of at least 2"):
+                build(addressing="content", cell="mingru", **wrong)
     with pytest.raises(ValueError, match=r"'nearest'.*learned.*content"):
         MemoryConfig(addressing="nearest")
 

@@ -134,7 +134,7 @@ class GRUMemoryWithDecay(nn.Module):
         check_signature(signature_size, slot_size, address_rank)
         check_max_strength(max_strength)
         check_persistent_floor(persistent_floor)
-        check_addressing(addressing, cell, signature_size)
+        check_addressing(addressing, cell, signature_size, address_rank)
         self.addressing = addressing
         self.address_rank, self.persistent_slots, self.signature_size = address_rank, persistent_slots, signature_size
         self.value_size, self.max_strength = slot_size - signature_size, max_strength
