@@ -477,7 +477,7 @@ def test_memory_is_to_speak_at_values_asked_for_and_nowhere_else(model, pool, bu
         """Of read gates (R, T) in the first head, closed in the second, where every head is trusted so much."""
         memory.trust.data.copy_(torch.tensor([0.0, 0.0, math.log(trust / (1 - trust))]))
         first = F.one_hot(torch.zeros_like(gates, dtype=torch.long), memory.num_heads) * gates.unsqueeze(-1)
-        return speech_loss(memory, prepared._replace(read_gate=3.0 * first.unsqueeze(-1)), reads, batch).item()
+        return speech_loss(memory, prepared._replace(opened=first), reads, batch).item()
 
     where = value.float()
     assert loss(where, 1 - 1e-7) == pytest.approx(0.0, abs=1e-3)
@@ -488,6 +488,25 @@ def test_memory_is_to_speak_at_values_asked_for_and_nowhere_else(model, pool, bu
     assert other.any() and loss(where + 0.5 * other, 0.5) == pytest.approx(math.log(2), rel=1e-3)
     batch.stands_for[silent] = 3.0
     assert loss(where + 0.5 * silent, 1 - 1e-7) == pytest.approx(3 * babbling, rel=1e-3)
+
+
+def test_a_shut_gate_and_a_batch_with_nothing_to_learn_have_finite_losses(model, pool, build):
+    batch, cache = make_batch([pool.session(random.Random(3), 2, 1)], build(pool.turns())), build(pool.turns())
+    talk = make_batch([Session((pool.talk[0],))], cache)
+    assert (batch.labels >= 0).any() and not (talk.labels >= 0).any()
+    head, generator = model.get_output_embeddings().weight.detach(), torch.Generator().manual_seed(0)
+    losses = []
+    for gate in (0.0, 2.0):
+        memory = make_memory(gate=gate, address_rank=12, signature_size=3)
+        prepared, reads = read(memory, head, batch)
+        losses.append(speech_loss(memory, prepared, reads, batch).item())
+        for given in (batch, talk):
+            outcome = compute_loss(memory, head, given, generator, speech_weight=1.0)
+            outcome.loss.backward()
+            assert outcome.loss.isfinite() and math.isfinite(outcome.correct)
+            assert all(weight.grad.isfinite().all() for weight in memory.parameters() if weight.grad is not None)
+        assert (outcome.answer_loss, outcome.correct, outcome.right_answers, outcome.right_values) == (0, 0, 0, 0)
+    assert losses[0] == pytest.approx(losses[1])
 
 
 def test_gates_and_trust_learn_when_to_speak_and_keys_do_not(model, pool, build):
