@@ -80,6 +80,17 @@ def test_gradients_of_the_parallel_form_are_those_step_by_step():
         assert_close(got, wanted, 1e-10)
 
 
+def test_the_parallel_form_keeps_its_precision_over_long_rows():
+    (written, strength, told, mask, keep, asked, _), *before = drawn(1, 6000, 1, 2, 8, torch.float64)
+    strength = torch.where(torch.arange(6000)[:, None] % 15 == 0, 0.9 + 0.09 * told, 0.0) * mask.unsqueeze(-1)
+    exact = Lookup(written, strength, told, mask, keep, asked, torch.tensor([12.0], dtype=torch.float64))
+    wanted = find_places_in_parallel(exact, *before).query
+    rounded = Lookup(*(part.float() if part.is_floating_point() else part for part in exact))
+    got = find_places_in_parallel(rounded, *(part.float() for part in before)).query
+    assert got.dtype == torch.float32
+    assert_close(got.double(), wanted, 2e-5)
+
+
 def test_what_needs_gradients_gets_them_and_what_does_not_is_the_same():
     lookup, *before = drawn(2, 20, 1, 9, 6, torch.float64)
     learned = lookup._replace(asked=lookup.asked.clone().requires_grad_())
