@@ -911,7 +911,7 @@ def test_a_reply_that_says_a_value_again_is_not_where_it_is_told(build):
 def test_positions_that_were_left_out_count_all_the_same(pool, build):
     """What a thinned row keeps of the rest stands for all of it."""
     cache = build(pool.turns())
-    for facts, talk, keep in ((3, 4, 0.3), (3, 4, 0.9), (4, 0, 0.2), (1, 6, 0.1)):
+    for facts, talk, keep in ((3, 4, 0.3), (3, 4, 0.9), (4, 0, 0.2), (1, 6, 0.1), (4, 0, 0.001)):
         session = pool.session(random.Random(1), facts, talk)
         whole, thinned = make_batch([session], cache), make_batch([session], cache, keep=keep, rng=random.Random(2))
         assert thinned.num_tokens < whole.num_tokens and (whole.stands_for == 1).all()

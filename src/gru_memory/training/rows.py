@@ -146,9 +146,11 @@ def _thin(row: dict[str, np.ndarray], keep: float, rng: Random) -> dict[str, np.
     starts = np.flatnonzero(row["turn_starts"])
     needed[: starts[1] if len(starts) > 1 else 0] = True
     length, spare = len(needed), ~needed
-    for _ in range(round(keep * spare.sum() / _RUN)):
+    runs = round(keep * spare.sum() / _RUN)
+    while runs > 0 or spare.any() and not needed[spare].any():  # something has to stand for the rest
         begin = rng.randrange(length)
         needed[begin : begin + _RUN] = True
+        runs -= 1
     kept = spare & needed
     row["stands_for"][kept] = spare.sum() / max(1, kept.sum())  # runs overlap, and fall on what stays in anyway
     return {name: column[needed] for name, column in row.items()}
