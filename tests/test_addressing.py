@@ -80,6 +80,17 @@ def test_gradients_of_the_parallel_form_are_those_step_by_step():
         assert_close(got, wanted, 1e-10)
 
 
+def test_the_parallel_form_keeps_its_precision_over_long_rows():
+    (written, strength, told, mask, keep, asked, _), *before = drawn(1, 6000, 1, 2, 8, torch.float64)
+    strength = torch.where(torch.arange(6000)[:, None] % 15 == 0, 0.9 + 0.09 * told, 0.0) * mask.unsqueeze(-1)
+    exact = Lookup(written, strength, told, mask, keep, asked, torch.tensor([12.0], dtype=torch.float64))
+    wanted = find_places_in_parallel(exact, *before).query
+    rounded = Lookup(*(part.float() if part.is_floating_point() else part for part in exact))
+    got = find_places_in_parallel(rounded, *(part.float() for part in before)).query
+    assert got.dtype == torch.float32
+    assert_close(got.double(), wanted, 2e-5)
+
+
 def test_what_needs_gradients_gets_them_and_what_does_not_is_the_same():
     lookup, *before = drawn(2, 20, 1, 9, 6, torch.float64)
     learned = lookup._replace(asked=lookup.asked.clone().requires_grad_())
@@ -197,6 +208,44 @@ def test_the_memory_runs_on_these_places():
     assert_close(state["slots"], slots)
 
 
+@pytest.mark.parametrize("form", (None, find_places_step_by_step))
+@pytest.mark.parametrize("grad", (True, False))
+def test_places_keep_their_precision_under_autocast(monkeypatch, form, grad):
+    """Projections may be rounded; what is made of them is what the plain form makes of them in float64."""
+    memory = site(signature_size=24, slot_size=32, address_rank=16, num_slots=40).float()
+    x, e = torch.randn(2, 60, D), torch.randn(2, 60, D)
+    mask = torch.ones(2, 60, dtype=torch.bool)
+    asked = []
+
+    def kept(*given):
+        asked.append(given)
+        return (form or find_places)(*given)
+
+    monkeypatch.setattr("gru_memory.memory.find_places", kept)
+    with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(grad):
+        _, _, inputs = memory.run(x, e, memory.initial_state(2), mask, None, None)
+    ((lookup, *before),) = asked
+    assert all(t.dtype in (torch.float32, torch.bool) for t in (*lookup, *before))
+    lookup = Lookup(*(t.detach().double() if t.is_floating_point() else t for t in lookup))
+    wanted = find_places_step_by_step(lookup, *(t.double() for t in before))
+    assert wanted.query.amax(-1).mean() > 0.5  # reads choose
+    for got, place in zip((inputs.address, inputs.keep, inputs.query), wanted[:3], strict=True):
+        assert_close(got.double(), place, 1e-4)
+
+
+def test_what_is_read_under_autocast_is_the_same_with_gradients_and_without():
+    memory = site(signature_size=24, slot_size=32, address_rank=16, num_slots=40).float()
+    x, e = torch.randn(2, 60, D), torch.randn(2, 60, D)
+    state, found = memory.initial_state(2), []
+    for grad in (True, False):
+        with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(grad):
+            prepared = memory.prepare(x, e, state, None, None, None)
+            reads, _ = memory.recur(prepared.inputs, state["slots"])
+            found.append(torch.cat([reads[..., : memory.value_size], memory._trusted(reads, prepared.signature)], -1))
+    assert found[0].requires_grad and not found[1].requires_grad
+    assert_close(found[0], found[1], 1e-5)
+
+
 def test_trust_goes_by_the_angle_so_what_fades_stays_sure_of_itself():
     memory = site(decay=0.5, num_heads=1)
     found, asked = torch.randn(3, 1, 4).double(), torch.randn(3, 1, 4).double()
@@ -256,6 +305,10 @@ def test_the_cell_and_the_signature_that_it_needs_are_named():
             MemoryConfig(addressing="content", **wrong)
         with pytest.raises(ValueError, match="mingru.*signature_size"):
             GRUMemoryWithDecay(D, addressing="content", **wrong)
+    for wrong in ({"address_rank": 1, "signature_size": 2}, {"address_rank": 4, "signature_size": 1}):
+        for build in (MemoryConfig, lambda **settings: GRUMemoryWithDecay(D, **settings)):
+            with pytest.raises(ValueError, match="signature_size and an address_rank of at least 2"):
+                build(addressing="content", cell="mingru", **wrong)
     with pytest.raises(ValueError, match=r"'nearest'.*learned.*content"):
         MemoryConfig(addressing="nearest")
 

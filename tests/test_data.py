@@ -239,6 +239,14 @@ def test_sessions_survive_jsonl(tmp_path):
             "line 2: turn 0: learn is",
         ),
         ('{"messages": [{"role": "user", "content": "Hi", "turn": 0, "more": [["fact"]]}]}', "line 2: turn 0: "),
+        (
+            '{"messages": [{"role": "text", "content": "A page.", "turn": 0}, {"role": "user", "content": "Hi", "turn": 0}]}',
+            "line 2: turn 0 has a 'user' message; a turn is one user message, then at most one reply, or one text",
+        ),
+        (
+            '{"messages": [{"role": "user", "content": "Hi", "turn": 0}, {"role": "text", "content": "A page.", "turn": 0}]}',
+            "line 2: turn 0 has a 'text' message",
+        ),
     ],
 )
 def test_an_unreadable_line_is_named(tmp_path, line, message):

@@ -1,5 +1,6 @@
 """Training on cached hidden states: the cache says what the model says, and a run can be stopped anywhere."""
 
+import copy
 import json
 import math
 import random
@@ -8,11 +9,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from families import CONFIGS
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import gru_memory.training.alignment
 import gru_memory.training.calibration
@@ -32,7 +34,7 @@ from gru_memory.training.alignment import (
     fit_values,
 )
 from gru_memory.training.calibration import calibrate
-from gru_memory.training.features import PREFIX, build_feature_cache
+from gru_memory.training.features import PREFIX, _in_range, build_feature_cache
 from gru_memory.training.objective import (
     _ROUNDED,
     _rounded,
@@ -45,6 +47,7 @@ from gru_memory.training.objective import (
     speech_loss,
     write_loss,
 )
+from gru_memory.training.replies import own_replies
 from gru_memory.training.rows import Batch, make_batch, turn_text
 from gru_memory.training.run import FilePool, _alone, book_pages, conversation_memory
 from gru_memory.training.trainer import MemoryTrainer, TrainingConfig
@@ -185,6 +188,67 @@ def test_interrupted_cache_is_finished(model, tokenizer, pool, build, tmp_path, 
         torch.testing.assert_close(
             torch.tensor(cache.features(i)), torch.tensor(reference.features(i)), atol=5e-3, rtol=1e-2
         )
+
+
+def cached(model, tokenizer, folder, key_layers=KEY_LAYERS):
+    """The hidden states of one turn."""
+    norm, blocks = backbones.before_head_of(model), backbones.blocks_of(model)
+    texts = [PREFIX, ("My boat is called Ara.", "Noted.")]
+    cache = build_feature_cache(folder, model, norm, blocks, TurnRenderer(tokenizer), texts, key_layers, "tiny")
+    return torch.tensor(cache.features(1)).float()
+
+
+def test_massive_activations_are_cached_as_a_memory_hears_them(model, tokenizer, tmp_path):
+    loud = copy.deepcopy(model)
+    kept = []
+    loud.model.layers[1].register_forward_hook(lambda _m, _a, out: kept.append(out))
+    loud.model.layers[1].mlp.down_proj.weight.data *= 1e9
+    _, key = cached(loud, tokenizer, tmp_path / "loud").split(32, dim=1)
+    wanted = kept[-1][0]
+    assert wanted.abs().max() > 1e6 and key.isfinite().all()
+    torch.testing.assert_close(*(F.rms_norm(x, (32,)) for x in (key, wanted)), atol=1e-3, rtol=1e-2)
+    loud.model.norm.weight.data *= 1e7
+    with pytest.raises(ValueError, match="final hidden states are beyond 65504"):
+        cached(loud, tokenizer, tmp_path / "louder")
+
+
+def test_a_layer_that_is_not_finite_is_named():
+    assert _in_range(torch.ones(1, 0, 4), {3: torch.ones(1, 0, 4)}).shape == (1, 0, 8)
+    with pytest.raises(ValueError, match="block 3 is not finite: choose other key_layers"):
+        _in_range(torch.ones(1, 1, 4), {2: torch.ones(1, 1, 4), 3: torch.full((1, 1, 4), math.inf)})
+
+
+@pytest.mark.parametrize("family", ("opt, projected", "opt, norms after", "gpt2"))
+def test_hidden_states_are_those_that_enter_the_head(tokenizer, tmp_path, family):
+    torch.manual_seed(0)
+    config = CONFIGS[family]()
+    config.vocab_size, config.max_position_embeddings = len(tokenizer), 256
+    base = AutoModelForCausalLM.from_config(config).eval()
+    head, renderer = base.get_output_embeddings(), TurnRenderer(tokenizer)
+    entered = []
+    head.register_forward_pre_hook(lambda _m, given: entered.append(given[0]))
+    states = cached(base, tokenizer, tmp_path)
+    assert states.shape[1] == head.weight.shape[1] + base.config.hidden_size
+    turn = renderer.turn("My boat is called Ara.", "Noted.")
+    base(torch.tensor([renderer.prefix_ids + turn.ids]))
+    wanted = entered[0][0, len(renderer.prefix_ids) :]
+    torch.testing.assert_close(states[:, : wanted.shape[1]], wanted, atol=2e-2, rtol=1e-2)
+
+
+def test_a_model_in_training_mode_is_asked_without_its_dropout(tokenizer, tmp_path):
+    torch.manual_seed(0)
+    config = CONFIGS["gpt2"]()
+    config.vocab_size, config.n_positions, config.resid_pdrop = len(tokenizer), 256, 0.5
+    base = AutoModelForCausalLM.from_config(config).train()
+    base.transformer.h[0].eval()
+    modes = [module.training for module in base.modules()]
+    renderer, users = TurnRenderer(tokenizer), ["Where do you live?"]
+    found, replies = [], []
+    for _ in range(2):
+        found.append(cached(base, tokenizer, tmp_path / str(len(found))))
+        replies.append(own_replies(tmp_path / str(len(found)), base, renderer, users, max_new_tokens=8))
+        assert [module.training for module in base.modules()] == modes
+    assert torch.equal(*found) and replies[0] == replies[1]
 
 
 def run(memory, model, pool, cache, folder, steps, **settings):
@@ -413,7 +477,7 @@ def test_memory_is_to_speak_at_values_asked_for_and_nowhere_else(model, pool, bu
         """Of read gates (R, T) in the first head, closed in the second, where every head is trusted so much."""
         memory.trust.data.copy_(torch.tensor([0.0, 0.0, math.log(trust / (1 - trust))]))
         first = F.one_hot(torch.zeros_like(gates, dtype=torch.long), memory.num_heads) * gates.unsqueeze(-1)
-        return speech_loss(memory, prepared._replace(read_gate=3.0 * first.unsqueeze(-1)), reads, batch).item()
+        return speech_loss(memory, prepared._replace(opened=first), reads, batch).item()
 
     where = value.float()
     assert loss(where, 1 - 1e-7) == pytest.approx(0.0, abs=1e-3)
@@ -424,6 +488,25 @@ def test_memory_is_to_speak_at_values_asked_for_and_nowhere_else(model, pool, bu
     assert other.any() and loss(where + 0.5 * other, 0.5) == pytest.approx(math.log(2), rel=1e-3)
     batch.stands_for[silent] = 3.0
     assert loss(where + 0.5 * silent, 1 - 1e-7) == pytest.approx(3 * babbling, rel=1e-3)
+
+
+def test_a_shut_gate_and_a_batch_with_nothing_to_learn_have_finite_losses(model, pool, build):
+    batch, cache = make_batch([pool.session(random.Random(3), 2, 1)], build(pool.turns())), build(pool.turns())
+    talk = make_batch([Session((pool.talk[0],))], cache)
+    assert (batch.labels >= 0).any() and not (talk.labels >= 0).any()
+    head, generator = model.get_output_embeddings().weight.detach(), torch.Generator().manual_seed(0)
+    losses = []
+    for gate in (0.0, 2.0):
+        memory = make_memory(gate=gate, address_rank=12, signature_size=3)
+        prepared, reads = read(memory, head, batch)
+        losses.append(speech_loss(memory, prepared, reads, batch).item())
+        for given in (batch, talk):
+            outcome = compute_loss(memory, head, given, generator, speech_weight=1.0)
+            outcome.loss.backward()
+            assert outcome.loss.isfinite() and math.isfinite(outcome.correct)
+            assert all(weight.grad.isfinite().all() for weight in memory.parameters() if weight.grad is not None)
+        assert (outcome.answer_loss, outcome.correct, outcome.right_answers, outcome.right_values) == (0, 0, 0, 0)
+    assert losses[0] == pytest.approx(losses[1])
 
 
 def test_gates_and_trust_learn_when_to_speak_and_keys_do_not(model, pool, build):
@@ -846,13 +929,14 @@ def test_a_reply_that_says_a_value_again_is_not_where_it_is_told(build):
 
 def test_positions_that_were_left_out_count_all_the_same(pool, build):
     """What a thinned row keeps of the rest stands for all of it."""
-    session = pool.session(random.Random(1), 3, 4)
     cache = build(pool.turns())
-    whole, thinned = make_batch([session], cache), make_batch([session], cache, keep=0.3, rng=random.Random(2))
-    assert thinned.num_tokens < whole.num_tokens and (whole.stands_for == 1).all()
-    assert thinned.stands_for.unique().tolist() == pytest.approx([1.0, 1 / 0.3])
-    assert (thinned.stands_for[(thinned.told > 0) | (thinned.labels >= 0)] == 1).all()
-    assert thinned.stands_for.sum().item() == pytest.approx(whole.num_tokens, rel=0.35)
+    for facts, talk, keep in ((3, 4, 0.3), (3, 4, 0.9), (4, 0, 0.2), (1, 6, 0.1), (4, 0, 0.001)):
+        session = pool.session(random.Random(1), facts, talk)
+        whole, thinned = make_batch([session], cache), make_batch([session], cache, keep=keep, rng=random.Random(2))
+        assert thinned.num_tokens < whole.num_tokens and (whole.stands_for == 1).all()
+        assert (thinned.stands_for[(thinned.told > 0) | (thinned.labels >= 0)] == 1).all()
+        assert len(thinned.stands_for[thinned.mask].unique()) == 2
+        assert thinned.stands_for[thinned.mask].sum().item() == pytest.approx(whole.num_tokens)
 
 
 def test_questions_about_things_never_told_ask_for_nothing_that_was(build):

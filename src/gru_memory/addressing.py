@@ -203,7 +203,8 @@ def find_places_in_parallel(lookup: Lookup, signatures: Tensor, replacing: Tenso
             Lookup(*(field.detach() for field in lookup)), signatures.detach(), replacing
         )
     write = lookup.strength.unsqueeze(-1) * address  # (B, T, N, S)
-    left = torch.log((keep * (1 - write)).clamp_min(1e-7)).cumsum(dim=1)  # of what was there at the beginning
+    # Of what was there at the beginning: sums of thousands, whose differences count.
+    left = torch.log((keep * (1 - write)).clamp_min(1e-7)).cumsum(dim=1, dtype=torch.float64)
     most = max(1, int((lookup.strength > 0).sum(dim=1).max()))  # J, tokens of a row and head that write
     at = (lookup.strength > 0).int().argsort(dim=1, descending=True, stable=True)[:, :most]  # (B, J, N)
     strength = lookup.strength.gather(1, at)
@@ -214,9 +215,9 @@ def find_places_in_parallel(lookup: Lookup, signatures: Tensor, replacing: Tenso
     at = at.permute(0, 2, 1)  # (B, N, J)
     then = own.permute(0, 2, 3, 1).gather(3, at.unsqueeze(-1)).squeeze(-1)  # (B, N, J)
     time = torch.arange(left.shape[1], device=left.device)
-    weight = strength.permute(0, 2, 1).unsqueeze(1) * torch.exp((own - then.unsqueeze(1)).clamp_max(0))
+    weight = strength.permute(0, 2, 1).unsqueeze(1) * torch.exp((own - then.unsqueeze(1)).clamp_max(0).to(strength))
     weight = weight * (at.unsqueeze(1) <= time[:, None, None])
     agreement = weight * torch.einsum("btnf,bjnf->btnj", lookup.asked, written)
-    before = left.exp() * torch.einsum("btnf,bnsf->btns", lookup.asked, signatures)
+    before = left.to(strength).exp() * torch.einsum("btnf,bnsf->btns", lookup.asked, signatures)
     logits = before.scatter_add(3, slot.permute(0, 2, 1).unsqueeze(1).expand_as(agreement), agreement)
     return Places(address, keep, (lookup.sharpness * logits).softmax(dim=-1), replacing)

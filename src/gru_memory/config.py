@@ -123,7 +123,7 @@ class MemoryConfig:
         check_signature(self.signature_size, self.slot_size, self.address_rank)
         check_max_strength(self.max_strength)
         check_persistent_floor(self.persistent_floor)
-        check_addressing(self.addressing, self.cell, self.signature_size)
+        check_addressing(self.addressing, self.cell, self.signature_size, self.address_rank)
         if self.kept_in not in KEPT_IN:
             raise ValueError(f"kept_in is {self.kept_in!r}: choose one of {KEPT_IN}")
         if self.decay_every not in CLOCKS:
@@ -209,7 +209,7 @@ def check_persistent_floor(floor: float) -> None:
         raise ValueError(f"persistent_floor is {floor!r}: it must be in [0, 1); 0 leaves nothing out")
 
 
-def check_addressing(addressing: str, cell: str, signature_size: int) -> None:
+def check_addressing(addressing: str, cell: str, signature_size: int, address_rank: int) -> None:
     """Raise ValueError unless there is such a cell, and a memory can be addressed so with it."""
     if cell not in CELLS:
         raise ValueError(f"cell is {cell!r}: choose one of {CELLS}")
@@ -219,6 +219,11 @@ def check_addressing(addressing: str, cell: str, signature_size: int) -> None:
         raise ValueError(
             "addressing by content compares signatures, which the 'gru' cell would change: give cell='mingru' and a "
             f"signature_size above 0, not {cell!r} and {signature_size}"
+        )
+    if addressing == "content" and min(signature_size, address_rank) < 2:
+        raise ValueError(
+            "addressing by content tells keys apart by the angle between them, and single numbers have none: give a signature_size "
+            f"and an address_rank of at least 2, not {signature_size} and {address_rank}"
         )
 
 

@@ -38,6 +38,7 @@ class Prepared(NamedTuple):
     told: Tensor  # (B, T, N) the probability that a token is to be written, 0 where the memory holds
     last_key: SiteState  # where the next token will be written
     read_gate: Tensor  # (B, T, N, 1)
+    opened: Tensor  # (B, T, N) in (0, 1), what of the gate that is
     persistent: Tensor | None  # (B, T, N, P) how much of each persistent slot is read, where there are any
     signature: Tensor | None  # (B, T, N, f) what is asked for, where slots are signed
 
@@ -134,7 +135,7 @@ class GRUMemoryWithDecay(nn.Module):
         check_signature(signature_size, slot_size, address_rank)
         check_max_strength(max_strength)
         check_persistent_floor(persistent_floor)
-        check_addressing(addressing, cell, signature_size)
+        check_addressing(addressing, cell, signature_size, address_rank)
         self.addressing = addressing
         self.address_rank, self.persistent_slots, self.signature_size = address_rank, persistent_slots, signature_size
         self.value_size, self.max_strength = slot_size - signature_size, max_strength
@@ -424,7 +425,8 @@ class GRUMemoryWithDecay(nn.Module):
             written = values[..., self.value_size :].to(dtype)
             lookup = Lookup(written, strength, told, mask, keep, signature, self.sharpness.to(dtype))
             signatures = state["slots"][..., self.value_size :].to(dtype)
-            address, keep, query, replacing = find_places(lookup, signatures, state["replacing"].to(dtype))
+            with _without_autocast(signatures.device.type):  # sharpness multiplies what products are rounded by
+                address, keep, query, replacing = find_places(lookup, signatures, state["replacing"].to(dtype))
         else:
             strength = self.write_strength(told)
             if self.address_rank:
@@ -436,13 +438,14 @@ class GRUMemoryWithDecay(nn.Module):
             persistent = self.persistent_query(asked).to(dtype).unflatten(-1, (N, -1)).softmax(dim=-1)
             if floor := self.floor:
                 persistent = ((persistent - floor) / (1 - floor)).clamp_min(0)
-        read_gate = self.gate * torch.sigmoid(self.read_gate(keys if self.address_rank else normed))
+        opened = torch.sigmoid(self.read_gate(keys if self.address_rank else normed))  # (B, T, N)
+        read_gate = (self.gate * opened).to(dtype).unsqueeze(-1)
         inputs = recurrence.ScanInputs(values.to(dtype), address, strength.unsqueeze(-1) * address, keep, query)
         before, decided = last.split([last.shape[-1] - strengths, strengths], dim=-1)
         last_key = {"address": before if self.address_rank else before.unflatten(-1, (N, S)), "strength": decided}
         if self.addressing == "content":
             last_key |= {"told": told_last, "replacing": replacing}
-        return Prepared(inputs, told, last_key, read_gate.to(dtype).unsqueeze(-1), persistent, signature)
+        return Prepared(inputs, told, last_key, read_gate, opened.to(dtype), persistent, signature)
 
     def told(self, strength: Tensor, state: SiteState, mask: Tensor) -> tuple[Tensor, Tensor | None]:
         """How surely tokens are to be written (B, T, N), 0 where the memory holds, and what the state keeps of it.

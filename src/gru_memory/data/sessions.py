@@ -120,8 +120,10 @@ def _add_message(by_turn: dict[int, dict[str, dict]], message: dict) -> None:
         turn[role] = message
         return
     expected = "assistant" if "user" in turn else "user"
-    if role != expected or role in turn:
-        raise ValueError(f"turn {index} has a {role!r} message; a turn is one user message, then at most one reply")
+    if role != expected or role in turn or "text" in turn:
+        raise ValueError(
+            f"turn {index} has a {role!r} message; a turn is one user message, then at most one reply, or one text and nothing else"
+        )
     turn[role] = message
 
 

@@ -292,7 +292,7 @@ def fit_trust(memory: GRUMemoryWithDecay, head: Tensor, batches: Iterable[Batch]
         prepared, reads = read(memory, head, batch)
         of_head, of_all = memory.agreements(reads[..., memory.value_size :], prepared.signature)
         both = torch.stack([of_head, of_all.expand_as(of_head)], dim=-1)  # (R, T, N, 2)
-        inputs, opened = prepared.inputs, prepared.read_gate.squeeze(-1) / memory.gate
+        inputs, opened = prepared.inputs, prepared.opened
         for row, t in ((batch.asked > 0) | batch.unknown).nonzero().tolist():
             there = (batch.told[row, :t] == batch.asked[row, t]) & (batch.told[row, :t] > 0)
             if batch.unknown[row, t]:

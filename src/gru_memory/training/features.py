@@ -6,11 +6,12 @@ alone. So the frozen model runs once over every distinct turn of a data set; tra
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,8 @@ PREFIX: Text = (None, None)  # the system prompt by itself
 class FeatureCache:
     """Final hidden states (and those of further layers) for the tokens of many turns, memory-mapped from one folder.
 
-    `features(i)` is (tokens, (1 + layers) * hidden size) in float16; `tokens(i)` the token ids; `reply_start(i)` where
-    the reply begins.
+    `features(i)` is (tokens, width of the head + layers * hidden size) in float16; `tokens(i)` the token ids; `reply_start(i)`
+    where the reply begins. Where those of the layers do not fit into float16, they are a multiple of what they should be.
     """
 
     def __init__(self, folder: Path, shards: Sequence[str], texts: Sequence[Text], width: int, tokenizer: Any) -> None:
@@ -131,17 +132,22 @@ def build_feature_cache(
         key_layers: blocks whose output is kept beside the final hidden state.
         fingerprint: of the model's weights.
         progress: called with (turns done, turns in all).
+
+    Raises:
+        ValueError: the model's hidden states are not finite, or its final ones do not fit into float16.
     """
     folder = Path(folder) / _digest([fingerprint, list(key_layers), renderer.prefix_ids])
     folder.mkdir(parents=True, exist_ok=True)
-    width = model.config.hidden_size * (1 + len(key_layers))
+    head = model.get_output_embeddings().weight.shape[1]  # a projection may come before it
+    width = head + model.config.get_text_config().hidden_size * len(key_layers)
     shards = []
     for start in range(0, len(texts), _TURNS_PER_SHARD):
         part = texts[start : start + _TURNS_PER_SHARD]
         shards.append(_digest(part))
         paths = [folder / f"{shards[-1]}.bin", folder / f"{shards[-1]}.npz"]
         if not paths[1].exists():
-            _write_shard(paths, model, final_norm, blocks, renderer, part, key_layers, width)
+            with in_eval_mode(model):
+                _write_shard(paths, model, final_norm, blocks, renderer, part, key_layers, width)
         if progress:
             progress(start + len(part), len(texts))
     return FeatureCache(folder, shards, texts, width, renderer.tokenizer)
@@ -151,6 +157,18 @@ def _digest(what: Any) -> str:
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
 
 
+@contextlib.contextmanager
+def in_eval_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Within it no part of the model is in training mode; those that were are so again after it."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
 @torch.no_grad()
 def _write_shard(paths, model, final_norm, blocks, renderer, texts, key_layers, width) -> None:
     turns = [_render(renderer, text) for text in texts]
@@ -158,13 +176,12 @@ def _write_shard(paths, model, final_norm, blocks, renderer, texts, key_layers, 
     offsets = np.concatenate([[0], lengths.cumsum()])
     features = np.empty((int(offsets[-1]), width), dtype=np.float16)
     captured: dict[int, torch.Tensor] = {}
-    hooks = [final_norm.register_forward_hook(lambda _m, _a, out: captured.__setitem__(-1, out))]
-    for layer in key_layers:
-        hooks.append(
-            blocks[layer].register_forward_hook(
-                lambda _m, _a, out, layer=layer: captured.__setitem__(layer, out[0] if isinstance(out, tuple) else out)
-            )
+    hooks = [
+        module.register_forward_hook(
+            lambda _m, _a, out, layer=layer: captured.__setitem__(layer, out[0] if isinstance(out, tuple) else out)
         )
+        for layer, module in ((-1, final_norm), *((layer, blocks[layer]) for layer in key_layers))
+    ]
     try:
         # The prefix is the same for every templated turn: its keys and values are computed once.
         prefix = _prefix_cache(model, renderer.prefix_ids)
@@ -181,7 +198,8 @@ def _write_shard(paths, model, final_norm, blocks, renderer, texts, key_layers, 
                     past.batch_repeat_interleave(len(rows))
                 # Rows end in padding that no causal position sees, so no mask is needed.
                 model.get_decoder()(input_ids=ids.to(model.device), past_key_values=past, use_cache=past is not None)
-                states = torch.cat([captured[-1], *(captured[layer] for layer in key_layers)], dim=-1).float().cpu()
+                found = {layer: out.float().cpu() for layer, out in captured.items()}
+                states = _in_range(found[-1], {layer: found[layer] for layer in key_layers})
                 for row, i in enumerate(rows):
                     features[offsets[i] : offsets[i + 1]] = states[row, : lengths[i]].numpy()
     finally:
@@ -198,6 +216,30 @@ def _write_shard(paths, model, final_norm, blocks, renderer, texts, key_layers, 
         reply_starts=np.array([turn.reply_start for turn in turns]),
     )
     part.replace(paths[1])
+
+
+def _in_range(final: torch.Tensor, layers: dict[int, torch.Tensor]) -> torch.Tensor:
+    """Final hidden states and those of layers, each (R, T, size), side by side, with nothing too large for float16.
+
+    Blocks may have massive activations. A memory norms what it gets of the layers, so its scale says nothing and is brought
+    down where it has to be; that of final states does.
+    """
+    most = torch.finfo(torch.float16).max
+    if not (final.abs() <= most).all():
+        raise ValueError(
+            f"the model's final hidden states are beyond {most:.0f}, the most that this cache holds, or not finite: load the model "
+            "in float32 or bfloat16, or train with transformers.Trainer, which needs no cache (docs/training.md)"
+        )
+    for layer, found in layers.items():
+        if not found.isfinite().all():
+            raise ValueError(
+                f"what comes out of block {layer} is not finite: choose other key_layers (`--key-layers`), or load the model in "
+                "float32 or bfloat16"
+            )
+    if not layers:
+        return final
+    keys = torch.cat([*layers.values()], dim=-1)
+    return torch.cat([final, keys * (most / keys.abs().amax(dim=-1, keepdim=True)).clamp_max(1)], dim=-1)
 
 
 def _prefix_cache(model: torch.nn.Module, ids: list[int]) -> DynamicCache | None:

@@ -126,7 +126,7 @@ def speech_loss(memory: GRUMemoryWithDecay, prepared: Prepared, reads: Tensor, b
     wherever the model guesses well ("$178.4" after "$178."), and open within any word that looks like the middle of a name. Gates
     and trust learn by it, keys do not: they would learn to be alike in all that was told, and tell facts apart less well.
     """
-    loud = prepared.read_gate.squeeze(-1) / memory.gate
+    loud = prepared.opened
     if prepared.signature is not None:
         loud = loud * memory.trust_in(reads.detach(), prepared.signature.detach())
     loud = loud.amax(dim=-1).float().clamp(1e-6, 1 - 1e-6)  # (R, T)
@@ -177,7 +177,7 @@ def compute_loss(
     ahead = margin * ((batch.asked > 0) | batch.unknown | opens)[taught].to(logits).unsqueeze(1)
     logits = logits.scatter_add(1, labels[taught].unsqueeze(1), -ahead)
     counts = torch.where(opens[taught], opening_weight, 1.0)
-    answer_loss = F.cross_entropy(logits, labels[taught], reduction="none") @ counts / counts.sum()
+    answer_loss = F.cross_entropy(logits, labels[taught], reduction="none") @ counts / counts.sum().clamp_min(1e-9)
 
     where = batch.base.nonzero()
     where = where[torch.randperm(len(where), generator=generator)[:base_positions]].unbind(1)
@@ -198,7 +198,7 @@ def compute_loss(
         base_kl.item(),
         addressing.item(),
         writing.item(),
-        correct.float().mean().item(),
+        correct.sum().item() / max(1, len(correct)),
         *shares_of_right(batch, taught, correct),
     )
 

@@ -12,6 +12,7 @@ import torch
 
 from ..rendering import TurnRenderer
 from ..state import write_whole
+from .features import in_eval_mode
 
 _ROWS = 64
 
@@ -40,13 +41,14 @@ def own_replies(
         longest = max(map(len, prompts))
         ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=model.device)
         mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
-        out = model.generate(
-            ids,
-            attention_mask=mask,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            pad_token_id=tokenizer.eos_token_id,
-        )
+        with in_eval_mode(model):
+            out = model.generate(
+                ids,
+                attention_mask=mask,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                pad_token_id=tokenizer.eos_token_id,
+            )
         replies += [
             text.strip() or "Okay." for text in tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)
         ]

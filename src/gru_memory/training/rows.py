@@ -145,9 +145,12 @@ def _thin(row: dict[str, np.ndarray], keep: float, rng: Random) -> dict[str, np.
     needed[1:] |= row["told"][:-1] > 0
     starts = np.flatnonzero(row["turn_starts"])
     needed[: starts[1] if len(starts) > 1 else 0] = True
-    length = len(needed)
-    row["stands_for"][~needed] = 1 / keep
-    for _ in range(round(keep * (length - needed.sum()) / _RUN)):
+    length, spare = len(needed), ~needed
+    runs = round(keep * spare.sum() / _RUN)
+    while runs > 0 or spare.any() and not needed[spare].any():  # something has to stand for the rest
         begin = rng.randrange(length)
         needed[begin : begin + _RUN] = True
+        runs -= 1
+    kept = spare & needed
+    row["stands_for"][kept] = spare.sum() / max(1, kept.sum())  # runs overlap, and fall on what stays in anyway
     return {name: column[needed] for name, column in row.items()}

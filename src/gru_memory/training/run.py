@@ -175,9 +175,8 @@ def train_loaded(
     out.mkdir(parents=True, exist_ok=True)
     cache_folder = Path(request.cache) if request.cache else out / "cache"
     config = conversation_memory(len(backbones.blocks_of(base)), **request.memory)
-    keys = (
-        1 + len(config.key_layers)
-    ) * base.config.get_text_config().hidden_size + base.get_output_embeddings().weight.shape[1]
+    hidden_size, width = base.config.get_text_config().hidden_size, base.get_output_embeddings().weight.shape[1]
+    keys = len(config.key_layers) * hidden_size + 2 * width
     config.address_rank = min(config.address_rank, keys)  # a key of a small model has no more directions
     fingerprint = f"{weights_digest(base)} {'bfloat16' if request.bfloat16 else 'float32'}"
     head = base.get_output_embeddings().weight.detach().float().cpu().clone()
