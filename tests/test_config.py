@@ -3,9 +3,10 @@
 import json
 from dataclasses import fields
 
+import numpy as np
 import pytest
 
-from gru_memory import MemoryConfig
+from gru_memory import GRUMemoryWithDecay, MemoryConfig
 from gru_memory.training.run import conversation_memory
 
 
@@ -34,6 +35,11 @@ from gru_memory.training.run import conversation_memory
         ({"gate_init": float("nan")}, "finite"),
         ({"key_layers": ("1",)}, "number of a block"),
         ({"key_layers": (1, 1)}, "twice"),
+        ({"key_layers": 3}, "key_layers of a memory is 3: give a tuple"),
+        ({"sites": None}, "sites of a memory is None: give a tuple"),
+        ({"sites": (None,)}, "unknown site None"),
+        ({"decay": [[0.9] * 16, 0.9], "num_heads": 2}, "table must be 2 rows"),
+        ({"decay": [0.9, [0.9, 0.9]]}, "table must be 4 rows"),
     ],
 )
 def test_bad_settings_name_the_remedy(settings, message):
@@ -44,6 +50,13 @@ def test_bad_settings_name_the_remedy(settings, message):
 def test_configs_survive_a_round_trip():
     config = MemoryConfig(sites=("input", "layer:3"), decay=[0.9, 0.99, 0.97, 1.0], key_layers=(1, 2), cell="mingru")
     assert MemoryConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_numbers_of_numpy_are_numbers():
+    config = MemoryConfig(num_heads=np.int64(2), decay=[np.float32(0.5), np.float64(0.25)], gate_init=np.float32(0.5))
+    assert config == MemoryConfig(num_heads=2, decay=[0.5, 0.25], gate_init=0.5)
+    assert MemoryConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert GRUMemoryWithDecay(8, decay=np.float32(0.5)).decay.tolist() == [[0.5]]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
+from numbers import Integral, Real
 from typing import Any
 
 CONFIG_NAME = "memory_config.json"
@@ -92,17 +94,22 @@ class MemoryConfig:
     )
 
     def __post_init__(self) -> None:
+        for f in fields(self):
+            setattr(self, f.name, _plain(getattr(self, f.name)))
         if isinstance(self.sites, str):
             raise ValueError(f"sites is the text {self.sites!r}: give a tuple, such as ({self.sites!r},)")
+        for name in ("sites", "key_layers"):
+            if not isinstance(value := getattr(self, name), Iterable):
+                raise ValueError(f"{name} of a memory is {value!r}: give a tuple")
         self.sites = tuple(self.sites)
         self.key_layers = tuple(self.key_layers)
         if not self.sites:
             raise ValueError("sites is empty: name at least one of 'input', 'middle', 'top', 'layer:K'")
+        for site in self.sites:
+            if site not in ("input", "middle", "top") and not (isinstance(site, str) and _LAYER_SITE.fullmatch(site)):
+                raise ValueError(f"unknown site {site!r}: use 'input', 'middle', 'top' or 'layer:K' (K counts from 0)")
         if len(set(self.sites)) != len(self.sites):
             raise ValueError(f"sites {self.sites} names a site twice: give each one once")
-        for site in self.sites:
-            if site not in ("input", "middle", "top") and not _LAYER_SITE.fullmatch(site):
-                raise ValueError(f"unknown site {site!r}: use 'input', 'middle', 'top' or 'layer:K' (K counts from 0)")
         for name in ("num_heads", "num_slots", "slot_size"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -169,6 +176,15 @@ class MemoryConfig:
         return {k: v for k, v in values.items() if k in _FORMAT_1_MEANING or (k in later and v != defaults[k])}
 
 
+def _plain(value: Any) -> Any:
+    """numpy's numbers as Python's, which JSON can hold; in lists, too."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_plain, value))
+    if isinstance(value, Real) and not isinstance(value, (int, float)):
+        return int(value) if isinstance(value, Integral) else float(value)
+    return value
+
+
 def check_signature(signature_size: int, slot_size: int, address_rank: int) -> None:
     """Raise ValueError unless a signature fits into a slot, beside what is stored, and there is a rank to take it from."""
     if not 0 <= signature_size < slot_size:
@@ -213,8 +229,8 @@ def check_decay(decay: float | list, num_heads: int, num_slots: int) -> list[lis
     a slot. Raises ValueError for numbers outside (0, 1] and for lists of another length.
     """
     rows = decay if isinstance(decay, (list, tuple)) else [decay]
-    if rows and isinstance(rows[0], (list, tuple)):
-        if len(rows) != num_heads or any(len(row) != num_slots for row in rows):
+    if any(isinstance(row, (list, tuple)) for row in rows):
+        if len(rows) != num_heads or any(not isinstance(row, (list, tuple)) or len(row) != num_slots for row in rows):
             raise ValueError(f"decay as a table must be {num_heads} rows (heads) of {num_slots} numbers (slots)")
         table = [list(row) for row in rows]
     elif len(rows) in (1, num_slots):
@@ -226,7 +242,7 @@ def check_decay(decay: float | list, num_heads: int, num_slots: int) -> list[lis
             f"decay has {len(rows)} numbers: give one, or one a head ({num_heads}), or one a slot ({num_slots})"
         )
     for value in (value for row in table for value in row):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
+        if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value <= 1:
             raise ValueError(
                 f"decay {value!r} is not in (0, 1]: use 1 to keep traces for ever, 0.99 slow, 0.9 fast fading"
             )
