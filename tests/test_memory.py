@@ -469,6 +469,38 @@ def test_no_state_is_kept_or_changed_in_place():
         assert torch.equal(before[key], copies[key])
 
 
+@pytest.mark.parametrize("rank", (0, 3))
+def test_an_initial_state_stays_when_weights_are_trained_in_place(rank):
+    """And gradients go through it to them."""
+    memory = site(address_rank=rank)
+    before = memory.initial_state(2)
+    copies = {key: tensor.detach().clone() for key, tensor in before.items()}
+    before["strength"].sum().backward()
+    assert memory.strength_key.bias.grad.abs().min() > 0
+    with torch.no_grad():
+        for parameter in memory.parameters():
+            parameter.add_(1.0)
+    for key in before:
+        assert torch.equal(before[key], copies[key])
+
+
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
+def test_a_memory_is_made_in_half_precision(dtype):
+    """As it would be made in float32, whatever torch can compute in this one."""
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(dtype)
+        memory = GRUMemoryWithDecay(D, embed_size=D + 2, slot_size=6, address_rank=5)
+        memory.match_embeddings(torch.randn(40, D + 2))
+    finally:
+        torch.set_default_dtype(before)
+    for weight in (memory.key_rank.weight, memory.output.weight):
+        weight = weight.float() if weight.shape[0] < weight.shape[1] else weight.float().t()
+        assert weight.shape[0] < weight.shape[1]
+        assert_close(weight @ weight.t(), torch.eye(len(weight)), 0.05)
+    assert all(bool(torch.isfinite(p).all()) and p.dtype == dtype for p in memory.parameters())
+
+
 def test_matched_embeddings_are_recognised_among_all_tokens():
     torch.manual_seed(0)
     shared = torch.randn(64) * 5  # a direction that holds most of every embedding's length, as in pretrained models

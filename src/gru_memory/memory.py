@@ -188,7 +188,7 @@ class GRUMemoryWithDecay(nn.Module):
         else:
             self.sharpen(0.66)  # what tanh leaves of the mean square that the weights below give signatures
         if self.address_rank:
-            nn.init.orthogonal_(self.key_rank.weight)
+            _orthogonal(self.key_rank.weight)
             nn.init.zeros_(self.key_rank.bias)
             self.query_rank.load_state_dict(self.key_rank.state_dict())
         if hasattr(self, "query"):
@@ -204,12 +204,12 @@ class GRUMemoryWithDecay(nn.Module):
             nn.init.normal_(linear.weight, std=0.02 / math.sqrt(linear.in_features))
             nn.init.zeros_(linear.bias)
         nn.init.normal_(self.strength_embed.weight, std=0.02 / math.sqrt(self.strength_embed.in_features))
-        nn.init.orthogonal_(self.value_embed.weight)
+        _orthogonal(self.value_embed.weight)
         nn.init.zeros_(self.value_hidden.weight)
         if self.embed_size == self.hidden_size:
             self.output.weight.copy_(self.value_embed.weight.t())
         else:
-            nn.init.orthogonal_(self.output.weight)
+            _orthogonal(self.output.weight)
         self.gate.fill_(self.gate_init)
         if self.cell == "gru":
             d = self.slot_size
@@ -237,7 +237,8 @@ class GRUMemoryWithDecay(nn.Module):
         normed = _rms_norm(embeddings.detach().float())
         moment, directions = torch.linalg.eigh(normed.t() @ normed / len(normed))
         root = directions * (moment + ridge * moment.mean()).rsqrt() @ directions.t()  # (E, E)
-        mixing = nn.init.orthogonal_(torch.empty(self.value_embed.out_features, self.embed_size)).to(root.device)
+        mixing = nn.init.orthogonal_(torch.empty(self.value_embed.out_features, self.embed_size, dtype=root.dtype))
+        mixing = mixing.to(root.device)
         if self.embed_size == self.hidden_size:
             self.output.weight.copy_((mixing @ root).t())
         self.value_embed.weight.copy_(mixing @ root / (normed @ root @ mixing.t()).pow(2).mean().sqrt())
@@ -273,9 +274,9 @@ class GRUMemoryWithDecay(nn.Module):
         slots = torch.zeros(*shape, self.slot_size, dtype=dtype, device=self.gate.device)
         if self.address_rank:
             address = slots.new_zeros(batch_size, self.address_rank)
-        else:
-            address = self.key.bias.to(dtype).view(1, *shape[1:]).expand(shape)
-        strength = self.strength_key.bias.to(dtype).expand(batch_size, -1)
+        else:  # clones, for biases may be trained in place
+            address = self.key.bias.to(dtype).view(1, *shape[1:]).expand(shape).clone()
+        strength = self.strength_key.bias.to(dtype).expand(batch_size, -1).clone()
         state = {"slots": slots, "address": address, "strength": strength}
         if self.addressing == "learned":
             return state
@@ -546,6 +547,12 @@ def _without_autocast(device_type: str) -> contextlib.AbstractContextManager:
     if device_type == "meta":
         return contextlib.nullcontext()
     return torch.autocast(device_type, enabled=False)
+
+
+def _orthogonal(weight: Tensor) -> None:
+    """`nn.init.orthogonal_` in at least float32: there is no QR for half precision."""
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    weight.copy_(nn.init.orthogonal_(torch.empty(weight.shape, dtype=dtype, device=weight.device)))
 
 
 def _rms_norm(x: Tensor) -> Tensor:
