@@ -27,7 +27,7 @@ from tiny import (
     wake,
 )
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, LogitsProcessor, LogitsProcessorList
+from transformers import AutoModelForCausalLM, DynamicCache, LogitsProcessor, LogitsProcessorList
 
 from gru_memory import AutoModelWithGRUMemory, GPT2WithGRUMemory, MemoryConfig, MemoryState, add_memory
 from gru_memory import scan as recurrence
@@ -174,6 +174,22 @@ def test_memory_mask_hides_tokens_from_memory_only(model):
     for site, kept in start.sites.items():
         assert torch.equal(state.sites[site]["slots"], kept["slots"])
     assert state.pending.tolist() == [True, True]
+
+
+@torch.no_grad()
+def test_a_memory_mask_is_about_the_tokens_fed(family_model):
+    """That of a whole prompt serves its chunks; one that ends before the tokens fed says nothing of them."""
+    ids, cache = random_ids(2, 8), DynamicCache()
+    seen = torch.arange(8).expand(2, -1) != 4
+    family_model(ids[:, :5], past_key_values=cache, memory_mask=seen)
+    state = family_model(ids[:, 5:7], past_key_values=cache, memory_mask=seen).memory_state
+    assert_same_state(state, family_model(ids[:, :7], memory_mask=seen[:, :7]).memory_state)
+    with pytest.raises(ValueError, match=r"memory_mask has 7 column.* or also for the 7 in the cache"):
+        family_model(ids[:, 7:], past_key_values=cache, memory_mask=seen[:, :7])
+    with pytest.raises(ValueError, match=r"memory_mask has 8 column\(s\) for 1 token"):
+        family_model(ids[:, 7:], memory_state=state, memory_mask=seen)
+    state = family_model(ids[:, 7:], past_key_values=cache, memory_mask=seen).memory_state
+    assert state.tokens.tolist() == [7, 7]
 
 
 # The stateful shell

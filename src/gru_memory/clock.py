@@ -30,6 +30,23 @@ def last_columns(mask: Tensor | None, batch: int, length: int, device: torch.dev
     return mask[:, -length:].to(device).bool()
 
 
+def up_to_fed(memory_mask: Tensor, past_length: int | Tensor | None, length: int) -> Tensor:
+    """The columns of a (B, columns) memory_mask up to the T tokens fed: it may be theirs alone, or that of a whole prompt.
+
+    Raises:
+        ValueError: it ends before these tokens, or there is no cache (`past_length` is None) that tells where they are in it.
+    """
+    width = memory_mask.shape[1]
+    if width == length:
+        return memory_mask
+    if past_length is None or width < past_length + length:
+        raise ValueError(
+            f"memory_mask has {width} column(s) for {length} token(s) fed: give one for each of them"
+            + ("" if past_length is None else f", or also for the {int(past_length)} in the cache before them")
+        )
+    return memory_mask[:, : past_length + length]
+
+
 def turn_starts_of(
     position_ids: Tensor | None, valid: Tensor, past_length: int | Tensor, attention_mask: Tensor | None
 ) -> Tensor:

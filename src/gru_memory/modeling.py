@@ -24,7 +24,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from . import backbones
 from .cache import attach, find_layer
 from .calls import MemoryCall, disabled, keep_key_states, run_after, run_before, run_with, stretch_of
-from .clock import counted, is_2d, last_columns, turn_starts_of
+from .clock import counted, is_2d, last_columns, turn_starts_of, up_to_fed
 from .config import MemoryConfig
 from .fingerprints import FingerprintMixin
 from .generation import MemoryGenerationMixin
@@ -341,8 +341,8 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, FingerprintMixin, Na
         self._refuse_what_the_base_gets_wrong(attention_mask, arguments.get("position_ids"), cache)
         if memory_mask is not None and memory_mask.shape[:2] == (batch, length) and not is_2d(attention_mask):
             attention_mask = None  # one that says nothing of padding; here the other one does
-        elif memory_mask is not None and memory_mask.dim() == 2 and cache is not None:
-            memory_mask = memory_mask[:, : past_length + length]  # it may be that of a whole prompt
+        elif memory_mask is not None and is_2d(memory_mask):
+            memory_mask = up_to_fed(memory_mask, None if cache is None else past_length, length)
         valid = last_columns(attention_mask, batch, length, source.device)
         visible = valid if memory_mask is None else valid & last_columns(memory_mask, batch, length, source.device)
         starts = turn_starts_of(arguments.get("position_ids"), valid, past_length, attention_mask)
