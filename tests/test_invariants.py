@@ -341,6 +341,17 @@ def test_a_disabled_memory_is_the_base_model(model):
     assert not torch.equal(model(ids).logits, base(ids).logits)
 
 
+def test_another_memory_is_set_where_memory_is_disabled(tmp_path):
+    model = memory_model()
+    model.save_memory(tmp_path)
+    with model.disable_memory():
+        model.load_memory(tmp_path)
+        model.load_memory(tmp_path, "other")
+        model.set_memory("other")
+        assert model._memory_off == 1  # what compiled code goes by
+    assert model._memory_off == 0
+
+
 def run_together(*works):
     """Run each in its own thread, all starting at once; their results."""
     gate, results, errors = threading.Barrier(len(works)), [None] * len(works), []

@@ -89,7 +89,7 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, FingerprintMixin, Na
         self._remove_memory_hooks()
         self._active_memory = name
         self._memory_state: MemoryState | None = state
-        self._memory_off = 0
+        self._memory_off = getattr(self, "_memory_off", 0)  # another one may be set where memory is disabled
         self._memory_hooks = []
         for layer in config.key_layers:
             self._memory_hooks.append(
