@@ -351,6 +351,21 @@ def test_a_cache_that_goes_on_with_guesses(family_model):
     assert_state_after(family_model, third.memory_state, third.sequences, prompt, ended=at_word([]))
 
 
+def test_guesses_where_memory_is_disabled(family_model):
+    """The state in a cache is in nobody's way, and stays as it is."""
+    settings = {**SETTINGS, "eos_token_id": None, "do_sample": False, "prompt_lookup_num_tokens": 3}
+    prompt = repeating_prompt()
+    cache = DynamicCache()
+    first = family_model.generate(prompt, past_key_values=cache, **settings)
+    longer, before, plain = torch.cat([first.sequences, prompt], dim=1), find_layer(cache).state, copy.deepcopy(cache)
+    plain.layers.remove(find_layer(plain))
+    with family_model.disable_memory():
+        wanted = family_model.generate(longer, past_key_values=plain, **settings)
+        got = family_model.generate(longer, past_key_values=cache, **settings)
+    assert torch.equal(got.sequences, wanted.sequences)
+    assert_same_state(find_layer(cache).state, before, 0)
+
+
 @pytest.mark.parametrize("how", ("assistant", "lookup"))
 def test_context_that_memory_does_not_take_in(family_model, how):
     prompt, start = repeating_prompt(), some_state(family_model, 1)

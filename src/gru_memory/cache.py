@@ -101,6 +101,12 @@ class MemoryCacheLayer(CacheLayerMixin):
             self._past.append(stretch)
         return state
 
+    def pass_by(self, length: int) -> None:
+        """Tokens were fed that the memory did not take in: `crop` counts them, and they left the state as it was."""
+        if self.records and self.state is not None:
+            state = self.state
+            self._past.append(Stretch(length, state, lambda _: state))
+
     def activate_past_recording(self) -> None:
         """From the next forward pass on, keep what it takes to go back."""
         self.record_past = True

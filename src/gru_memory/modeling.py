@@ -313,7 +313,7 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, FingerprintMixin, Na
         self, arguments: dict[str, Any], memory_state: MemoryState | None, memory_mask: Tensor | None
     ) -> MemoryCall:
         input_ids, embeds = arguments.get("input_ids"), arguments.get("inputs_embeds")
-        source = embeds if input_ids is None else input_ids
+        source = _fed(arguments)
         if source is None:
             raise ValueError("pass input_ids or inputs_embeds")
         batch, length = source.shape[:2]
@@ -419,9 +419,13 @@ def _memory_forward(cls: type):
 
     @functools.wraps(base)
     def forward(self, *args, memory_state: MemoryState | None = None, memory_mask: Tensor | None = None, **kwargs):
+        arguments = {**dict(zip(names, args)), **kwargs}
         if self.memory_disabled:
-            return base(self, *args, **kwargs)
-        call = self._begin_call({**dict(zip(names, args)), **kwargs}, memory_state, memory_mask)
+            outputs = base(self, *args, **kwargs)
+            if (layer := find_layer(arguments.get("past_key_values"))) is not None:
+                layer.pass_by(_fed(arguments).shape[1])
+            return outputs
+        call = self._begin_call(arguments, memory_state, memory_mask)
         outputs = run_with(call, base, args, kwargs)
         state = replace(call.state, sites={**call.state.sites, **call.new_sites})
         parts = outputs if isinstance(outputs, tuple) else outputs.values()
@@ -444,6 +448,12 @@ def _memory_forward(cls: type):
     at = len(parameters) - (parameters[-1].kind is inspect.Parameter.VAR_KEYWORD)
     forward.__signature__ = signature.replace(parameters=[*parameters[:at], *extra, *parameters[at:]])
     return forward
+
+
+def _fed(arguments: dict[str, Any]) -> Tensor | None:
+    """Token ids or embeddings of a call, (B, T) or (B, T, D)."""
+    input_ids = arguments.get("input_ids")
+    return arguments.get("inputs_embeds") if input_ids is None else input_ids
 
 
 def _site_index(site: str, num_blocks: int) -> int | None:
