@@ -341,7 +341,8 @@ def test_a_disabled_memory_is_the_base_model(model):
     assert not torch.equal(model(ids).logits, base(ids).logits)
 
 
-def test_another_memory_is_set_where_memory_is_disabled(model, tmp_path):
+def test_another_memory_is_set_where_memory_is_disabled(tmp_path):
+    model = memory_model()
     model.save_memory(tmp_path)
     with model.disable_memory():
         model.load_memory(tmp_path)

@@ -100,7 +100,7 @@ class MemoryConfig:
             raise ValueError(f"sites is the text {self.sites!r}: give a tuple, such as ({self.sites!r},)")
         for name in ("sites", "key_layers"):
             if not isinstance(value := getattr(self, name), Iterable):
-                raise ValueError(f"{name} is {value!r}: give a tuple")
+                raise ValueError(f"{name} of a memory is {value!r}: give a tuple")
         self.sites = tuple(self.sites)
         self.key_layers = tuple(self.key_layers)
         if not self.sites:
