@@ -1,6 +1,7 @@
 """The command line: help, one-line errors, and results on disk."""
 
 import json
+import socket
 import sys
 
 import pytest
@@ -87,6 +88,14 @@ def test_an_error_is_one_line_and_exit_code_1(run, command, message, monkeypatch
     assert message in result.output
     assert "Traceback" not in result.output
     assert not list(tmp_path.iterdir())
+
+
+def test_a_port_in_use_is_said_before_a_model_is_loaded(run, monkeypatch):
+    monkeypatch.setattr("gru_memory.cli.serve.load", lambda *_: pytest.fail("a model was loaded"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = run("serve", "--port", port)
+    assert result.exit_code == 1 and f"cannot listen on 127.0.0.1, port {port}" in result.output
 
 
 def test_recall_writes_a_table_and_every_reply(run, tiny, tmp_path):

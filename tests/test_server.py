@@ -430,9 +430,9 @@ def test_other_models_and_pages_are_not_found(client, http):
         (b"{", 400),
         (b"[" * 100_000, 400),
         (b'{"model": "' + b"x" * 3_000_000 + b'"}', 413),
-        (b'{"model": "tiny", "messages": [{"role": "user", "content": "\xff"}]}', 400),
-        (b'{"model": "tiny", "messages": [{"role": "user", "content": "\\ud800"}]}', 400),
-        (b'{"model": "tiny", "temperature": NaN, "messages": [{"role": "user", "content": "a"}]}', 400),
+        (b'{"model": MODEL, "messages": [{"role": "user", "content": "\xff"}]}', 400),
+        (b'{"model": MODEL, "messages": [{"role": "user", "content": "\\ud800"}]}', 400),
+        (b'{"model": MODEL, "temperature": NaN, "messages": [{"role": "user", "content": "a"}]}', 400),
     ],
 )
 def test_bodies_that_are_no_requests(http, body, status):
@@ -517,6 +517,40 @@ def test_nobody_sees_another_s_sessions(server, client, http):
     there, nowhere = (http.get(f"/v1/memory/{name}", headers=headers) for name in ("talk", "nothing at all"))
     assert (there.status_code, there.json()) == (nowhere.status_code, nowhere.json())
     assert http.delete("/v1/memory/talk", headers=headers).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "message"),
+    [
+        ({"stop": list("abcde")}, "stop", "at most 4"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            "messages.0.content.0.type",
+            "input_text",
+        ),
+        ({"temperature": "hot"}, "temperature", "number"),
+    ],
+)
+def test_a_wrong_field_is_named_as_the_client_knows_it(http, fields, param, message):
+    body = {"model": MODEL, "messages": [user(BOAT)], **fields}
+    error = http.post("/v1/chat/completions", json=body).json()["error"]
+    assert error["param"] == param and message in error["message"] and "constrained" not in error["message"]
+
+
+def test_what_asks_for_nothing_is_let_pass(http):
+    nothing = {"tools": [], "logit_bias": {}, "parallel_tool_calls": True, "tool_choice": "auto"}
+    body = {"model": MODEL, "messages": [user(BOAT)], "max_tokens": 2}
+    assert http.post("/v1/chat/completions", json={**body, **nothing}).status_code == 200
+    assert http.post("/v1/chat/completions", json={**body, "tools": [{"type": "function"}]}).status_code == 400
+
+
+def test_what_is_wrong_is_said_in_words(http):
+    answer = http.post("/v1/chat/completions", content=b"{", headers={"content-type": "application/json"})
+    assert answer.status_code == 400 and "the body is no JSON" in answer.json()["error"]["message"]
+    answer = http.post("/v1/chat/completions", json={"model": MODEL, "messages": [user(BOAT * 500)]})
+    assert answer.status_code == 400 and answer.json()["error"]["code"] == "context_length_exceeded"
+    answer = http.post("/v1/embeddings", json={})
+    assert answer.status_code == 404 and "no such route" in answer.json()["error"]["message"]
 
 
 def test_a_name_that_no_path_could_hold_is_refused_wherever_it_is_given(server, http):

@@ -6,10 +6,10 @@ from dataclasses import FrozenInstanceError, replace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import assert_close, assert_same_state, memory_model, one_thread, random_ids  # noqa: F401
+from tiny import assert_close, assert_same_state, base_model, memory_model, one_thread, random_ids  # noqa: F401
 
 import gru_memory.state
-from gru_memory import MemoryState
+from gru_memory import MemoryState, add_memory
 from gru_memory.state import AS_KEPT
 
 
@@ -338,3 +338,16 @@ def test_a_save_that_fails_leaves_what_was_there(model, state, tmp_path, monkeyp
         model.initial_memory_state(3).save(tmp_path / "state")
     assert (tmp_path / "state").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
+
+
+def test_a_state_is_shown_in_one_line(model, state):
+    shown = repr(state)
+    assert "\n" not in shown and len(shown) < 300
+    assert f"tokens={state.tokens.tolist()}" in shown and f"{state.num_bytes:,} bytes" in shown and "top" in shown
+
+
+def test_what_is_no_state_or_config_is_refused_in_words(model):
+    with pytest.raises(ValueError, match="memory_state is a str"):
+        model.memory_state = "state"
+    with pytest.raises(TypeError, match="config is a dict: give a MemoryConfig"):
+        add_memory(base_model(), {"num_slots": 4})
