@@ -155,6 +155,17 @@ def test_only_the_likest_slot_is_replaced():
     assert places.keep[0, 0, 0].tolist() == pytest.approx([1, 1, 1, 1, 1, 0, 1, 1])
 
 
+@pytest.mark.parametrize("form", (*FORMS, find_places_step_by_step))
+@pytest.mark.parametrize("tilts", ((0, 1e-4), (1e-4, 0)))
+def test_of_slots_that_are_alike_the_first_is_replaced(form, tilts):
+    """As after a token that came twice: which cosine is the larger one is a matter of rounding."""
+    key, other = keys(2)
+    slots = torch.zeros(1, 1, 8, 8, dtype=torch.float64)
+    slots[0, 0, 2], slots[0, 0, 5] = (0.7 * (key + part * other) for part in tilts)
+    places = form(one_head(key[None], 1.0, slots=8), slots, torch.ones(1, 1).double())
+    assert places.keep[0, 0, 0].tolist() == [1, 1, 0, 1, 1, 1, 1, 1]
+
+
 def test_reads_find_what_was_written_under_the_key_asked_for():
     written = torch.cat([keys(4), torch.zeros(1, 8, dtype=torch.float64)])
     asked = torch.zeros(5, 8, dtype=torch.float64)

@@ -11,6 +11,7 @@ strength and p_t how surely the token is told, the head's index left out:
 
     fade       K~_s = lambda K_s
     replace    e_t = b_t m_{t-1} clamp((cos(K~_o, k_t) - c_0) / (c_1 - c_0), 0, 1),  o = argmax_s cos(K~_s, k_t);  K~_o *= 1 - e_t
+               (the first of those that are alike to one part in 16,384)
                m_t = max(1 - p_t, e_t)
     write      s* = argmin_s |K~_s|;  K_{s*} = K~_{s*} + b_t (k_t - K~_{s*})
     read       r_t = softmax_s(sharpness * K_s . q_t)
@@ -33,6 +34,9 @@ from .scan.fused import without_copies
 from .scan.threads import share
 
 SAME_KEY = (0.84, 0.92)  # c_0 and c_1: the cosines between which two keys are more and more the same one
+# One part of this many of a cosine, and slots that differ by less are alike, of which the first is replaced: after a token that
+# came twice, which of its slots is likest would be a matter of rounding.
+ALIKE = 16_384
 NO_WRITE = 0.05  # strength up to which nothing is written at all
 _MOST_ON_A_GPU = 32_768  # numbers of a head's signatures, rounded up to powers of two, that stay in registers of a GPU
 _NO_DIRECTION = 1e-12  # product of two squared lengths, up to which nothing is said to point the same way
@@ -97,7 +101,9 @@ def _place(written: Tensor, replaces: Tensor, keep: Tensor, signatures: Tensor) 
     held = keep.unsqueeze(-1) * signatures
     product = torch.einsum("bnsf,bnf->bns", held, written)
     sizes = held.pow(2).sum(-1) * written.pow(2).sum(-1, keepdim=True)
-    likeness, old = (product * sizes.clamp_min(_NO_DIRECTION).rsqrt()).max(dim=-1)
+    likeness = product * sizes.clamp_min(_NO_DIRECTION).rsqrt()
+    old = torch.floor(likeness * ALIKE + 0.5).argmax(dim=-1)
+    likeness = likeness.gather(-1, old.unsqueeze(-1)).squeeze(-1)
     first, last = SAME_KEY
     replaced = replaces * ((likeness - first) / (last - first)).clamp(0, 1)
     stays = 1 - F.one_hot(old, keep.shape[-1]).to(keep.dtype) * replaced.unsqueeze(-1)
@@ -118,7 +124,7 @@ def find_places_compiled(lookup: Lookup, signatures: Tensor, replacing: Tensor) 
     batch, heads, count = signatures.shape[:3]
     replacing = replacing.detach().to(dtype).clone()
     places = [signatures.new_empty(*strength.shape, count) for _ in range(3)]
-    numbers = signatures.numpy().dtype.type(lookup.sharpness.detach().item()), rules(dtype)[:3].numpy()
+    numbers = signatures.numpy().dtype.type(lookup.sharpness.detach().item()), rules(dtype).numpy()
     arrays = [tensor.numpy() for tensor in (written, strength, told, lookup.mask, keep, asked)]
     outcomes = [tensor.numpy() for tensor in (*places, replacing)]
     share(lambda first, last: find(*arrays, *numbers, signatures.numpy(), *outcomes, first, last), batch * heads)
@@ -155,6 +161,7 @@ def launch_options(signatures: Tensor) -> dict[str, int | float]:
     block, width = power_of_two(count), power_of_two(size)
     return {
         "S": count, "f": size, "BS": block, "BF": width, "BEGINS": SAME_KEY[0], "ENDS": SAME_KEY[1], "LEAST": _NO_DIRECTION,
+        "ALIKE": ALIKE,
         "num_warps": min(16, max(1, block * width // 4_096)),
     }  # fmt: skip
 
@@ -189,8 +196,8 @@ def works_on(device: torch.device) -> bool:
 
 
 def rules(dtype: torch.dtype) -> Tensor:
-    """c_0, c_1, the least product of two squared lengths that have a direction, and `NO_WRITE`: what compiled code goes by."""
-    return torch.tensor([*SAME_KEY, _NO_DIRECTION, NO_WRITE], dtype=dtype)
+    """What compiled code goes by: c_0, c_1, the least product of two squared lengths that have a direction, `NO_WRITE`, `ALIKE`."""
+    return torch.tensor([*SAME_KEY, _NO_DIRECTION, NO_WRITE, ALIKE], dtype=dtype)
 
 
 def find_places_in_parallel(lookup: Lookup, signatures: Tensor, replacing: Tensor) -> Places:

@@ -26,7 +26,8 @@ def place(slots, amount, left, key, strength, replacing, asked, sharpness, same,
     """
     zero = slots.dtype.type(0)
     one = slots.dtype.type(1)
-    begins, ends, least = same[0], same[1], same[2]
+    half = slots.dtype.type(0.5)
+    begins, ends, least, alike = same[0], same[1], same[2], same[4]
     count, width = slots.shape
     for s in range(count):
         address[s] = zero
@@ -36,14 +37,15 @@ def place(slots, amount, left, key, strength, replacing, asked, sharpness, same,
             amount[s] *= left[s] * left[s]
     replaced = zero
     if strength * replacing > zero:
-        size, likest, old = _dot(key, key), begins, -1
+        size, likest, closest, old = _dot(key, key), begins, -alike, -1
         for s in range(count):
             if amount[s] == zero:
                 continue
             likeness = _dot(slots[s], key) / math.sqrt(max(amount[s] * size, least))
-            if likeness > likest:
-                likest, old = likeness, s
-        if old >= 0:
+            level = math.floor(likeness * alike + half)
+            if level > closest:
+                likest, closest, old = likeness, level, s
+        if old >= 0 and likest > begins:
             replaced = strength * replacing * min((likest - begins) / (ends - begins), one)
             stays = one - replaced
             for j in range(width):
@@ -87,7 +89,7 @@ def find(
     """Fill address, kept and query (B, T, N, S), and bring replacing (B, N) up to date, for the heads `first` to `last` of all B*N.
 
     written, asked (B, T, N, f); strength, told (B, T, N); mask (B, T); keep (B, T, N or 1, S or 1); signatures (B, N, S, f);
-    same: from where on, up to where two keys are the same one, and the least product of two lengths that have a direction.
+    same: `gru_memory.addressing.rules`.
     """
     length, heads, count = address.shape[1:]
     one = signatures.dtype.type(1)

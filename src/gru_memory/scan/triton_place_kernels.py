@@ -12,11 +12,11 @@ def find(
     written, strength, told, mask, keep, asked, sharpness, signatures, address, kept, query, replacing,
     T, N, keep_b, keep_t, keep_n, keep_s,
     S: tl.constexpr, f: tl.constexpr, BS: tl.constexpr, BF: tl.constexpr,
-    BEGINS: tl.constexpr, ENDS: tl.constexpr, LEAST: tl.constexpr,
+    BEGINS: tl.constexpr, ENDS: tl.constexpr, LEAST: tl.constexpr, ALIKE: tl.constexpr,
 ):  # fmt: skip
     """Shapes as in `place_kernels.find`, but signatures (B, N, f, S), transposed: sums over f stay within a thread for most part.
 
-    mask (B, T) is a number; keep (B, T, N, S) by its strides; BEGINS, ENDS, LEAST are the three numbers called `same` there.
+    mask (B, T) is a number; keep (B, T, N, S) by its strides; BEGINS, ENDS, LEAST, ALIKE are numbers of `rules`.
     """
     item = tl.program_id(0).to(tl.int64)
     b, n = item // N, item % N
@@ -39,7 +39,8 @@ def find(
         if replaced > 0:
             key = tl.load(written + row * f + j, mask=in_j, other=0.0)
             likeness = tl.sum(slots * key[:, None], axis=0) / tl.sqrt(tl.maximum(amount * tl.sum(key * key), LEAST))
-            likest, old = tl.max(tl.where(in_s, likeness, -2.0), axis=0, return_indices=True)
+            old = tl.argmax(tl.where(in_s, tl.floor(likeness * ALIKE + 0.5), -2.0 * ALIKE), axis=0)
+            likest = tl.sum(tl.where(s == old, likeness, 0.0), axis=0)
             replaced *= tl.minimum(tl.maximum((likest - BEGINS) / (ENDS - BEGINS), 0.0), 1.0)
             stays = tl.where(s == old, 1 - replaced, 1.0)
             slots *= stays[None, :]
