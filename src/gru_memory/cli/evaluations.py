@@ -105,7 +105,7 @@ def run_evaluation(
     show_table(evaluation, runs)
     console.print(f"{sum(run['seconds'] for run in runs):.0f} s. Everything measured: {path}", highlight=False)
     picture = path.with_suffix(evaluation.suffix)
-    title = evaluation.name if model is None else f"{evaluation.name}, {model}"
+    title = evaluation.name if model is None else f"{evaluation.name}, {'/'.join(Path(model).parts[-2:])}"
     draw(lambda: evaluation.plot(runs, picture, title), picture)
 
 

@@ -193,6 +193,7 @@ def plot_inspect(runs: Sequence[dict[str, Any]], path: Any, title: str) -> None:
         xlabel="turn that wrote most of a slot (0: system prompt)",
         ylabel="share of the slot that is left of that token",
     )
+    right.xaxis.get_major_locator().set_params(integer=True)
     right.set_title(f"{len(slots)} slots that hold something", fontsize=9)
     left.set_title(title, loc="left", fontweight="bold")
     save(figure, path)
