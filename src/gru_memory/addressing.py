@@ -11,7 +11,7 @@ strength and p_t how surely the token is told, the head's index left out:
 
     fade       K~_s = lambda K_s
     replace    e_t = b_t m_{t-1} clamp((cos(K~_o, k_t) - c_0) / (c_1 - c_0), 0, 1),  o = argmax_s cos(K~_s, k_t);  K~_o *= 1 - e_t
-               (the first of those that are alike to one part in 16,384)
+               (the first of those that are alike to one part in 65,536)
                m_t = max(1 - p_t, e_t)
     write      s* = argmin_s |K~_s|;  K_{s*} = K~_{s*} + b_t (k_t - K~_{s*})
     read       r_t = softmax_s(sharpness * K_s . q_t)
@@ -36,7 +36,7 @@ from .scan.threads import share
 SAME_KEY = (0.84, 0.92)  # c_0 and c_1: the cosines between which two keys are more and more the same one
 # One part of this many of a cosine, and slots that differ by less are alike, of which the first is replaced: after a token that
 # came twice, which of its slots is likest would be a matter of rounding.
-ALIKE = 16_384
+ALIKE = 65_536
 NO_WRITE = 0.05  # strength up to which nothing is written at all
 _MOST_ON_A_GPU = 32_768  # numbers of a head's signatures, rounded up to powers of two, that stay in registers of a GPU
 _NO_DIRECTION = 1e-12  # product of two squared lengths, up to which nothing is said to point the same way
