@@ -118,7 +118,7 @@ def _tokens(path, loaded):
         ("/memory 0", "at least 1, not '0'"),
         ("/forget 9:9", "there is no slot 9 of head 9"),
         ("/forget zebra", "no message of yours contains 'zebra'"),
-        ("/save nowhere/x", "No such file"),
+        ("/save nowhere/x", "nowhere/x: No such file"),
         ("/fork default", "there is a session 'default' already"),
     ],
 )

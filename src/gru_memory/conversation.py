@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load as deserialize
+from safetensors.torch import save as serialize
 
 from .rendering import TurnRenderer
 from .state import AS_KEPT, MemoryState, write_whole
@@ -172,19 +174,15 @@ class Conversation:
 
 def without_turns(data: bytes, said: str) -> bytes:
     """What `to_bytes` returned, where attention does not see turns in which the user said this. Memory stays as it is."""
-    begin = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:begin])
+    metadata = MemoryState.read_metadata(data)
     try:
-        about = json.loads(header["__metadata__"]["conversation"])
+        about = json.loads(metadata["conversation"])
         context = [turn for turn in about["context"] if turn[0] != said]
         if len(context) == len(about["context"]):
             return data
     except (KeyError, TypeError, IndexError, RecursionError, json.JSONDecodeError):  # a state, but no conversation
         return data
-    header["__metadata__"]["conversation"] = json.dumps({**about, "context": context})
-    written = json.dumps(header, separators=(",", ":")).encode()
-    written += b" " * (-len(written) % 8)  # safetensors aligns what follows
-    return len(written).to_bytes(8, "little") + written + data[begin:]
+    return serialize(deserialize(data), {**metadata, "conversation": json.dumps({**about, "context": context})})
 
 
 def _is_conversation(turns: object, system: object, context: list[tuple]) -> bool:

@@ -377,6 +377,10 @@ def write_whole(path: str | Path, data: bytes) -> None:
     try:
         part.write_bytes(data)
         part.replace(path)
+    except OSError as error:
+        if error.filename == str(part):
+            error.filename = str(path)  # which is the one that the caller knows
+        raise
     finally:
         part.unlink(missing_ok=True)
 

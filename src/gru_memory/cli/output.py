@@ -56,7 +56,7 @@ def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
 def _said(error: Exception) -> str:
     """What an error says; of a file that cannot be used its name, as it was given, and why."""
     if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{str(error.filename).removesuffix('.part')}: {error.strerror}"
+        return f"{error.filename}: {error.strerror}"
     return str(error)
 
 

@@ -27,10 +27,14 @@ TOKENS = 16  # of RMT; all others get as many numbers as these have, or fewer
 _SPREAD_DECAY = [0.9, 0.97, 0.99, 0.998]  # one a head
 _WARM_UP, _LAST_RATE, _CLIP = 20, 0.05, 1.0
 _TOP: dict[str, Any] = {"sites": ("top",), "cell": "mingru", "size": 32, "decay": 0.998, "decay_every": "turn"}
-_BY_CONTENT = {
+# As in the memory that ships, half of a slot or more says what it was written under.
+_BY_CONTENT: dict[str, Any] = {
+    "addressing": "content",
+    "heads": 1,
+    "size": 64,
     "signature_size": 32,
     "address_rank": 32,
-}  # as of the memory that ships, half of a slot says what it is under
+}
 
 # name -> (question, what differs from _TOP); None: no memory of ours.
 VARIANTS: dict[str, tuple[str, dict[str, Any] | None]] = {
@@ -42,7 +46,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any] | None]] = {
     "slots of 64": ("shape", {"size": 64}),
     "slots of 16": ("shape", {"size": 16}),
     "slots of 8": ("shape", {"size": 8}),
-    "slots found by content": ("addressing", {"addressing": "content", "heads": 1, "size": 64, **_BY_CONTENT}),
+    "slots found by content": ("addressing", _BY_CONTENT),
     "0.998 a token": ("decay", {"decay_every": "token"}),
     "0.9 a turn": ("decay", {"decay": 0.9}),
     "several time scales": ("decay", {"decay": _SPREAD_DECAY}),

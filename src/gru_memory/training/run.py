@@ -150,6 +150,8 @@ def train(
         the folder of the memory.
     """
     _check_memory(request)
+    if request.data != "facts":
+        FilePool(request.data)  # nor a file that cannot be trained on
     out = Path(request.out)
     device = device_for(request.device)
     base, tokenizer = load_model(request.model)
@@ -221,10 +223,8 @@ def train_loaded(
 
 
 def _check_memory(request: TrainRequest) -> None:
-    """Refuse what cannot be trained, or trained on, before anything is loaded."""
+    """Refuse what cannot be trained before anything is loaded."""
     conversation_memory(1, **request.memory)
-    if request.data != "facts":
-        FilePool(request.data)
     if tuple(request.memory.get("sites", ("top",))) != ("top",):
         raise ValueError(f"training on cached hidden states is for sites=('top',), not {request.memory['sites']}")
 
