@@ -468,6 +468,12 @@ def test_a_wrong_key_opens_nothing(server, http):
         chat(client, BOAT)
 
 
+@pytest.mark.parametrize("size", [10, 3_000_000, 9_000_000])
+def test_a_wrong_key_is_said_whatever_the_size_of_the_body(http, size):
+    answer = http.post("/v1/chat/completions", content=b"x" * size, headers={"authorization": "Bearer wrong"})
+    assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+
+
 def test_every_key_has_its_owner():
     keys = Keys(KEYS, owner_of)
     assert [keys.owner(f"Bearer {key}") for key in KEYS] == [owner_of(key) for key in KEYS]
@@ -574,6 +580,9 @@ def test_a_name_that_no_path_could_hold_is_refused_wherever_it_is_given(server, 
     for answer in answers:
         assert (answer.status_code, "has no '/'" in answer.text) == (400, True), answer.text
     assert http.post("/v1/memory/a%2Fb/remember", json={"text": HOME}).status_code == 404
+    for name in (".", ".."):  # what a path leaves out
+        answer = http.post("/v1/chat/completions", json={**post, "session_id": name})
+        assert (answer.status_code, "stands for a folder" in answer.text) == (400, True), answer.text
     http.delete("/v1/memory/whole")
     assert server.store.list(ADA) == before
 
@@ -765,15 +774,34 @@ def test_a_client_that_leaves_without_a_stream_takes_its_turn_back_too(server, c
         time.sleep(0.02)
 
     monkeypatch.setattr(server.engine, "on_step", step)
-    body = {"model": MODEL, "messages": [user(HOME)], "max_tokens": 300, "temperature": 2, "seed": 1}
-    body = json.dumps({**body, "session_id": "impatient"}).encode()
+    with asking(server, session_id="impatient", max_tokens=300, temperature=2, seed=1):
+        assert begun.wait(30)
+    until(lambda: server.engine.active == 0 and not server.app.state.service._busy)
+    assert server.store.get("impatient", ADA) == before
+
+
+@contextlib.contextmanager
+def asking(server, **settings):
+    """A connection that has sent a request, and is closed in the end whether or not it was answered."""
+    body = json.dumps({"model": MODEL, "messages": [user(HOME)], **settings}).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEYS[0]}\r\n"
     head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1]))) as connection:
         connection.sendall(head.encode() + body)
-        assert begun.wait(30)
-    until(lambda: server.engine.active == 0 and not server.app.state.service._busy)
-    assert server.store.get("impatient", ADA) == before
+        yield
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_while_it_waits_is_not_worked_for(server, client, stream):
+    chat(client, BOAT, **in_session("waiting"))
+    before, busy, held = server.store.get("waiting", ADA), server.app.state.service._busy, threading.Event()
+    server.engine.call(held.wait)
+    with asking(server, session_id="waiting", stream=stream):
+        until(lambda: busy)
+    until(lambda: not busy)  # the engine still does something else
+    held.set()
+    until(lambda: server.engine.active == server.engine.waiting == 0)
+    assert server.store.get("waiting", ADA) == before
 
 
 def test_when_the_store_fails_the_client_is_told_and_nothing_is_kept(loaded, tmp_path, monkeypatch):
@@ -903,6 +931,26 @@ def test_a_large_body_may_take_longer_than_a_small_one():
 
     asyncio.run(BodyLimit(app, lambda path: 1 << 20, 1.0)({"type": "http", "path": "/"}, receive, None))
     assert len(app_saw[0]["body"]) == 5 * (64 << 10)
+
+
+def test_nothing_is_kept_of_a_body_that_is_refused_whatever_it_says():
+    """It is read, up to what is allowed, since many clients hear nothing while they send."""
+    sent, answers = [], []
+
+    async def app(scope, receive, send):
+        pytest.fail("it was refused")
+
+    async def receive():
+        sent.append(bytearray(64 << 10))
+        return {"type": "http.request", "body": sent[-1], "more_body": True}
+
+    async def send(message):
+        answers.append(message)
+
+    limit = BodyLimit(app, lambda path: 1 << 20, 1.0, lambda scope: ApiError(401, "no", "invalid_api_key"))
+    asyncio.run(limit({"type": "http", "path": "/"}, receive, send))
+    assert len(sent) == 17 and answers[0]["status"] == 401
+    assert (b"connection", b"close") in answers[0]["headers"]
 
 
 def test_messages_become_turns():

@@ -6,22 +6,24 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
 
 from fastapi import Depends, FastAPI, Header, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from fastapi.security import HTTPBearer
 from jinja2 import TemplateError
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import Scope
 
 from .. import __version__
 from ..store import SessionStore, StoreError
 from .engine import Done, Engine, Event, Overloaded, ShuttingDown, TimedOut
 from .errors import ApiError, as_api_error
-from .http import BodyLimit, Keys, Observed
+from .http import BodyLimit, Keys, Observed, as_answer
 from .item_routes import item_router
 from .kept_routes import kept_router
 from .memory_routes import memory_router
@@ -34,6 +36,8 @@ from .service import Address, Service, Turns, in_thread, response_id
 from .settings import ServerSettings, owner_of
 
 logger = logging.getLogger("gru_memory.server")
+
+Result = TypeVar("Result")
 
 
 def create_app(model: Any, tokenizer: Any, store: SessionStore, settings: ServerSettings | None = None) -> FastAPI:
@@ -111,7 +115,7 @@ def create_app(model: Any, tokenizer: Any, store: SessionStore, settings: Server
         turns = Turns(system, history, message, sampling, body.longest)
         address = Address(chat=body.session_id or x_session_id or x_openwebui_chat_id, user=body.user)
         new, created = response_id("chatcmpl"), int(time.time())
-        events = await _begun(service.reply(owner, address, turns, new))
+        events = await _begun(service.reply(owner, address, turns, new), request)
         if body.stream:
             return _stream(chat_chunks(body, new, created, events), events, _chat_error)
         return JSONResponse(chat_completion(body, new, created, await _last(events, request)))
@@ -144,7 +148,7 @@ def create_app(model: Any, tokenizer: Any, store: SessionStore, settings: Server
         def about(done: Done) -> dict[str, Any]:
             return response_about(body, new, created, done)
 
-        events = await _begun(service.reply(owner, address, turns, new, body.store, about))
+        events = await _begun(service.reply(owner, address, turns, new, body.store, about), request)
         if body.stream:
             return _stream(response_events(body, new, created, events), events, _response_error)
         return JSONResponse(response_object(body, new, created, await _last(events, request)))
@@ -175,7 +179,16 @@ def create_app(model: Any, tokenizer: Any, store: SessionStore, settings: Server
     def most_bytes(path: str) -> int:
         return settings.max_import_bytes if path == "/v1/memory/import" else settings.max_body_bytes
 
-    app.add_middleware(BodyLimit, limit=most_bytes, seconds=settings.body_seconds)
+    def refusal(scope: Scope) -> ApiError | None:
+        """A wrong key, before anything of the body is kept."""
+        if scope["path"].startswith("/v1/"):
+            try:
+                keys.owner(Headers(scope=scope).get("authorization"))
+            except ApiError as error:
+                return error
+        return None
+
+    app.add_middleware(BodyLimit, limit=most_bytes, seconds=settings.body_seconds, refusal=refusal)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=list(settings.cors_origins), allow_methods=["*"], allow_headers=["*"]
@@ -188,10 +201,10 @@ def _model(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "gru-memory"}
 
 
-async def _begun(events: AsyncIterator[Event]) -> AsyncIterator[Event]:
+async def _begun(events: AsyncIterator[Event], request: Request) -> AsyncIterator[Event]:
     """Wait for the first event, so that what is wrong with a request has a status of its own."""
     try:
-        await anext(events)
+        await _while_there(request, anext(events))
     except Exception as error:
         _note(error)
         raise as_api_error(error) from error
@@ -200,17 +213,39 @@ async def _begun(events: AsyncIterator[Event]) -> AsyncIterator[Event]:
 
 async def _last(events: AsyncIterator[Event], request: Request) -> Any:
     """The last event. When the client leaves before it, the turn is dropped."""
-    event = None
-    try:
+
+
+    async def last() -> Any:
+        event = None
         async with contextlib.aclosing(events):
-            async for happened in events:
-                event = happened
-                if not isinstance(event, Done) and await request.is_disconnected():
-                    raise ApiError(499, "the client has left", "client_left")
+            async for event in events:
+                pass
+        return event
+
+    try:
+        return await _while_there(request, last())
     except Exception as error:
         _note(error)
         raise as_api_error(error) from error
-    return event
+
+
+async def _while_there(request: Request, work: Awaitable[Result]) -> Result:
+    """What comes of `work`, or `ApiError` 499, with `work` cancelled, as soon as the client leaves."""
+
+    async def left() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(left())
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise ApiError(499, "the client has left", "client_left")
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
 
 
 def _stream(
@@ -258,15 +293,9 @@ async def _purge(store: SessionStore, seconds: float) -> None:
 
 
 def _add_error_handlers(app: FastAPI) -> None:
-    def answer(error: ApiError) -> JSONResponse:
-        headers = {"retry-after": "1"} if error.status in (429, 503) else {}
-        if error.status == 401:
-            headers["www-authenticate"] = "Bearer"
-        return JSONResponse(error.body, error.status, headers)
-
     @app.exception_handler(ApiError)
     async def known_error(request: Request, error: ApiError) -> JSONResponse:
-        return answer(error)
+        return as_answer(error)
 
     @app.exception_handler(RequestValidationError)
     async def wrong_request(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -281,17 +310,17 @@ def _add_error_handlers(app: FastAPI) -> None:
             message = "this field is not supported here"
         elif first["type"] == "json_invalid":
             where, message = "", f"the body is no JSON: {first.get('ctx', {}).get('error', 'it cannot be read')}"
-        return answer(ApiError(400, f"{where}: {message}" if where else message, "invalid_value", where or None))
+        return as_answer(ApiError(400, f"{where}: {message}" if where else message, "invalid_value", where or None))
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
         message = "this server has no such route" if error.status_code == 404 else str(error.detail)
-        known = answer(ApiError(error.status_code, message, f"http_{error.status_code}"))
+        known = as_answer(ApiError(error.status_code, message, f"http_{error.status_code}"))
         known.headers.update(error.headers or {})  # 405 names the methods that there are
         return known
 
     async def ours(request: Request, error: Exception) -> JSONResponse:
-        return answer(as_api_error(error))
+        return as_answer(as_api_error(error))
 
     for kind in (StoreError, ValueError, TemplateError, Overloaded, ShuttingDown, TimedOut):
         app.exception_handler(kind)(ours)

@@ -30,16 +30,30 @@ _SLOWEST = 64 << 10  # bytes a second of a body, once the seconds that any may t
 
 
 class BodyLimit:
-    """Reads the body before anything else does: never more than allowed, and not for ever."""
+    """Reads the body before anything else does: never more than allowed, and not for ever.
 
-    def __init__(self, app: ASGIApp, limit: Callable[[str], int], seconds: float) -> None:
-        self.app, self.limit, self.seconds = app, limit, seconds
+    Args:
+        app: what gets the requests whose body is whole.
+        limit: bytes of a body, by the request's path.
+        seconds: how long a body may take, and how long nothing of it may come.
+        refusal: what is wrong with a request whatever its body says, of which none is kept then.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        limit: Callable[[str], int],
+        seconds: float,
+        refusal: Callable[[Scope], ApiError | None] = lambda scope: None,
+    ) -> None:
+        self.app, self.limit, self.seconds, self.refusal = app, limit, seconds, refusal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        most, body, size, more = self.limit(scope["path"]), bytearray(), 0, True
+        refused, body, size, more = self.refusal(scope), bytearray(), 0, True
+        most = self.limit(scope["path"])
         began = time.monotonic()
         try:
             while more:
@@ -49,17 +63,18 @@ class BodyLimit:
                     return
                 size += len(message.get("body", b""))
                 more = message.get("more_body", False)
-                if size <= most:
+                if refused is None and size <= most:
                     body += message.get("body", b"")
-                elif size > _DRAINED:
+                elif size > (_DRAINED if refused is None else most):
                     break
-            if size > most:
-                error = ApiError(413, f"the request is larger than {most} bytes", "too_large")
-                await JSONResponse(error.body, 413, {"connection": "close"})(scope, receive, send)
+            if refused is None and size > most:
+                refused = ApiError(413, f"the request is larger than {most} bytes", "too_large")
+            if refused is not None:
+                await as_answer(refused, {"connection": "close"} if more or size > most else {})(scope, receive, send)
                 return
         except (TimeoutError, asyncio.TimeoutError):
             error = ApiError(408, "the request did not arrive in time", "timed_out")
-            await JSONResponse(error.body, 408, {"connection": "close"})(scope, receive, send)
+            await as_answer(error, {"connection": "close"})(scope, receive, send)
             return
         whole: Message | None = {"type": "http.request", "body": bytes(body), "more_body": False}
 
@@ -71,6 +86,16 @@ class BodyLimit:
             return await receive()
 
         await self.app(scope, replay, send)
+
+
+def as_answer(error: ApiError, headers: dict[str, str] | None = None) -> JSONResponse:
+    """The response that says so."""
+    headers = dict(headers or {})
+    if error.status in (429, 503):
+        headers["retry-after"] = "1"
+    if error.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return JSONResponse(error.body, error.status, headers)
 
 
 class Observed:

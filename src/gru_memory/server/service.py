@@ -244,6 +244,8 @@ def check_path_name(name: str) -> None:
     """Raise `ApiError` for a name that could be no part of a path, so that its session would be out of reach."""
     if "/" in name:
         raise ApiError(400, f"a session's name has no '/' here, and {name[:40]!r} has", "invalid_value")
+    if name in (".", ".."):
+        raise ApiError(400, f"{name!r} is no name for a session: in a path it stands for a folder", "invalid_value")
 
 
 async def in_thread(function: Callable[..., Result], *arguments: Any) -> Result:
