@@ -214,12 +214,11 @@ async def _begun(events: AsyncIterator[Event], request: Request) -> AsyncIterato
 async def _last(events: AsyncIterator[Event], request: Request) -> Any:
     """The last event. When the client leaves before it, the turn is dropped."""
 
-
     async def last() -> Any:
         event = None
         async with contextlib.aclosing(events):
-            async for event in events:
-                pass
+            async for happened in events:
+                event = happened
         return event
 
     try:
