@@ -7,38 +7,20 @@ pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 
 import openai
-from serving import KEYS, MODEL, running
-from talking import talking_model, talking_tokenizer
+from clients import (
+    ADA,
+    BOAT,
+    HOME,
+    WHERE,
+    client_of_ada,  # noqa: F401 (a fixture)
+    client_of_bob,  # noqa: F401 (a fixture)
+    model_and_tokenizer,  # noqa: F401 (a fixture)
+    shared_server,  # noqa: F401 (a fixture)
+)
+from serving import MODEL, running
 from tiny import assert_same_state
 
 from gru_memory import Conversation, MemoryState
-from gru_memory.server.settings import owner_of
-
-ADA = owner_of(KEYS[0])
-BOAT, HOME, WHERE = "My boat is called Marigold.", "I live in Porto.", "Where do I live?"
-
-
-@pytest.fixture(scope="module")
-def loaded():
-    return talking_model("llama"), talking_tokenizer("llama")
-
-
-@pytest.fixture(scope="module")
-def server(loaded, tmp_path_factory):
-    with running(tmp_path_factory.mktemp("server") / "sessions.sqlite3", loaded) as server:
-        yield server
-
-
-@pytest.fixture
-def client(server):
-    with server.client() as client:
-        yield client
-
-
-@pytest.fixture
-def bob(server):
-    with server.client(KEYS[1]) as client:
-        yield client
 
 
 def say(client, text, **fields):
