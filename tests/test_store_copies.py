@@ -1,0 +1,130 @@
+"""Forks of a session, and sessions as files."""
+
+import json
+
+import pytest
+
+pytest.importorskip("sqlalchemy")
+pytest.importorskip("alembic")
+
+import torch
+from safetensors.torch import load, save
+from stored import (
+    TURNS,
+    clock_of_the_store,  # noqa: F401 (a fixture)
+    states_of_a_conversation,  # noqa: F401 (a fixture)
+    store_on_either_database,  # noqa: F401 (a fixture)
+    talk,
+    url_of_a_new_store,  # noqa: F401 (a fixture)
+)
+
+from gru_memory import MemoryState
+from gru_memory.store import LimitExceeded, SessionExists, SessionNotFound, SessionStore
+
+# Forks
+
+
+@pytest.mark.parametrize("at", [None, 0])
+def test_a_fork_shares_nothing(store, states, at):
+    session, ids = talk(store, states)
+    fork = store.fork(session, "fork", at=None if at is None else ids[at])
+    length = 3 if at is None else 1
+    assert store.head(fork).state == states[length]
+    assert (fork.turns, fork.fingerprint) == (length, session.fingerprint)
+    assert [turn.user for turn in store.transcript(fork)] == [user for user, _ in TURNS[:length]]
+    assert not {turn.id for turn in store.turns(fork)} & set(ids)
+    store.delete("boat")
+    assert store.head(fork).state == states[length]
+    store.commit(fork, [("More.", None)], states[2], fork.head)
+
+
+def test_forks_that_cannot_be(store, states):
+    session, _ = talk(store, states)
+    with pytest.raises(SessionExists):
+        store.fork(session, "boat")
+    with pytest.raises(SessionNotFound):
+        store.fork(session, "fork", at="snap_elsewhere")
+    assert [kept.name for kept in store.list()] == ["boat"]
+    assert store.fork(store.create("empty"), "empty too").head is None
+
+
+# Files
+
+
+@pytest.mark.parametrize("keep_text", [True, False])
+def test_export_and_import_carry_the_whole_tree(store, states, keep_text):
+    session, ids = talk(store, states, keep_text=keep_text, settings={"system": None})
+    store.commit(session, [("Other.", "Yes.")], states[2], ids[0], branch=True)
+    data = store.export(session)
+    with pytest.raises(SessionExists):
+        store.import_file(data)
+    copy = store.import_file(data, owner="ada", name="copy")
+    assert (copy.name, copy.owner, copy.settings) == ("copy", "ada", {"system": None})
+    assert copy.keep_text is keep_text
+    assert (copy.turns, copy.tokens, copy.fingerprint) == (session.turns, session.tokens, session.fingerprint)
+    assert store.head(copy).state == states[3]
+    before, after = store.turns(session), store.turns(copy)
+    assert [(t.user, t.reply, t.turn_digest) for t in before] == [(t.user, t.reply, t.turn_digest) for t in after]
+    assert {t.id for t in before}.isdisjoint(t.id for t in after)
+    assert len(store.transcript(copy)) == 3
+    assert (b"Marigold" in data) is keep_text
+    empty = store.import_file(store.export(store.create("empty")), name="empty too")
+    assert empty.head is None
+
+
+def _changed(data: bytes, change) -> bytes:
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+    about, tensors = json.loads(header["session"]), load(data)
+    change(header, about, tensors)
+    return save(tensors, {**header, "session": header.get("raw") or json.dumps(about)})
+
+
+def _counts_too_much(header, about, tensors):
+    state = bytes(tensors["state/0"].numpy())
+    fields, content = MemoryState.read_metadata(state), load(state)
+    changed = save({**content, "tokens": torch.tensor([1 << 40])}, fields)
+    tensors["state/0"] = torch.frombuffer(bytearray(changed), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda h, a, t: h.update(kind="else"), "no session"),
+        (lambda h, a, t: h.update(version="2"), "newer version"),
+        (lambda h, a, t: h.update(raw="[" * 100_000), "damaged"),
+        (lambda h, a, t: h.update(raw="[]"), "damaged"),
+        (lambda h, a, t: a.pop("salt"), "damaged"),
+        (lambda h, a, t: a.update(salt="zz"), "damaged"),
+        (lambda h, a, t: a.update(head=7), "damaged"),
+        (lambda h, a, t: a.update(head=None), "missing"),
+        (lambda h, a, t: a.update(name=3), "damaged"),
+        (lambda h, a, t: a.update(name="a\nb"), "printable"),
+        (lambda h, a, t: a.update(settings=[]), "damaged"),
+        (lambda h, a, t: a.update(fingerprint="other"), "not of one memory"),
+        (lambda h, a, t: a["rows"][0].update(parent=1), "damaged"),
+        (lambda h, a, t: a["rows"][0].update(user=3), "damaged"),
+        (lambda h, a, t: a["rows"][0].update(user="nul\0"), "damaged"),
+        (lambda h, a, t: a["rows"][0].update(turns=-1), "damaged"),
+        (lambda h, a, t: a["rows"][0].update(created_at="now"), "damaged"),
+        *(
+            (lambda h, a, t, when=when: a["rows"][0].update(created_at=when), "a time is out of range")
+            for when in (float("nan"), float("inf"), -1.0, 1e300)
+        ),
+        (_counts_too_much, "more tokens or turns"),
+        (lambda h, a, t: t.pop("state/2"), "missing"),
+        (lambda h, a, t: t.update({"state/9": t["state/0"].clone()}), "not a state of it"),
+        (lambda h, a, t: t.update({"state/0": t["state/0"].float()}), "not a state of it"),
+        (lambda h, a, t: t.update({"state/0": t["state/0"][:-1].clone()}), "damaged"),
+        (lambda h, a, t: t.update({"state/0": torch.zeros(5_000_000, dtype=torch.uint8)}), "at most"),
+    ],
+)
+def test_a_file_that_is_no_session_is_refused(tmp_path, states, change, message):
+    with SessionStore(str(tmp_path / "sessions.sqlite3")) as store:
+        session, _ = talk(store, states)
+        data = store.export(session)
+        with pytest.raises((ValueError, LimitExceeded), match=message):
+            store.import_file(_changed(data, change), owner="ada")
+        for cut in (0, 7, 100, len(data) - 1):
+            with pytest.raises(ValueError, match="damaged"):
+                store.import_file(data[:cut], owner="ada")
+        assert store.list("ada") == []
