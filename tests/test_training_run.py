@@ -1,0 +1,129 @@
+"""A run of training: it can be stopped anywhere, ends with the right weights, and learns."""
+
+import random
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from small_training import (
+    cache_of_turns,  # noqa: F401 (a fixture)
+    facts_and_talk,  # noqa: F401 (a fixture)
+    make_memory,
+    small_model,  # noqa: F401 (a fixture)
+    tokenizer_of_letters,  # noqa: F401 (a fixture)
+)
+
+from gru_memory.training.calibration import calibrate
+from gru_memory.training.objective import compute_loss, read
+from gru_memory.training.rows import make_batch
+from gru_memory.training.run import conversation_memory
+from gru_memory.training.trainer import MemoryTrainer, TrainingConfig
+
+
+def run(memory, model, pool, cache, folder, steps, **settings):
+    log = []
+    config = TrainingConfig(
+        steps=steps, rows=3, validate_every=4, warmup_steps=2, curriculum_steps=4, max_facts=3, **settings
+    )
+    batch = make_batch([pool.session(random.Random(9), 2, 0)], cache)
+    head = model.get_output_embeddings().weight.detach()
+    trainer = MemoryTrainer(memory, head, pool, cache, {"seen": [batch]}, config, folder, log.append)
+    trainer.train()
+    return [entry["answer_loss"] for entry in log if "step" in entry]
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_resumed_run_has_the_curve_of_an_uninterrupted_one(model, pool, build, tmp_path, monkeypatch, older):
+    cache = build(pool.turns())
+    straight = run(make_memory(), model, pool, cache, tmp_path / "a", 8)
+
+    calls = []
+
+    def stop(self):
+        original(self)
+        calls.append(self.step)
+        raise KeyboardInterrupt
+
+    original = MemoryTrainer._checkpoint
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(MemoryTrainer, "_checkpoint", stop)
+        run(make_memory(), model, pool, cache, tmp_path / "b", 8)
+    assert calls == [4]
+    if older:  # gates were numbers, shape ()
+        with safe_open(tmp_path / "b" / "last.safetensors", "pt") as file:
+            metadata = file.metadata()
+        tensors = load_file(tmp_path / "b" / "last.safetensors")
+        gate = [name for name, _ in make_memory().named_parameters()].index("gate")
+        for name in ("memory.gate", f"optimizer.exp_avg.{gate}", f"optimizer.exp_avg_sq.{gate}"):
+            tensors[name] = tensors[name].reshape(())
+        save_file(tensors, tmp_path / "b" / "last.safetensors", metadata)
+    resumed = run(make_memory(gate=7.0), model, pool, cache, tmp_path / "b", 8)  # its own weights are replaced
+    assert len(straight) == 8
+    assert resumed == pytest.approx(straight[4:], rel=1e-4)
+    with pytest.raises(ValueError, match="rows"):
+        trainer_config = TrainingConfig(steps=8, rows=99)
+        MemoryTrainer(make_memory(), torch.zeros(1, 1), pool, cache, {}, trainer_config, tmp_path / "b").train()
+
+
+@pytest.mark.parametrize("by_replies", [False, True])
+def test_training_ends_with_the_last_checkpoint_or_the_one_with_most_whole_replies(
+    model, pool, build, tmp_path, monkeypatch, by_replies
+):
+    scores = iter([{"seen": 0.9, "seen_replies": 0.8}, {"seen": 0.5, "seen_replies": 0.1}])
+    monkeypatch.setattr(MemoryTrainer, "validate", lambda self: next(scores))
+    cache, config = build(pool.turns()), TrainingConfig(steps=2, rows=2, validate_every=1, warmup_steps=1, max_facts=2)
+    batch = make_batch([pool.session(random.Random(9), 2, 0)], cache)
+    head = model.get_output_embeddings().weight.detach()
+    trainer = MemoryTrainer(make_memory(), head, pool, cache, {"seen": [batch]}, config, tmp_path, None, by_replies)
+    (tmp_path / "best.safetensors").write_text("of another run, which counts for nothing")
+    assert trainer.train() == (0.8 if by_replies else 0.5)
+    last = {k.removeprefix("memory."): v for k, v in load_file(tmp_path / "last.safetensors").items()}
+    same = all(torch.equal(v, last[k]) for k, v in trainer.memory.state_dict().items())
+    assert same == (not by_replies)
+
+
+@pytest.mark.parametrize("mode", (False, True))
+def test_it_is_trained_in_training_mode_and_judged_as_it_will_be_used(model, pool, build, tmp_path, monkeypatch, mode):
+    """What `persistent_floor` leaves out is heard while it learns, and in nothing that is decided about it."""
+    memory = make_memory(address_rank=12, signature_size=3, persistent_slots=2, persistent_floor=0.4).train(mode)
+    modes = []
+
+    def spy(memory, *arguments, **settings):
+        modes.append((torch.is_grad_enabled(), memory.training))
+        return compute_loss(memory, *arguments, **settings)
+
+    monkeypatch.setattr("gru_memory.training.trainer.compute_loss", spy)
+    run(memory, model, pool, build(pool.turns()), tmp_path, 4)
+    assert set(modes) == {(True, True), (False, False)}
+    assert memory.training is mode
+    batch = make_batch([pool.session(random.Random(0), 2, 1)], build(pool.turns()))
+    modes.clear()
+    monkeypatch.setattr(
+        "gru_memory.training.calibration.read", lambda memory, *a: modes.append(memory.training) or read(memory, *a)
+    )
+    calibrate(memory, model.get_output_embeddings().weight.detach(), [batch])
+    assert modes == [False] and memory.training is mode
+
+
+@pytest.mark.parametrize(("cell", "steps"), [("mingru", 60), ("gru", 25)])
+def test_training_learns(model, pool, build, tmp_path, cell, steps):
+    memory = make_memory(gate=20.0, cell=cell)
+    losses = run(
+        memory,
+        model,
+        pool,
+        build(pool.turns()),
+        tmp_path,
+        steps,
+        learning_rate=3e-2,
+        base_weight=0.0,
+        speech_weight=0.0,
+    )
+    assert sum(losses[-5:]) < 0.85 * sum(losses[:5])
+
+
+@pytest.mark.parametrize("blocks", (1, 2, 3, 12, 30, 48))
+def test_conversations_have_a_memory_for_models_of_any_depth(blocks):
+    config = conversation_memory(blocks)
+    assert config.key_layers and max(config.key_layers) < blocks
