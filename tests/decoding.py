@@ -1,9 +1,15 @@
 """What tests of decoding share: the state that must be there afterwards, and a tokenizer for the tiny models."""
 
+import contextlib
+from collections.abc import Iterator
+
+import pytest
 import torch
 from tiny import BOS, EOS, PAD, VOCABULARY, assert_same_state, random_ids
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
+
+from gru_memory.cache import MemoryCacheLayer
 
 OFTEN = list(range(40, 75))  # a third of all words end a reply: rows finish early, at different times
 
@@ -56,6 +62,34 @@ def assert_state_after(
                 use_cache=False,
             )
         assert_same_state(state.select(row), wanted.memory_state, tolerance)
+
+
+def guessing(assistant, tokens=4):
+    """The same assistant, which guesses so many tokens each time."""
+    assistant.generation_config.num_assistant_tokens = tokens
+    assistant.generation_config.num_assistant_tokens_schedule = "constant"
+    assistant.generation_config.assistant_confidence_threshold = 0.0
+    return assistant
+
+
+def repeating_prompt():
+    """Prompt lookup finds its own n-grams in it."""
+    return random_ids(1, 6).repeat(1, 4)
+
+
+@contextlib.contextmanager
+def tokens_taken_back() -> Iterator[list[int]]:
+    """How many tokens the memory took back at each time that it did."""
+    numbers, crop = [], MemoryCacheLayer.crop
+
+    def spy(layer, tokens_to_remove):
+        crop(layer, tokens_to_remove)
+        if tokens_to_remove:
+            numbers.append(-tokens_to_remove)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MemoryCacheLayer, "crop", spy)
+        yield numbers
 
 
 def character(token):

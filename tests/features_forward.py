@@ -4,17 +4,14 @@ import torch
 from cells import Feature, Refusal, Row
 from decoding import OFTEN, assert_state_after, some_state
 from test_generation import STRATEGIES
-from test_invariants import (
-    gradients,
-    loss_of,
-    padded,
+from test_invariants_forward import (
     test_an_all_padding_row_keeps_its_state,
     test_other_rows_change_nothing,
     test_packed_turns_are_separate_calls,
     test_padding_changes_nothing,
     test_whole_is_chunks_is_tokens,
 )
-from tiny import SumSite, assert_close, assert_same_state, random_ids, wake
+from tiny import SumSite, assert_close, assert_same_state, gradients, loss_of, padded, random_ids, wake
 from transformers import AutoModelForCausalLM
 
 from gru_memory import MemoryConfig, add_memory, backbones, check_backbone

@@ -1,16 +1,12 @@
 """What is checked of `generate()` on every family."""
 
-import contextlib
-from collections.abc import Iterator
-
 import pytest
 import test_compiled
 import torch
 import transformers
 from cells import Feature, Refusal, Row
-from decoding import padded_prompt, some_state
+from decoding import guessing, padded_prompt, repeating_prompt, some_state, tokens_taken_back
 from packaging.version import Version
-from test_assisted_decoding import guessing, repeating_prompt
 from test_generation import (
     test_a_conversation_that_keeps_its_cache,
     test_beams_carry_their_own_memory,
@@ -22,8 +18,6 @@ from test_generation import (
 from tiny import assert_same_state, base_model, random_ids
 from transformers import DynamicCache, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
-
-from gru_memory.cache import MemoryCacheLayer
 
 
 def strategies(*names: str):
@@ -64,21 +58,6 @@ def decode(row: Row, prompt: torch.Tensor, **settings):
 def slides(model: PreTrainedModel) -> bool:
     """Whether some of its attention has a window."""
     return any(DynamicCache(config=model.config).is_sliding)
-
-
-@contextlib.contextmanager
-def tokens_taken_back() -> Iterator[list[int]]:
-    """How many tokens the memory took back at each time that it did."""
-    numbers, crop = [], MemoryCacheLayer.crop
-
-    def spy(layer, tokens_to_remove):
-        crop(layer, tokens_to_remove)
-        if tokens_to_remove:
-            numbers.append(-tokens_to_remove)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MemoryCacheLayer, "crop", spy)
-        yield numbers
 
 
 def assert_guesses_change_nothing(row: Row, prompt: torch.Tensor, **guesses) -> None:

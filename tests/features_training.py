@@ -9,14 +9,11 @@ import torch
 from cells import Feature, Row
 from decoding import some_state
 from peft import LoraConfig, PeftModel, get_peft_model
-from test_invariants import (
-    assert_same_gradients,
-    gradients,
-    loss_of,
+from test_invariants_learning import (
     test_gradients_flow_through_the_state,
     test_only_the_memory_learns,
 )
-from tiny import assert_close, random_ids
+from tiny import assert_close, assert_same_gradients, gradients, loss_of, random_ids
 from transformers import AutoModelForCausalLM, PrinterCallback, Trainer, TrainingArguments
 from transformers.modeling_layers import GradientCheckpointingLayer
 

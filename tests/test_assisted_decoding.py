@@ -5,22 +5,31 @@ import copy
 import pytest
 import torch
 import transformers
-from decoding import assert_state_after, at_word, character, some_state, tokenizer
+from decoding import (
+    assert_state_after,
+    at_word,
+    character,
+    guessing,
+    repeating_prompt,
+    some_state,
+    tokenizer,
+    tokens_taken_back,
+)
 from families import CONFIGS
 from packaging.version import Version
+from shared_models import no_state_stays, one_a_family, one_of_each_kind  # noqa: F401 (fixtures)
 from tiny import (
     BOS,
     EOS,
     FAMILIES,
-    KINDS,
     LAYERS,
     PAD,
     VOCABULARY,
-    SumSite,
     assert_same_state,
     base_model,
     memory_model,
     one_thread,  # noqa: F401 (a fixture)
+    own_site_model,
     random_ids,
     wake,
 )
@@ -28,51 +37,21 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedTokenizerFast
 
 from gru_memory import MemoryConfig, add_memory
-from gru_memory.cache import MemoryCacheLayer, find_layer
-
-
-@pytest.fixture(scope="module", params=KINDS, ids="-".join)
-def model(request):
-    """One of each kind."""
-    family, cell, clock = request.param
-    return memory_model(family, cell=cell, decay_every=clock)
-
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def family_model(request):
-    """One a family."""
-    return memory_model(request.param, cell="mingru", decay_every="turn")
-
-
-@pytest.fixture(autouse=True)
-def clean(request):
-    """Models are shared by tests: none may leave a state behind."""
-    yield
-    for name in ("model", "family_model"):
-        if name in request.fixturenames:
-            request.getfixturevalue(name).memory_state = None
+from gru_memory.cache import find_layer
 
 
 @pytest.fixture
-def taken_back(monkeypatch):
+def taken_back():
     """The numbers of tokens that the memory took back, as long as there were any."""
-    numbers, crop = [], MemoryCacheLayer.crop
-
-    def spy(layer, tokens_to_remove):
-        crop(layer, tokens_to_remove)
-        if tokens_to_remove:
-            numbers.append(-tokens_to_remove)
-
-    monkeypatch.setattr(MemoryCacheLayer, "crop", spy)
-    return numbers
+    with tokens_taken_back() as numbers:
+        yield numbers
 
 
 # The cache
 
 
 def own_site():
-    config = MemoryConfig(sites=("middle", "top"), num_heads=2, num_slots=4, slot_size=8)
-    return wake(add_memory(base_model("llama"), config, {"middle": SumSite()})).double()
+    return own_site_model("llama")
 
 
 def key_layers():
@@ -166,13 +145,6 @@ def test_a_copy_of_a_cache_does_not_copy_the_model():
 SETTINGS = {"max_new_tokens": 16, "eos_token_id": EOS, "return_dict_in_generate": True}
 
 
-def guessing(assistant, tokens=4):
-    assistant.generation_config.num_assistant_tokens = tokens
-    assistant.generation_config.num_assistant_tokens_schedule = "constant"
-    assistant.generation_config.assistant_confidence_threshold = 0.0
-    return assistant
-
-
 def another_model(model):
     """Its guesses are mostly wrong."""
     return guessing(base_model(model.config.model_type, seed=9).double())
@@ -188,11 +160,6 @@ def stumbling_twin(model):
 
     twin.get_output_embeddings().register_forward_hook(stumble)
     return twin
-
-
-def repeating_prompt():
-    """Prompt lookup finds its own n-grams in it."""
-    return random_ids(1, 6).repeat(1, 4)
 
 
 @pytest.mark.parametrize("assistant", (another_model, stumbling_twin))

@@ -6,7 +6,6 @@ import shutil
 import pytest
 import torch
 from decoding import OFTEN, assert_state_after, at_word, padded_prompt, some_state
-from test_invariants import gradients, loss_of
 from tiny import (
     FAMILIES,
     KINDS,
@@ -14,6 +13,8 @@ from tiny import (
     assert_close,
     assert_same_state,
     base_model,
+    gradients,
+    loss_of,
     memory_model,
     one_thread,  # noqa: F401 (a fixture)
     random_ids,

@@ -9,6 +9,7 @@ import torch
 import transformers
 from decoding import OFTEN, assert_state_after, at_word, padded_prompt, some_state, tokenizer
 from packaging.version import Version
+from shared_models import no_state_stays  # noqa: F401 (a fixture)
 from tiny import (
     EOS,
     FAMILIES,
@@ -34,14 +35,6 @@ from transformers.generation import utils as generation_utils
 def model(request):
     """One a family."""
     return memory_model(request.param, cell="mingru", decay_every="turn")
-
-
-@pytest.fixture(autouse=True)
-def clean(request):
-    """Models are shared by tests: none may leave a state behind."""
-    yield
-    if "model" in request.fixturenames:
-        request.getfixturevalue("model").memory_state = None
 
 
 # Which token is chosen

@@ -4,12 +4,11 @@ import copy
 
 import pytest
 import torch
-from decoding import OFTEN, assert_state_after, at_word, character, ends, some_state, tokenizer
+from decoding import OFTEN, assert_state_after, at_word, character, ends, padded_prompt, some_state, tokenizer
+from shared_models import no_state_stays, one_a_family, one_of_each_kind  # noqa: F401 (fixtures)
 from tiny import (
     BOS,
     EOS,
-    FAMILIES,
-    KINDS,
     PAD,
     assert_same_state,
     memory_model,
@@ -22,29 +21,6 @@ from transformers import (
     StoppingCriteriaList,
     pipeline,
 )
-
-
-@pytest.fixture(scope="module", params=KINDS, ids="-".join)
-def model(request):
-    """One of each kind."""
-    family, cell, clock = request.param
-    return memory_model(family, cell=cell, decay_every=clock)
-
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def family_model(request):
-    """One a family."""
-    return memory_model(request.param, cell="mingru", decay_every="turn")
-
-
-@pytest.fixture(autouse=True)
-def clean(request):
-    """Models are shared by tests: none may leave a state behind."""
-    yield
-    for name in ("model", "family_model"):
-        if name in request.fixturenames:
-            request.getfixturevalue(name).memory_state = None
-
 
 EVERY_LOGITS_OPTION = {
     "do_sample": True,
@@ -83,9 +59,7 @@ STRATEGIES = {
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_state_after_generate(model, strategy):
     """Left-padded rows that finish at different times, from a memory that is not empty."""
-    prompt, start = random_ids(2, 11), some_state(model)
-    mask = torch.ones_like(prompt)
-    mask[0, :5], prompt[0, :5] = 0, PAD
+    (prompt, mask), start = padded_prompt(), some_state(model)
     torch.manual_seed(3)
     model.memory_state = start
     settings = {"max_new_tokens": 7, "eos_token_id": OFTEN, **STRATEGIES[strategy]}
@@ -156,9 +130,7 @@ def test_rows_that_stop_strings_end(family_model, settings):
 
 @pytest.mark.parametrize("settings", ("sampling", "beams", "no cache", "prefill in chunks"))
 def test_memory_mask_in_generate(family_model, settings):
-    prompt, start = random_ids(2, 11), some_state(family_model)
-    mask = torch.ones_like(prompt)
-    mask[0, :3], prompt[0, :3] = 0, PAD
+    (prompt, mask), start = padded_prompt(padding=3), some_state(family_model)
     memory_mask = torch.ones_like(prompt, dtype=torch.bool)
     memory_mask[:, :6] = False
     torch.manual_seed(4)

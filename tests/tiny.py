@@ -10,6 +10,7 @@ import pytest
 import torch
 from families import BOS, CONFIGS, EOS, HIDDEN, LAYERS, PAD, VOCABULARY
 from torch import nn
+from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from gru_memory import GRUMemoryWithDecay, MemoryConfig, MemoryState, add_memory
@@ -93,6 +94,14 @@ def random_ids(rows: int = 2, length: int = 20, seed: int = 0) -> torch.Tensor:
     return torch.randint(3, VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
+def padded(ids, left=0, right=0):
+    """`ids` between pad tokens, with the mask and positions that go with them."""
+    ids = F.pad(ids, (left, right), value=PAD)
+    mask = torch.zeros_like(ids)
+    mask[:, left : ids.shape[1] - right] = 1
+    return {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp_min(0)}
+
+
 _tolerance: ContextVar[float] = ContextVar("tolerance", default=1e-9)
 
 
@@ -129,6 +138,25 @@ def assert_differ(first: MemoryState, second: MemoryState) -> None:
     assert max(apart) > 1e-3
 
 
+def loss_of(logits, seed=6):
+    """A number that depends on every logit."""
+    generator = torch.Generator().manual_seed(seed)
+    return (logits.log_softmax(-1) * torch.randn(logits.shape, generator=generator, dtype=logits.dtype)).sum()
+
+
+def gradients(model, loss):
+    """By the names of the parameters that have one."""
+    model.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same_gradients(got, wanted, tolerance=1e-8):
+    assert set(got) == set(wanted)
+    for name, gradient in wanted.items():
+        assert (got[name] - gradient).abs().max() <= tolerance * (1 + gradient.abs().max()), name
+
+
 class SumSite(nn.Module):
     """A memory of a user's own: it adds up what it sees and gives the mean back."""
 
@@ -146,3 +174,9 @@ class SumSite(nn.Module):
         counts = state["count"].unsqueeze(1) + mask.to(sums).cumsum(dim=1)
         mean = sums / counts.clamp_min(1).unsqueeze(-1)
         return hidden_states + self.scale * mean, {"sum": sums[:, -1], "count": counts[:, -1]}
+
+
+def own_site_model(family: str) -> PreTrainedModel:
+    """A tiny model with such a site in the middle, in float64."""
+    config = MemoryConfig(sites=("middle", "top"), num_heads=2, num_slots=4, slot_size=8)
+    return wake(add_memory(base_model(family), config, {"middle": SumSite()})).double()
