@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from test_saving import unchanged
+from memory_files import unchanged
 from tiny import HIDDEN, SumSite, base_model, one_thread, random_ids, wake  # noqa: F401 (a fixture)
 from torch import nn
 
