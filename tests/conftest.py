@@ -20,6 +20,8 @@ import pytest
 import torch
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+# What the helpers of the tests assert is to be explained as well as what the tests do.
+pytest.register_assert_rewrite(*(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem != "conftest"))
 LONGEST = ("matrix", "examples", "chaos", "shipped", "distributed", "compiled", "ray", "harness")  # files of tests
 
 

@@ -111,6 +111,7 @@ def fit_addresses(
     sharpness: float = 24.0,
     first_weight: int = 4,
     refine_steps: int = 400,
+    layers: int | None = None,
 ) -> Tensor:
     """Rank projections by canonical correlation, addresses by random projections. Returns the correlations (r,).
 
@@ -122,11 +123,12 @@ def fit_addresses(
         first_weight: how often the first two tokens of a value count. A later one is found by the tokens before it alone, a first
             one only by what the fact is about, and a second one as well where the first is a space or begins other values, too.
         refine_steps: of contrastive refinement after it, see `_refine`.
+        layers: blocks whose outputs are in the keys; None takes each to be as wide as the site.
     """
     rank = memory.address_rank
     if not rank:
         raise ValueError("addresses are fitted through their rank: give the memory an address_rank")
-    scale = _even(memory, views.told)
+    scale = _even(memory, views.told, layers)
     views = replace(views, told=views.told * scale, asked=views.asked * scale)
     weights = torch.where(views.first, float(first_weight), 1.0)
     weights /= weights.sum()
@@ -161,14 +163,16 @@ def fit_addresses(
     return correlations[:rank]
 
 
-def _even(memory: GRUMemoryWithDecay, keys: Tensor) -> Tensor:
+def _even(memory: GRUMemoryWithDecay, keys: Tensor, layers: int | None) -> Tensor:
     """What to multiply keys (M, F) by, (F,), so that every block's output in them is as loud as any other's.
 
-    Hidden states grow from block to block, and a ridge would take the quiet ones for noise.
+    Hidden states grow from block to block, and a ridge would take the quiet ones for noise. Blocks may be wider than the site:
+    some models project what goes to their head.
     """
-    width = memory.hidden_size
-    others = [width] * (memory.key_size // width) + [memory.key_size % width]
-    sizes = [size for size in (width, *others, memory.embed_size) if size]
+    if layers is None:
+        layers = memory.key_size // memory.hidden_size
+    others = [memory.key_size // layers] * layers if layers else []
+    sizes = [memory.hidden_size, *others, memory.embed_size]
     loud = [part.pow(2).mean().sqrt().clamp_min(1e-6).expand(part.shape[1]) for part in keys.split(sizes, dim=1)]
     return 1 / torch.cat(loud)
 

@@ -214,7 +214,7 @@ def train_loaded(
         by_replies = request.data != "facts"
         trainer = MemoryTrainer(memory, head, pool, cache, validation, request.training, out, report, by_replies)
         if config.address_rank and not trainer.resume():
-            _align(memory, head, pool, cache, request.training.seed, progress)
+            _align(memory, head, pool, cache, len(config.key_layers), request.training.seed, progress)
         trainer.train()
         if memory.signature_size:
             calibrate(memory, head, _calibration_batches(kept.values()))
@@ -229,7 +229,7 @@ def _check_memory(request: TrainRequest) -> None:
         raise ValueError(f"training on cached hidden states is for sites=('top',), not {request.memory['sites']}")
 
 
-def _align(memory, head, pool, cache, seed: int, progress: Progress | None) -> None:
+def _align(memory, head, pool, cache, layers: int, seed: int, progress: Progress | None) -> None:
     """Addresses, strengths and, where values are written elsewhere, values in closed form, from whole sessions of the pool."""
     rng, count = random.Random(f"align {seed}"), min(_ALIGNED_SESSIONS, _ALIGNED_SHARE * len(pool))
 
@@ -240,7 +240,7 @@ def _align(memory, head, pool, cache, seed: int, progress: Progress | None) -> N
             yield make_batch([pool.session(rng, 3, 1, shuffle=False, num_untold=untold) for _ in range(16)], cache)
 
     views = collect(memory, head, batches(count))
-    fit_addresses(memory, views)
+    fit_addresses(memory, views, layers=layers)
     fit_strengths(memory, head, views, _alone(pool, cache, rng, progress))
     fit_read_gates(memory, views)
     if any(mark.written for turn in pool.turns() for mark in (*turn.marks, *turn.notes)):
