@@ -151,16 +151,16 @@ def test_strengths_learn_from_texts_that_only_look_as_if_they_told_something(bui
 
 
 def test_blocks_wider_than_the_site_are_heard_one_by_one():
-    """As where a model projects what goes to its head: the quiet one of two blocks of 32 numbers, beside a site of 24."""
+    """As where a model projects what goes to its head: the quiet one of three blocks of 32 numbers, beside a site of 20."""
     torch.manual_seed(0)
-    memory, count = GRUMemoryWithDecay(24, cell="mingru", key_size=64, address_rank=8), 3000
+    memory, count = GRUMemoryWithDecay(20, cell="mingru", key_size=96, address_rank=8), 3000
     width, hidden = memory.key_rank.in_features, torch.randn(count, 8)
     told, asked = (torch.randn(count, width) for _ in range(2))
     for view in (told, asked):
-        view[:, 24:56] = 0.01 * (hidden @ torch.randn(8, 32) + 0.3 * torch.randn(count, 32))
+        view[:, 52:84] = 0.01 * (hidden @ torch.randn(8, 32) + 0.3 * torch.randn(count, 32))
     flags = torch.zeros(count, dtype=torch.bool)
     views = Views(told, asked, flags, told, told, flags, flags, flags)
-    assert fit_addresses(memory, views, refine_steps=0, layers=2).min() > 0.8
+    assert fit_addresses(memory, views, refine_steps=0, layers=3).min() > 0.8
 
 
 def test_strengths_are_fitted_to_all_that_a_pool_tells_notes_included(build):
