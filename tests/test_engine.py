@@ -22,6 +22,7 @@ from gru_memory.server.engine import (
     Started,
     TimedOut,
 )
+from gru_memory.server.guessing import Guesser
 from gru_memory.server.rows import RoomyLayer, _with_room, can_share_batches, prefill
 from gru_memory.server.sampling import Sampling
 
@@ -390,11 +391,85 @@ def test_a_step_copies_no_keys(loaded):
     assert can_share_batches(model)
     conversation = Conversation(model, tokenizer)
     rows, _ = prefill(model, [conversation.prompt(TEXTS[0])], [conversation.state], 0)
-    rows.step(model, [5])
+    rows.step(model, [[5]])
     room = rows.cache.layers[0].keys.data_ptr()
     for _ in range(10):
-        rows.step(model, [5])
+        rows.step(model, [[5]])
     assert rows.cache.layers[0].keys.data_ptr() == room
+
+
+def passes(engine, job):
+    """Tokens that each forward pass of this job fed."""
+    fed = []
+    engine.on_step = lambda rows, tokens: fed.append(tokens)
+    engine.submit(job)
+    assert isinstance(job.wait(), Done), job.events[-1]
+    return fed
+
+
+SAID_BEFORE = (7, 8, 9, 7, 8, 9, 7, 8, 5, 7, 8, 9)  # of which much follows what it followed before
+
+
+@pytest.mark.parametrize("longest", range(1, len(SAID_BEFORE) + 1))
+def test_tokens_that_were_guessed_change_nothing_but_the_number_of_passes(loaded, longest):
+    """Whatever is guessed right or wrong, last or not, the state is that of the tokens fed one by one."""
+    found = []
+    for guessed in (0, 1, 2, 5):
+        engine = Engine(*loaded, EngineLimits(guessed_tokens=guessed))
+        job = Watched(Conversation(*loaded), TEXTS[0], max_new_tokens=longest, sampling=Scripted(*SAID_BEFORE))
+        fed = passes(engine, job)
+        engine.close(0)
+        assert job.tokens == list(SAID_BEFORE[:longest])
+        assert max(fed[1:]) <= 1 + guessed
+        found.append((len(fed), job))
+    (plain, wanted), *others = found
+    assert plain == 1 + longest  # the prompt, and every token
+    for count, job in others:
+        assert count < plain if longest >= 6 else count <= plain
+        assert_same_state(job.conversation.state, wanted.conversation.state)
+        assert job.events[-1] == wanted.events[-1]
+        again = Watched(job.conversation, TEXTS[1], max_new_tokens=2)
+        engine = Engine(*loaded)
+        passes(engine, again)
+        engine.close(0)
+        assert again.conversation.turns == 2
+    if longest == len(SAID_BEFORE):
+        assert [count for count, _ in others] == sorted((count for count, _ in others), reverse=True)
+
+
+def test_an_end_that_was_guessed_is_an_end(loaded, monkeypatch):
+    """Where the prompt holds such words and an end after them, nothing behind the end stays in memory."""
+    engine = Engine(*loaded, EngineLimits(guessed_tokens=4))
+    (end,) = engine._ends
+    script = (7, 8, end)
+    job = Watched(Conversation(*loaded), TEXTS[0], max_new_tokens=8, sampling=Scripted(*script))
+    begin = Guesser.__init__
+    monkeypatch.setattr(Guesser, "__init__", lambda self, tokens=(): begin(self, [*tokens, 7, 8, end, 11, 12]))
+    fed = passes(engine, job)
+    engine.close(0)
+    assert fed[1:] == [1, 1 + 4] and job.tokens == list(script) and job.events[-1].finish_reason == "stop"
+    plain = Watched(Conversation(*loaded), TEXTS[0], max_new_tokens=8, sampling=Scripted(*script))
+    engine = Engine(*loaded, EngineLimits(guessed_tokens=0))
+    passes(engine, plain)
+    engine.close(0)
+    assert_same_state(job.conversation.state, plain.conversation.state)
+
+
+def test_what_is_guessed():
+    guesser = Guesser([1, 2, 3, 4, 1, 2])
+    assert guesser.guess(3) == [3, 4, 1] and guesser.guess(1) == [3] and guesser.guess(0) == []
+    guesser.add(9)
+    assert guesser.guess(3) == []  # 2, 9 stood nowhere before
+    for token in (1, 2):
+        guesser.add(token)
+    assert guesser.guess(2) == [9, 1]  # the last time counts
+    assert Guesser([1]).guess(2) == Guesser().guess(2) == []
+    for _ in range(8):
+        guesser.judge(False)
+    assert guesser.guess(2) == []  # this conversation does not say things twice
+    for _ in range(3):
+        guesser.judge(True)
+    assert guesser.guess(2) == [9, 1]
 
 
 def test_a_memory_learns_after_it_served(loaded, engine):

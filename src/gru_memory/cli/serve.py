@@ -49,6 +49,9 @@ def serve_command(
     max_sessions: Annotated[int, typer.Option(help="sessions a key may have")] = 100_000,
     max_batch: Annotated[int, typer.Option(help="conversations in one forward pass")] = 32,
     max_waiting: Annotated[int, typer.Option(help="requests that may wait; further ones get status 429")] = 64,
+    guessed_tokens: Annotated[
+        int, typer.Option(min=0, help="tokens guessed ahead of a conversation that decodes alone; 0 for none")
+    ] = 2,
     context_turns: Annotated[int, typer.Option(help="turns that attention sees, the current one included")] = 1,
     max_new_tokens: Annotated[int, typer.Option(help="longest reply where a request does not say, in tokens")] = 256,
     grace: Annotated[float, typer.Option(help="seconds that replies have to end when the server is stopped")] = 30.0,
@@ -90,7 +93,8 @@ def serve_command(
     settings = ServerSettings(
         model_name=model_name or model, api_keys=keys, cors_origins=tuple(cors_origin or ()), context_turns=context_turns,
         default_new_tokens=max_new_tokens, keep_text=text, grace_seconds=grace,
-        engine=EngineLimits(max_batch=max_batch, max_waiting=max_waiting), limits=limits,
+        limits=limits,
+        engine=EngineLimits(max_batch=max_batch, max_waiting=max_waiting, guessed_tokens=guessed_tokens),
     )  # fmt: skip
     _log_to_stderr(JsonLines())
     if ray:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ..conversation import Conversation
+from .guessing import Guesser
 from .rows import Rows, can_share_batches, prefill
 from .sampling import Sampling
 
@@ -43,6 +44,9 @@ class EngineLimits:
     prefill_tokens: int = field(default=2048, metadata={"help": "tokens of prompts in one forward pass"})
     wait_seconds: float = field(default=30.0, metadata={"help": "longest wait for a place in the batch"})
     request_seconds: float = field(default=300.0, metadata={"help": "longest life of a request"})
+    guessed_tokens: int = field(
+        default=2, metadata={"help": "tokens guessed ahead of a conversation that decodes alone; 0 for none"}
+    )
 
 
 @dataclass(frozen=True)
@@ -108,13 +112,14 @@ class Job:
     finish: str | None = None
     reread: str | None = None  # a reply that ended at a stop text, to be taken in as the client sees it
     generator: torch.Generator | None = None
+    guesser: Guesser = field(default_factory=Guesser)
 
 
 class Engine:
     """Runs the model for many conversations at once, each with its own memory.
 
-    New conversations are read in while others decode; every step feeds one token to each. A row's result does not depend
-    on the rows beside it.
+    New conversations are read in while others decode; every step feeds one token to each, and to one that decodes alone those
+    that `guessing` guesses as well. A row's result does not depend on the rows beside it.
 
     Args:
         model: a causal LM with memory.
@@ -344,6 +349,7 @@ class Engine:
                 self._done(job, state, job.reread)
             else:
                 self._reading.remove(job)
+                job.guesser = Guesser(segments[row]["input_ids"][0].tolist())
                 if self._next_token(job, logits[row]):
                     decoding.append((row, job))
         if not decoding:
@@ -358,14 +364,18 @@ class Engine:
 
     def _decode_step(self, jobs: list[Job], rows: Rows) -> None:
         ends = all(job.finish is not None for job in jobs)
-        logits = rows.step(self.model, [job.tokens[-1] for job in jobs], ends)
-        self.on_step(len(jobs), len(jobs))
+        guesses = self._guesses(jobs)
+        logits = rows.step(self.model, [[job.tokens[-1], *guesses] for job in jobs], ends)
+        self.on_step(len(jobs), len(jobs) * (1 + len(guesses)))
         stay = []
         for row, job in enumerate(jobs):
             if job.finish is None:
-                if self._next_token(job, logits[row]):
-                    stay.append(row)
-                continue
+                chosen, fed = self._next_tokens(job, logits[row], guesses)
+                if guesses:
+                    rows.take_back(len(guesses) - fed)
+                if job.finish is None or fed < chosen:
+                    stay += [row] if chosen else []
+                    continue
             state = rows.state.select(row)  # the last token is in it now
             if not state.is_finite():
                 self._fail(job, FloatingPointError("the memory became NaN or infinite on this turn"))
@@ -381,6 +391,30 @@ class Engine:
         else:
             del self._batches[place]
 
+    def _guesses(self, jobs: list[Job]) -> list[int]:
+        """What to feed behind the last token: only where one row is all there is, since a pass over many has no time to spare."""
+        if len(jobs) > 1 or jobs[0].finish is not None or not self.shares_batches:
+            return []
+        job = jobs[0]
+        return job.guesser.guess(min(self.limits.guessed_tokens, job.max_new_tokens - len(job.tokens)))
+
+    def _next_tokens(self, job: Job, logits: torch.Tensor, guesses: list[int]) -> tuple[int, int]:
+        """Choose tokens by logits (K, V) as long as they are those that were guessed: how many were chosen, of which fed already.
+
+        Nothing was chosen where that failed, for this job alone.
+        """
+        for fed, row in enumerate(logits):
+            if not self._next_token(job, row):
+                return 0, fed
+            right = guesses[fed : fed + 1] == job.tokens[-1:]
+            if fed == 0 and guesses:
+                job.guesser.judge(right)
+            if not right:
+                return fed + 1, fed
+            if job.finish is not None:
+                return fed + 1, fed + 1
+        raise AssertionError("the last of the logits has no guess behind it")
+
     def _next_token(self, job: Job, logits: torch.Tensor) -> bool:
         """Choose a token, and tell what can be told of the text so far. False if that cannot be done, for this job alone."""
         try:
@@ -394,6 +428,7 @@ class Engine:
     def _say(self, job: Job, logits: torch.Tensor) -> None:
         token = job.sampling.choose(logits, job.tokens, job.generator)
         job.tokens.append(token)
+        job.guesser.add(token)
         text = self._text(job)
         stops = [at for stop in job.sampling.stop if (at := text.find(stop)) >= 0]
         if stops:

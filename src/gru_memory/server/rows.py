@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from ..cache import MemoryCacheLayer
+from ..cache import MemoryCacheLayer, attach, find_layer
 from ..state import MemoryState
 
 
@@ -45,9 +45,19 @@ class RoomyLayer(DynamicLayer):
             room = old.new_empty(*old.shape[:2], length + length // 2 + self._MORE, old.shape[3])
             room[:, :, : old.shape[2]] = old
         room[:, :, old.shape[2] : length] = new
+        return self._seen(name, room, length)
+
+    def _seen(self, name: str, room: Tensor, length: int) -> Tensor:
         view = room[:, :, :length]
         self._rooms[name] = room, view
         return view
+
+    def take_back(self, count: int) -> None:
+        """Forget the last `count` tokens, and keep their room."""
+        for name in ("keys", "values"):
+            old, (room, view) = getattr(self, name), self._rooms.get(name, (None, None))
+            length = old.shape[2] - count
+            setattr(self, name, self._seen(name, room, length) if old is view else old[:, :, :length])
 
 
 class Rows:
@@ -66,20 +76,36 @@ class Rows:
         return self.mask.shape[0]
 
     @torch.inference_mode()
-    def step(self, model: Any, tokens: Sequence[int], ends: bool = False) -> Tensor | None:
-        """Feed one token to every row; returns the logits (B, V) of the next ones.
+    def step(self, model: Any, tokens: Sequence[Sequence[int]], ends: bool = False) -> Tensor | None:
+        """Feed K tokens to every row; returns the logits (B, K, V) of the next ones. All but the first can be taken back.
 
         None where it `ends` every row: then the head is spared, an eighth of a pass of SmolLM2.
         """
-        input_ids = torch.tensor(tokens, device=self.mask.device).unsqueeze(1)  # (B, 1)
-        position_ids = self.mask.sum(dim=1, keepdim=True)  # (B, 1) where the token comes to stand
-        self.mask = F.pad(self.mask, (0, 1), value=1)
+        input_ids = torch.tensor(tokens, device=self.mask.device)  # (B, K)
+        count = input_ids.shape[1]
+        # Where the tokens come to stand:
+        position_ids = self.mask.sum(dim=1, keepdim=True) + torch.arange(count, device=self.mask.device)
+        self.mask = F.pad(self.mask, (0, count), value=1)
+        if count > 1:
+            attach(self.cache, len(_attention(self.cache))).activate_past_recording()
         output = model(
             input_ids=input_ids, attention_mask=self.mask, position_ids=position_ids, past_key_values=self.cache,
-            memory_state=self.state, use_cache=True, logits_to_keep=input_ids.new_empty(0) if ends else 1,
+            memory_state=self.state, use_cache=True, logits_to_keep=input_ids.new_empty(0) if ends else count,
         )  # fmt: skip
         self.cache, self.state = output.past_key_values, output.memory_state
-        return None if ends else output.logits[:, -1]
+        return None if ends else output.logits
+
+    @torch.inference_mode()
+    def take_back(self, count: int) -> None:
+        """Forget the last `count` tokens of every row, fewer than the last step fed."""
+        memory = find_layer(self.cache)
+        if count:
+            for layer in _attention(self.cache):
+                layer.take_back(count)
+            self.mask = self.mask[:, :-count]
+            memory.crop(-count)
+            self.state = memory.state
+        memory.stop_recording()
 
     def select(self, rows: Sequence[int]) -> Rows:
         """Some of the rows, in the given order, without the columns in which none of them has a token."""
