@@ -70,6 +70,11 @@ def make_batch(sessions: Sequence[Session], cache: FeatureCache, keep: float = 1
     rows = [_row(session, cache) for session in sessions]
     if keep < 1:
         rows = [_thin(row, keep, rng or Random(0)) for row in rows]
+    return pad_rows(rows)
+
+
+def pad_rows(rows: Sequence[dict[str, np.ndarray]]) -> Batch:
+    """The columns of `Batch`, one dict a row, padded on the right."""
     longest = max(len(row["tokens"]) for row in rows)
     columns = {}
     for name in rows[0]:

@@ -22,11 +22,14 @@ from ..rendering import TurnRenderer
 from .alignment import collect, fit_addresses, fit_read_gates, fit_strengths, fit_trust, fit_values
 from .calibration import calibrate
 from .features import PREFIX, FeatureCache, build_feature_cache
+from .passages import PassagePool, PassageTrainer, held_out_passages
 from .replies import own_replies
 from .rows import Batch, make_batch, turn_text
 from .trainer import MemoryTrainer, TrainingConfig
 
 Progress = Callable[[str, int, int], None]  # (what is being done, done, in all)
+
+BOOKS = "books"
 
 _PLAIN = 0.25  # share of questions in the plainest words: what people ask most often
 _ALIKE = 0.3  # share of sessions whose values are all of one kind
@@ -52,7 +55,10 @@ class TrainRequest:
 
     out: str = field(metadata={"help": "folder for the memory, its checkpoints and its log; resumed if there is a run"})
     model: str = field(default="smollm2", metadata={"help": "'smollm2', a folder, a .gguf file or a hub name"})
-    data: str = field(default="facts", metadata={"help": "'facts', or a JSONL file of sessions"})
+    data: str = field(
+        default="facts",
+        metadata={"help": "'facts'; 'books', for a memory of the texts in --books; or a JSONL file of sessions"},
+    )
     memory: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "fields of `MemoryConfig` that differ from `conversation_memory`"}
     )
@@ -63,9 +69,13 @@ class TrainRequest:
     pool_untold: int = field(default=1500, metadata={"help": "distinct questions about things that were not told"})
     replied: int = field(default=550, metadata={"help": "turns that get the model's own reply"})
     books: str | None = field(
-        default=None, metadata={"help": "folder of .txt files: pages on which memory stays silent"}
+        default=None,
+        metadata={
+            "help": "folder of .txt files: pages on which memory stays silent, or with --data books what it learns"
+        },
     )
-    pages: int = field(default=500, metadata={"help": "pages drawn from the books"})
+    pages: int = field(default=500, metadata={"help": "pages drawn from the books on which memory stays silent"})
+    passages: int = field(default=2000, metadata={"help": "with --data books: passages drawn from them"})
     cache: str | None = field(default=None, metadata={"help": "folder for hidden states; `out`/cache if not given"})
     device: str | None = field(
         default=None,
@@ -149,9 +159,7 @@ def train(
     Returns:
         the folder of the memory.
     """
-    _check_memory(request)
-    if request.data != "facts":
-        FilePool(request.data)  # nor a file that cannot be trained on
+    _check(request)
     out = Path(request.out)
     device = device_for(request.device)
     base, tokenizer = load_model(request.model)
@@ -172,11 +180,10 @@ def train_loaded(
 
     With `request.bfloat16` the model's weights are rounded to bfloat16.
     """
-    _check_memory(request)
+    _check(request)
     out = Path(request.out)
     out.mkdir(parents=True, exist_ok=True)
-    cache_folder = Path(request.cache) if request.cache else out / "cache"
-    config = conversation_memory(len(backbones.blocks_of(base)), **request.memory)
+    config = _memory_config(request, len(backbones.blocks_of(base)))
     hidden_size, width = base.config.get_text_config().hidden_size, base.get_output_embeddings().weight.shape[1]
     keys = len(config.key_layers) * hidden_size + 2 * width
     config.address_rank = min(config.address_rank, keys)  # a key of a small model has no more directions
@@ -190,43 +197,96 @@ def train_loaded(
     memory.match_embeddings(head)
     if config.gate_init == 0:
         torch.nn.init.constant_(memory.gate, _training_gate(head, memory.output.in_features))
-
-    renderer = TurnRenderer(tokenizer)
     if request.bfloat16:
         model.to(torch.bfloat16)
-    with model.disable_memory(), _no_denormals():
-        pool, validation_pools = _pools(request, model, renderer, cache_folder, fingerprint, progress)
+    folder = Path(request.cache) if request.cache else out / "cache"
+    frozen = _Frozen(model, TurnRenderer(tokenizer), folder, config.key_layers, fingerprint, progress)
+    train_on = _train_on_books if request.data == BOOKS else _train_on_sessions
+    train_on(request, memory, head, frozen, report)
+    memory.to(home)
+    return model
 
-        def features(name: str, turns: Iterator[Turn]) -> FeatureCache:
-            texts = [PREFIX, *dict.fromkeys(turn_text(turn) for turn in turns)]
-            tell = None if progress is None else lambda done, total: progress(f"hidden states: {name}", done, total)
-            return build_feature_cache(
-                cache_folder, model, backbones.before_head_of(model), backbones.blocks_of(model), renderer, texts,
-                config.key_layers, fingerprint, tell,
-            )  # fmt: skip
 
-        cache = features("training", pool.turns())
-        kept = {name: (p, features(name, p.turns())) for name, p in validation_pools.items()}
+@dataclass
+class _Frozen:
+    """The frozen model, and where its hidden states are kept."""
+
+    model: Any
+    renderer: TurnRenderer
+    folder: Path
+    key_layers: tuple[int, ...]
+    fingerprint: str
+    progress: Progress | None
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        with self.model.disable_memory(), _no_denormals():
+            yield
+
+    def features(self, name: str, turns: Iterator[Turn]) -> FeatureCache:
+        model, progress = self.model, self.progress
+        texts = [PREFIX, *dict.fromkeys(turn_text(turn) for turn in turns)]
+        tell = None if progress is None else lambda done, total: progress(f"hidden states: {name}", done, total)
+        return build_feature_cache(
+            self.folder, model, backbones.before_head_of(model), backbones.blocks_of(model), self.renderer, texts,
+            self.key_layers, self.fingerprint, tell,
+        )  # fmt: skip
+
+
+def _train_on_sessions(request: TrainRequest, memory, head, frozen: _Frozen, report) -> None:
+    with frozen.running():
+        pool, validation_pools = _pools(request, frozen)
+        cache = frozen.features("training", pool.turns())
+        kept = {name: (p, frozen.features(name, p.turns())) for name, p in validation_pools.items()}
         validation = {name: [_validation_batch(*pair)] for name, pair in kept.items()}
     memory.float()
     with _no_denormals():
         # The generator's answers are one wording around one value; those of a file may be anything.
         by_replies = request.data != "facts"
-        trainer = MemoryTrainer(memory, head, pool, cache, validation, request.training, out, report, by_replies)
-        if config.address_rank and not trainer.resume():
-            _align(memory, head, pool, cache, len(config.key_layers), request.training.seed, progress)
+        settings = request.training, request.out, report, by_replies
+        trainer = MemoryTrainer(memory, head, pool, cache, validation, *settings)
+        if memory.address_rank and not trainer.resume():
+            _align(memory, head, pool, cache, len(frozen.key_layers), request.training.seed, frozen.progress)
         trainer.train()
         if memory.signature_size:
             calibrate(memory, head, _calibration_batches(kept.values()))
-    memory.to(home)
-    return model
 
 
-def _check_memory(request: TrainRequest) -> None:
+def _train_on_books(request: TrainRequest, memory, head, frozen: _Frozen, report) -> None:
+    rng = random.Random(f"passages {request.training.seed}")
+    pool, held_out = PassagePool(request.books, request.passages, rng), held_out_passages(request.books, rng)
+    with frozen.running():
+        cache = frozen.features("training", pool.turns())
+        kept = frozen.features("held-out passages", held_out.turns())
+    memory.float()
+    with _no_denormals():
+        trainer = PassageTrainer(
+            memory, head, pool, cache, {"held_out": (held_out, kept)}, request.training, request.out, report
+        )
+        if not trainer.resume():
+            trainer.begin(len(frozen.key_layers), frozen.progress)
+        trainer.train()
+
+
+def _check(request: TrainRequest) -> None:
     """Refuse what cannot be trained before anything is loaded."""
-    conversation_memory(1, **request.memory)
-    if tuple(request.memory.get("sites", ("top",))) != ("top",):
-        raise ValueError(f"training on cached hidden states is for sites=('top',), not {request.memory['sites']}")
+    config = _memory_config(request, 1)
+    if tuple(config.sites) != ("top",):
+        raise ValueError(f"training on cached hidden states is for sites=('top',), not {config.sites}")
+    if request.data == BOOKS:
+        if request.books is None:
+            raise ValueError("there is nothing to learn from: name a folder of plain-text books with --books")
+        if config.addressing != "content":
+            raise ValueError("a memory of books finds its slots by their content: leave out --addressing learned")
+        PassagePool(request.books, request.passages, random.Random(0))
+    elif request.data != "facts":
+        FilePool(request.data)
+
+
+def _memory_config(request: TrainRequest, num_blocks: int) -> MemoryConfig:
+    """What `conversation_memory` is, but with books nothing that is known by heart: passages have no wording in common."""
+    by_heart = {"persistent_slots": 0} if request.data == BOOKS else {}
+    return conversation_memory(num_blocks, **{**by_heart, **request.memory})
 
 
 def _align(memory, head, pool, cache, layers: int, seed: int, progress: Progress | None) -> None:
@@ -261,7 +321,7 @@ def _alone(pool, cache, rng: random.Random, progress: Progress | None) -> Iterat
         yield Batch(*(getattr(batch, column.name)[:, prefix:] for column in fields(batch)))
 
 
-def _pools(request, model, renderer, folder, fingerprint, progress) -> tuple[Any, dict[str, Any]]:
+def _pools(request: TrainRequest, frozen: _Frozen) -> tuple[Any, dict[str, Any]]:
     seed = request.training.seed
     if request.data != "facts":
         pool = FilePool(request.data)
@@ -270,21 +330,24 @@ def _pools(request, model, renderer, folder, fingerprint, progress) -> tuple[Any
     pool = FactPool(facts, request.pool_facts, request.pool_talk, 1, 1, request.pool_untold, _ALIKE, _BEGUN_ALIKE)
     rng = random.Random(f"run {seed}")
     if request.replied:
-        _with_own_replies(pool, rng, request.replied, model, renderer, folder, fingerprint, progress)
+        _with_own_replies(pool, rng, request.replied, frozen)
     if request.books:
         pool.talk += [Turn(None, page, learn="base") for page in book_pages(request.books, request.pages, rng)]
     pools = {name: FactPool(FactGenerator(seed + 1, **kind), 150, 60, 1, 1, 60) for name, kind in _VALIDATION.items()}
     return pool, pools
 
 
-def _with_own_replies(pool, rng, count, model, renderer, folder, fingerprint, progress) -> None:
+def _with_own_replies(pool, rng, count: int, frozen: _Frozen) -> None:
     """Give a share of the tells, corrections and unrelated turns the reply that the model itself would give."""
     tells = [turn for fact in pool.facts for turn in (*fact.tells, *fact.corrections)]
     chosen = rng.sample(tells, min(len(tells), count * 2 // 3))
     talk = rng.sample(range(len(pool.talk)), min(len(pool.talk), count // 3))
     users = [turn.user for turn in chosen] + [pool.talk[i].user for i in talk]
+    progress = frozen.progress
     tell = None if progress is None else lambda done, total: progress("the model's own replies", done, total)
-    replies = own_replies(folder, model, renderer, users, fingerprint=fingerprint, progress=tell)
+    replies = own_replies(
+        frozen.folder, frozen.model, frozen.renderer, users, fingerprint=frozen.fingerprint, progress=tell
+    )
     replied = {
         turn: replace(turn, assistant=reply, learn="base")
         for turn, reply in zip(chosen, replies[: len(chosen)], strict=True)

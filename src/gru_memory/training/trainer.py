@@ -7,7 +7,7 @@ import math
 import random
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from ..data.facts import FactPool
 from ..memory import GRUMemoryWithDecay
 from .features import FeatureCache
-from .objective import compute_loss, in_mode
+from .objective import LossReport, compute_loss, in_mode
 from .rows import Batch, make_batch
 
 BEST_NAME = "best.safetensors"
@@ -119,19 +119,7 @@ class MemoryTrainer:
                 group["lr"] = self._learning_rate() * group["share"]
             batch = self._batch()
             generator = torch.Generator().manual_seed(config.seed * 1_000_003 + self.step)
-            outcome = compute_loss(
-                self.memory,
-                self.head,
-                batch,
-                generator,
-                config.base_weight,
-                config.address_weight,
-                config.write_weight,
-                key_dropout=config.key_dropout,
-                speech_weight=config.speech_weight,
-                margin=config.margin,
-                opening_weight=config.opening_weight,
-            )
+            outcome = self._loss(batch, generator)
             self.optimizer.zero_grad(set_to_none=True)
             outcome.loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(self.memory.parameters(), config.clip_norm)
@@ -147,18 +135,29 @@ class MemoryTrainer:
                 {
                     "step": self.step,
                     "steps": config.steps,
-                    "answer_loss": outcome.answer_loss,
-                    "base_kl": outcome.base_kl,
-                    "address_loss": outcome.address_loss,
-                    "write_loss": outcome.write_loss,
-                    "right_values": outcome.right_values,
-                    "right_answers": outcome.right_answers,
+                    **{part.name: getattr(outcome, part.name) for part in fields(outcome) if part.name != "loss"},
                     "tokens": batch.num_tokens,
                     "seconds": self.seconds,
                 }
             )
             if self.step % config.validate_every == 0 or self.step == config.steps:
                 self._checkpoint()
+
+    def _loss(self, batch: Batch, generator: torch.Generator) -> LossReport:
+        config = self.config
+        return compute_loss(
+            self.memory,
+            self.head,
+            batch,
+            generator,
+            config.base_weight,
+            config.address_weight,
+            config.write_weight,
+            key_dropout=config.key_dropout,
+            speech_weight=config.speech_weight,
+            margin=config.margin,
+            opening_weight=config.opening_weight,
+        )
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
