@@ -59,6 +59,7 @@ def train_command(
     replied: Annotated[int, option(TrainRequest, "replied")] = TrainRequest.replied,
     books: Annotated[Optional[str], option(TrainRequest, "books")] = TrainRequest.books,  # noqa: UP045
     pages: Annotated[int, option(TrainRequest, "pages")] = TrainRequest.pages,
+    passages: Annotated[int, option(TrainRequest, "passages")] = TrainRequest.passages,
     cache: Annotated[Optional[str], option(TrainRequest, "cache")] = TrainRequest.cache,  # noqa: UP045
     bfloat16: Annotated[bool, option(TrainRequest, "bfloat16")] = TrainRequest.bfloat16,
     device: Annotated[Optional[str], option(TrainRequest, "device")] = None,  # noqa: UP045
@@ -113,6 +114,7 @@ def train_command(
         replied=replied,
         books=books,
         pages=pages,
+        passages=passages,
         cache=cache,
         bfloat16=bfloat16,
         device=device,
