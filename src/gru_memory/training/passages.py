@@ -39,10 +39,7 @@ _ALIGNED = 30_000  # pairs, and positions, that addresses and strengths are fitt
 _TRUSTED = 4  # batches that trust is fitted to
 _SHARPNESS = (1.0, 0.5, 0.25, 0.12, 0.06)  # of that of conversations, of which the best is taken
 _GATES = (0.4, 0.2, 0.1, 0.05, 0.02)  # likewise
-_ADDRESSED, _WRITTEN = (
-    0.05,
-    0.1,
-)  # of the weights of these objectives: only a quarter of what recurs can be found at all
+_ADDRESSED, _WRITTEN = 0.05, 0.1  # of the weights of these objectives: a quarter of what recurs can be found at all
 _SCALARS = 10.0  # of the learning rate: gate, sharpness and trust have to go further than at a thousandth a step
 
 
