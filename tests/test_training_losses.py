@@ -18,13 +18,13 @@ from gru_memory.data.sessions import Session
 from gru_memory.scan import ScanInputs
 from gru_memory.training.objective import (
     _ROUNDED,
-    _rounded,
     address_loss,
     compute_loss,
     likeliest,
     logits_of,
     read,
     recall,
+    rounded,
     speech_loss,
     write_loss,
 )
@@ -110,11 +110,11 @@ def test_the_likeliest_tokens_are_those_of_the_largest_logits(size):
 
 def test_rounded_embeddings_follow_those_they_are_of():
     head = torch.randn(7, 4)
-    first = _rounded(head)
-    assert first.dtype == torch.bfloat16 and _rounded(head) is first
+    first = rounded(head)
+    assert first.dtype == torch.bfloat16 and rounded(head) is first
     with torch.no_grad():
         head.mul_(2)
-    assert torch.equal(_rounded(head), head.to(torch.bfloat16))
+    assert torch.equal(rounded(head), head.to(torch.bfloat16))
     number = len(_ROUNDED)
     del head
     assert len(_ROUNDED) == number - 1

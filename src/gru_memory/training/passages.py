@@ -23,7 +23,7 @@ from ..data.sessions import Session, Turn
 from ..memory import GRUMemoryWithDecay
 from .alignment import collect, fit_addresses, fit_read_gates, fit_strengths, fit_trust
 from .features import FeatureCache
-from .objective import address_loss, in_mode, logits_of, recall, write_loss
+from .objective import address_loss, in_mode, logits_of, recall, rounded, write_loss
 from .rows import Batch, pad_rows, turn_text
 from .trainer import MemoryTrainer
 
@@ -211,7 +211,7 @@ def passages_loss(
     where = comes_again | drawn
     counts = torch.where(comes_again, 1.0, float(rest.sum()) / max(1, int(drawn.sum())))[where]
     counts = counts / counts.sum().clamp_min(1e-9)
-    weight = head[vocabulary.ids]
+    weight = rounded(head).index_select(0, vocabulary.ids)
     logits = logits_of(states[where], weight)
     loss = F.cross_entropy(logits, labels[where], reduction="none") @ counts
     with torch.no_grad():
