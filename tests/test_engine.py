@@ -428,11 +428,6 @@ def test_tokens_that_were_guessed_change_nothing_but_the_number_of_passes(loaded
         assert count < plain if longest >= 6 else count <= plain
         assert_same_state(job.conversation.state, wanted.conversation.state)
         assert job.events[-1] == wanted.events[-1]
-        again = Watched(job.conversation, TEXTS[1], max_new_tokens=2)
-        engine = Engine(*loaded)
-        passes(engine, again)
-        engine.close(0)
-        assert again.conversation.turns == 2
     if longest == len(SAID_BEFORE):
         assert [count for count, _ in others] == sorted((count for count, _ in others), reverse=True)
 
@@ -444,7 +439,7 @@ def test_an_end_that_was_guessed_is_an_end(loaded, monkeypatch):
     script = (7, 8, end)
     job = Watched(Conversation(*loaded), TEXTS[0], max_new_tokens=8, sampling=Scripted(*script))
     begin = Guesser.__init__
-    monkeypatch.setattr(Guesser, "__init__", lambda self, tokens=(): begin(self, [*tokens, 7, 8, end, 11, 12]))
+    monkeypatch.setattr(Guesser, "__init__", lambda self, prompt=(): begin(self, [7, 8, end, 11, 12, *prompt]))
     fed = passes(engine, job)
     engine.close(0)
     assert fed[1:] == [1, 1 + 4] and job.tokens == list(script) and job.events[-1].finish_reason == "stop"
@@ -462,14 +457,85 @@ def test_what_is_guessed():
     assert guesser.guess(3) == []  # 2, 9 stood nowhere before
     for token in (1, 2):
         guesser.add(token)
-    assert guesser.guess(2) == [9, 1]  # the last time counts
+    assert guesser.guess(5) == [9, 1, 2, 9, 1]  # the last time counts, and a circle goes on
+    assert Guesser([7, 7, 7]).guess(4) == [7] * 4
     assert Guesser([1]).guess(2) == Guesser().guess(2) == []
-    for _ in range(8):
-        guesser.judge(False)
-    assert guesser.guess(2) == []  # this conversation does not say things twice
-    for _ in range(3):
-        guesser.judge(True)
-    assert guesser.guess(2) == [9, 1]
+
+
+def test_nothing_is_guessed_where_guesses_are_mostly_wrong_until_they_would_be_right():
+    guesser, other = Guesser([1, 2, 3, 1, 2]), 10
+    while guesser.guess(1):
+        for token in (other, 1, 2):  # never what followed before
+            guesser.add(token)
+        other += 1
+    assert 12 < other < 30
+    tries = 0
+    while not guesser.guess(1):
+        for token in (other, 1, 2):  # always the same now
+            guesser.add(token)
+        tries += 1
+    assert 0 < tries < 10 and guesser.guess(1) == [other]
+
+
+def test_a_conversation_joins_one_that_guesses_and_a_guess_that_cannot_be_chosen_fails_alone(loaded):
+    long, late = list(SAID_BEFORE) * 2, Scripted(7, 8, 9, 5, 6)
+    wanted = alone_by_script(loaded, Scripted(*long), len(long)), alone_by_script(loaded, late, 5)
+    engine = Engine(*loaded, EngineLimits(guessed_tokens=3))
+    first = Watched(Conversation(*loaded), TEXTS[0], max_new_tokens=len(long), sampling=Scripted(*long))
+    second = Watched(Conversation(*loaded), TEXTS[0], max_new_tokens=5, sampling=late)
+    rows = []
+
+    def step(count, tokens):
+        rows.append((count, tokens))
+        if len(rows) == 6:  # it has guessed by now
+            engine.submit(second)
+
+    engine.on_step = step
+    engine.submit(first)
+    assert isinstance(second.wait(), Done) and isinstance(first.wait(), Done)
+    engine.close(0)
+    assert any(count == 1 and tokens > 1 for count, tokens in rows[1:6]) and any(count == 2 for count, _ in rows)
+    for job, (tokens, state) in zip((first, second), wanted, strict=True):
+        assert job.tokens == tokens
+        assert_same_state(job.conversation.state, state)
+
+    engine = Engine(*loaded, EngineLimits(guessed_tokens=3))
+    broken = Watched(Conversation(*loaded), TEXTS[0], max_new_tokens=9, sampling=Scripted(7, 8, 9, 7, 8, 9))
+    engine.submit(broken)
+    assert isinstance(broken.wait(), Failed) and len(broken.tokens) == 6  # there is no seventh
+    again = Watched(Conversation(*loaded), TEXTS[0], max_new_tokens=5, sampling=late)
+    engine.submit(again)
+    assert isinstance(again.wait(), Done)
+    engine.close(0)
+    assert_same_state(again.conversation.state, wanted[1][1])
+
+
+def alone_by_script(loaded, sampling, longest):
+    engine = Engine(*loaded, EngineLimits(guessed_tokens=0))
+    job = Watched(Conversation(*loaded), TEXTS[0], max_new_tokens=longest, sampling=sampling)
+    engine.submit(job)
+    assert isinstance(job.wait(), Done)
+    engine.close(0)
+    return job.tokens, job.conversation.state
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.4, "seed": 3, "top_p": 0.9}, {"frequency_penalty": 0.5}])
+def test_replies_are_the_same_with_guesses_and_without(loaded, settings):
+    """Draws and penalties included, and what ends at a stop text inside a guess."""
+    found = []
+    for guessed in (0, 3):
+        engine = Engine(*loaded, EngineLimits(guessed_tokens=guessed))
+        job = Watched(Conversation(*loaded), TEXTS[3], max_new_tokens=30, sampling=Sampling(**settings))
+        fed = passes(engine, job)
+        stop = job.events[-1].reply[8:10]
+        ended = Watched(Conversation(*loaded), TEXTS[3], max_new_tokens=30, sampling=Sampling(**settings, stop=(stop,)))
+        passes(engine, ended)
+        engine.close(0)
+        found.append((job, ended, fed))
+    for plain, guessing in zip(found[0][:2], found[1][:2], strict=True):
+        assert guessing.events[-1] == plain.events[-1] and guessing.tokens == plain.tokens
+        assert_same_state(guessing.conversation.state, plain.conversation.state)
+    assert len(found[1][2]) <= len(found[0][2])
 
 
 def test_a_memory_learns_after_it_served(loaded, engine):

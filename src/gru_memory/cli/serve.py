@@ -50,7 +50,11 @@ def serve_command(
     max_batch: Annotated[int, typer.Option(help="conversations in one forward pass")] = 32,
     max_waiting: Annotated[int, typer.Option(help="requests that may wait; further ones get status 429")] = 64,
     guessed_tokens: Annotated[
-        int, typer.Option(min=0, help="tokens guessed ahead of a conversation that decodes alone; 0 for none")
+        int,
+        typer.Option(
+            min=0,
+            help="tokens guessed ahead of a conversation that decodes alone; more than 2 seldom pay on a CPU",
+        ),
     ] = 2,
     context_turns: Annotated[int, typer.Option(help="turns that attention sees, the current one included")] = 1,
     max_new_tokens: Annotated[int, typer.Option(help="longest reply where a request does not say, in tokens")] = 256,

@@ -17,6 +17,7 @@ from jinja2 import TemplateError
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Match
 from starlette.types import Scope
 
 from .. import __version__
@@ -185,6 +186,8 @@ def create_app(model: Any, tokenizer: Any, store: SessionStore, settings: Server
             try:
                 keys.owner(Headers(scope=scope).get("authorization"))
             except ApiError as error:
+                matching = (route for route in app.routes if route.matches(scope)[0] is Match.FULL)
+                scope["route"] = next(matching, None)  # for the log, as nobody looks for it any more
                 return error
         return None
 
@@ -238,9 +241,9 @@ async def _while_there(request: Request, work: Awaitable[Result]) -> Result:
     working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(left())
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise ApiError(499, "the client has left", "client_left")
+        if not working.done() and leaving.exception() is None:
+            raise ApiError(499, "the client has left", "client_left")
+        return await working
     finally:
         for task in (working, leaving):
             task.cancel()

@@ -112,7 +112,8 @@ class Job:
     finish: str | None = None
     reread: str | None = None  # a reply that ended at a stop text, to be taken in as the client sees it
     generator: torch.Generator | None = None
-    guesser: Guesser = field(default_factory=Guesser)
+    prompt: torch.Tensor | None = None  # (L,) what attention sees before the reply
+    guesser: Guesser | None = None
 
 
 class Engine:
@@ -349,7 +350,7 @@ class Engine:
                 self._done(job, state, job.reread)
             else:
                 self._reading.remove(job)
-                job.guesser = Guesser(segments[row]["input_ids"][0].tolist())
+                job.prompt = segments[row]["input_ids"][0]
                 if self._next_token(job, logits[row]):
                     decoding.append((row, job))
         if not decoding:
@@ -373,8 +374,10 @@ class Engine:
                 chosen, fed = self._next_tokens(job, logits[row], guesses)
                 if guesses:
                     rows.take_back(len(guesses) - fed)
+                if not chosen:
+                    continue
                 if job.finish is None or fed < chosen:
-                    stay += [row] if chosen else []
+                    stay.append(row)
                     continue
             state = rows.state.select(row)  # the last token is in it now
             if not state.is_finite():
@@ -393,10 +396,12 @@ class Engine:
 
     def _guesses(self, jobs: list[Job]) -> list[int]:
         """What to feed behind the last token: only where one row is all there is, since a pass over many has no time to spare."""
-        if len(jobs) > 1 or jobs[0].finish is not None or not self.shares_batches:
+        job, most = jobs[0], self.limits.guessed_tokens
+        if len(jobs) > 1 or job.finish is not None or not most or not self.shares_batches:
             return []
-        job = jobs[0]
-        return job.guesser.guess(min(self.limits.guessed_tokens, job.max_new_tokens - len(job.tokens)))
+        if job.guesser is None:
+            job.guesser = Guesser([*job.prompt.tolist(), *job.tokens])
+        return job.guesser.guess(min(most, job.max_new_tokens - len(job.tokens)))
 
     def _next_tokens(self, job: Job, logits: torch.Tensor, guesses: list[int]) -> tuple[int, int]:
         """Choose tokens by logits (K, V) as long as they are those that were guessed: how many were chosen, of which fed already.
@@ -406,10 +411,7 @@ class Engine:
         for fed, row in enumerate(logits):
             if not self._next_token(job, row):
                 return 0, fed
-            right = guesses[fed : fed + 1] == job.tokens[-1:]
-            if fed == 0 and guesses:
-                job.guesser.judge(right)
-            if not right:
+            if guesses[fed : fed + 1] != job.tokens[-1:]:
                 return fed + 1, fed
             if job.finish is not None:
                 return fed + 1, fed + 1
@@ -428,7 +430,8 @@ class Engine:
     def _say(self, job: Job, logits: torch.Tensor) -> None:
         token = job.sampling.choose(logits, job.tokens, job.generator)
         job.tokens.append(token)
-        job.guesser.add(token)
+        if job.guesser is not None:
+            job.guesser.add(token)
         text = self._text(job)
         stops = [at for stop in job.sampling.stop if (at := text.find(stop)) >= 0]
         if stops:

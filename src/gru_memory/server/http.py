@@ -57,7 +57,8 @@ class BodyLimit:
         began = time.monotonic()
         try:
             while more:
-                left = began + self.seconds + size / _SLOWEST - time.monotonic()
+                more_time = 0 if refused else size / _SLOWEST
+                left = began + self.seconds + more_time - time.monotonic()
                 message = await asyncio.wait_for(receive(), min(left, self.seconds))
                 if message["type"] == "http.disconnect":
                     return
@@ -70,10 +71,10 @@ class BodyLimit:
             if refused is None and size > most:
                 refused = ApiError(413, f"the request is larger than {most} bytes", "too_large")
             if refused is not None:
-                await as_answer(refused, {"connection": "close"} if more or size > most else {})(scope, receive, send)
+                await as_answer(refused, {"connection": "close"} if more else {})(scope, receive, send)
                 return
         except (TimeoutError, asyncio.TimeoutError):
-            error = ApiError(408, "the request did not arrive in time", "timed_out")
+            error = refused or ApiError(408, "the request did not arrive in time", "timed_out")
             await as_answer(error, {"connection": "close"})(scope, receive, send)
             return
         whole: Message | None = {"type": "http.request", "body": bytes(body), "more_body": False}

@@ -53,11 +53,9 @@ class RoomyLayer(DynamicLayer):
         return view
 
     def take_back(self, count: int) -> None:
-        """Forget the last `count` tokens, and keep their room."""
-        for name in ("keys", "values"):
-            old, (room, view) = getattr(self, name), self._rooms.get(name, (None, None))
-            length = old.shape[2] - count
-            setattr(self, name, self._seen(name, room, length) if old is view else old[:, :, :length])
+        """Forget the last `count` tokens, of those that the last `update` put into the room, and keep it."""
+        for name, (room, view) in list(self._rooms.items()):
+            setattr(self, name, self._seen(name, room, view.shape[2] - count))
 
 
 class Rows:

@@ -58,6 +58,7 @@ class _Plan:
     branch: bool
     conversation: Conversation
     read: list[tuple[str, str | None]]
+    committing: asyncio.Future | None = None  # goes on after a client has left
 
 
 class Service:
@@ -139,7 +140,10 @@ class Service:
                     return
         finally:
             job.cancelled = True
-            self._release(reserved)
+            if plan.committing is None or plan.committing.done():
+                self._release(reserved)
+            else:
+                plan.committing.add_done_callback(lambda _: self._release(reserved))
 
     def _plan(self, owner: str, address: Address, turns: Turns, response_id: str, keep: bool) -> _Plan:
         """In a thread: everything that has to be read from the store."""
@@ -196,7 +200,8 @@ class Service:
             self.store.commit(session, said, state, plan.parent, response_id, plan.branch, known)
 
         # Once the model has spoken, a client that leaves must not leave half of a commit behind.
-        await asyncio.shield(in_thread(commit))
+        plan.committing = asyncio.ensure_future(in_thread(commit))
+        await asyncio.shield(plan.committing)
 
     def _reserve(self, plan: _Plan) -> tuple[str, str] | None:
         """One turn at a time for each session: a second writer is told before the model works in vain."""

@@ -169,10 +169,9 @@ def _even(memory: GRUMemoryWithDecay, keys: Tensor, layers: int | None) -> Tenso
     Hidden states grow from block to block, and a ridge would take the quiet ones for noise. Blocks may be wider than the site:
     some models project what goes to their head.
     """
-    if layers is None:
-        layers = memory.key_size // memory.hidden_size
-    others = [memory.key_size // layers] * layers if layers else []
-    sizes = [memory.hidden_size, *others, memory.embed_size]
+    width = memory.key_size // layers if layers else memory.hidden_size
+    others = [width] * (memory.key_size // width) + [memory.key_size % width]
+    sizes = [size for size in (memory.hidden_size, *others, memory.embed_size) if size]
     loud = [part.pow(2).mean().sqrt().clamp_min(1e-6).expand(part.shape[1]) for part in keys.split(sizes, dim=1)]
     return 1 / torch.cat(loud)
 

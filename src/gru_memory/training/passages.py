@@ -33,14 +33,18 @@ _TRAINED = (0.05, 0.88)  # of a book, after its title pages
 _VALIDATED = (0.88, 0.98)
 _HELD_OUT = 128  # passages
 _COMMON = 1e-3  # share of all tokens from which on one is too common to be worth a slot
-_ROWS = 4  # `TrainingConfig.rows` are for sessions, which are a quarter as long
+_SHARE = 4  # `TrainingConfig.rows` are for sessions, which are a quarter as long
+_ROWS = 4  # stretches of a batch, where nothing is learned by gradients
+_WORD = 200  # characters after which the end of a passage is not waited for
+_CHUNK = 1024  # positions whose logits are looked at together, where no gradient is needed
 _OTHERS = 0.2  # share of the other tokens that a step looks at
 _ALIGNED = 30_000  # pairs, and positions, that addresses and strengths are fitted to
 _TRUSTED = 4  # batches that trust is fitted to
 _SHARPNESS = (1.0, 0.5, 0.25, 0.12, 0.06)  # of that of conversations, of which the best is taken
 _GATES = (0.4, 0.2, 0.1, 0.05, 0.02)  # likewise
 _ADDRESSED, _WRITTEN = 0.05, 0.1  # of the weights of these objectives: a quarter of what recurs can be found at all
-_SCALARS = 10.0  # of the learning rate: gate, sharpness and trust have to go further than at a thousandth a step
+# Those few numbers have to go further than at a thousandth a step.
+_FAST, _FASTER = {"gate", "sharpness", "trust", "strength_key.bias", "read_gate.bias"}, 10.0
 
 
 class PassagePool:
@@ -54,7 +58,7 @@ class PassagePool:
 
     Raises:
         FileNotFoundError: there is no .txt file.
-        ValueError: no book is long enough.
+        ValueError: no book is long enough, or there is nothing in them.
     """
 
     def __init__(
@@ -70,7 +74,10 @@ class PassagePool:
             raise ValueError(
                 f"the books in {folder} are too short: {PASSAGES} passages have to fit into a tenth of one"
             )
-        self.stretches = [_stretch(rng.choice(books), rng) for _ in range(max(1, count // PASSAGES))]
+        stretches = [_stretch(rng.choice(books), rng) for _ in range(max(1, count // PASSAGES))]
+        self.stretches = [stretch for stretch in stretches if len(stretch.turns) > 1]
+        if not self.stretches:
+            raise ValueError(f"the books in {folder} hold nothing but white space")
 
     def turns(self) -> Iterator[Turn]:
         return iter(dict.fromkeys(turn for stretch in self.stretches for turn in stretch.turns))
@@ -82,13 +89,13 @@ def held_out_passages(folder: str | Path, rng: random.Random) -> PassagePool:
 
 
 def _stretch(book: str, rng: random.Random) -> Session:
-    """Passages that follow each other, each cut before a word."""
+    """Passages that follow each other, each of which ends with a word."""
     longest = min(_LONGEST, len(book) // PASSAGES)
     size = int(_SHORTEST * (longest / _SHORTEST) ** rng.random())
     start, turns = rng.randrange(max(1, len(book) - size * PASSAGES)), []
     for _ in range(PASSAGES):
         end = start + size
-        while end < len(book) and not book[end].isspace():
+        while end < min(len(book), start + size + _WORD) and not book[end].isspace():
             end += 1
         if start < end:
             turns.append(Turn(None, book[start:end], learn="answer"))
@@ -98,7 +105,7 @@ def _stretch(book: str, rng: random.Random) -> Session:
 
 @dataclass
 class Vocabulary:
-    """The tokens of all passages.
+    """The tokens that hidden states were computed of.
 
     Attributes:
         ids: (C,) those that occur.
@@ -212,16 +219,27 @@ def passages_loss(
     counts = torch.where(comes_again, 1.0, float(rest.sum()) / max(1, int(drawn.sum())))[where]
     counts = counts / counts.sum().clamp_min(1e-9)
     weight = rounded(head).index_select(0, vocabulary.ids)
-    logits = logits_of(states[where], weight)
-    loss = F.cross_entropy(logits, labels[where], reduction="none") @ counts
+    losses, right = _losses(states[where], weight, labels[where])
+    loss = losses @ counts
     with torch.no_grad():
-        own = logits_of(batch.features[..., : memory.hidden_size][where], weight)
-        gain = F.cross_entropy(own, labels[where], reduction="none") @ counts - loss
-        right = (logits.argmax(-1) == labels[where])[comes_again[where]]
+        own, _ = _losses(batch.features[..., : memory.hidden_size][where], weight, labels[where])
+        gain = own @ counts - loss
+        right = right[comes_again[where]]
         recalled = right.float().mean().item() if len(right) else 0.0
     addressing, writing = address_loss(prepared.inputs, batch), write_loss(prepared.told, batch)
     total = loss + address_weight * addressing + write_weight * writing
     return PassagesReport(total, loss.item(), gain.item(), addressing.item(), writing.item(), recalled)
+
+
+def _losses(states: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy (P,) of states (P, D), and whether the label is the likeliest; in parts where nothing is learned by it."""
+    size = len(states) if torch.is_grad_enabled() else _CHUNK
+    losses, right = [], []
+    for part, wanted in zip(states.split(max(1, size)), labels.split(max(1, size)), strict=True):
+        logits = logits_of(part, weight)
+        losses.append(F.cross_entropy(logits, wanted, reduction="none"))
+        right.append(logits.argmax(-1) == wanted)
+    return torch.cat(losses), torch.cat(right)
 
 
 class PassageTrainer(MemoryTrainer):
@@ -245,9 +263,9 @@ class PassageTrainer(MemoryTrainer):
         self.vocabulary = Vocabulary.of(cache, len(head))
         batches = {name: list(self._batches(*pair)) for name, pair in validation.items()}
         super().__init__(memory, head, pool, cache, batches, *settings)
-        for group in self.optimizer.param_groups:
-            if group["params"][0].numel() <= len(memory.trust):
-                group["share"] *= _SCALARS
+        for group, (name, _) in zip(self.optimizer.param_groups, memory.named_parameters(), strict=True):
+            if name in _FAST:
+                group["share"] *= _FASTER
 
     def begin(self, layers: int, progress: Callable[[str, int, int], None] | None = None) -> None:
         """Addresses, strengths, read gates and trust in closed form; sharpness and gate by trying.
@@ -256,12 +274,16 @@ class PassageTrainer(MemoryTrainer):
             layers: blocks whose outputs are in the keys.
             progress: told how far it is.
         """
-        memory, head, steps = self.memory, self.head, iter(range(1, 6))
+        memory, head, steps = self.memory, self.head, iter(range(5))
         tell = progress or (lambda what, done, total: None)
 
         def done(what: str) -> None:
             tell(f"aligning: {what}", next(steps), 5)
 
+        if not any((batch.asked > 0).any() for batch in self._batches(self.pool, self.cache)):
+            raise ValueError(
+                "nothing that is rare comes again in a later passage: draw more of them (--passages), or take other books"
+            )
         views = collect(memory, head, self._batches(self.pool, self.cache), positions=_ALIGNED, pairs=_ALIGNED)
         done("addresses")
         fit_addresses(memory, views, layers=layers)
@@ -276,8 +298,8 @@ class PassageTrainer(MemoryTrainer):
             sharpest, full = memory.sharpness.clone(), memory.gate.clone()
             _try(memory.sharpness, [sharpest * f for f in _SHARPNESS], lambda: self._loss_of(some[0]).address_loss)
             fit_trust(memory, head, some)
+            done("gate")
             _try(memory.gate, [full * f for f in _GATES], lambda: self._loss_of(some[0]).text_loss)
-        done("gate")
 
     def _loss_of(self, batch: Batch) -> PassagesReport:
         return passages_loss(self.memory, self.head, self.vocabulary, batch, torch.Generator().manual_seed(0))
@@ -288,7 +310,7 @@ class PassageTrainer(MemoryTrainer):
 
     def _batch(self) -> Batch:
         rng = random.Random(self.config.seed * 7_919 + self.step)
-        count = max(1, self.config.rows // _ROWS)
+        count = max(1, self.config.rows // _SHARE)
         return passages_batch(
             [rng.choice(self.pool.stretches) for _ in range(count)], self.cache, self.vocabulary.carried
         )

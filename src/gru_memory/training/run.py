@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
@@ -22,10 +23,10 @@ from ..rendering import TurnRenderer
 from .alignment import collect, fit_addresses, fit_read_gates, fit_strengths, fit_trust, fit_values
 from .calibration import calibrate
 from .features import PREFIX, FeatureCache, build_feature_cache
-from .passages import PassagePool, PassageTrainer, held_out_passages
+from .passages import PASSAGES, PassagePool, PassageTrainer, held_out_passages
 from .replies import own_replies
 from .rows import Batch, make_batch, turn_text
-from .trainer import MemoryTrainer, TrainingConfig
+from .trainer import MemoryTrainer, TrainingConfig, check_resumable
 
 Progress = Callable[[str, int, int], None]  # (what is being done, done, in all)
 
@@ -243,7 +244,7 @@ def _train_on_sessions(request: TrainRequest, memory, head, frozen: _Frozen, rep
     with _no_denormals():
         # The generator's answers are one wording around one value; those of a file may be anything.
         by_replies = request.data != "facts"
-        settings = request.training, request.out, report, by_replies
+        settings = request.training, request.out, report, by_replies, _about(request)
         trainer = MemoryTrainer(memory, head, pool, cache, validation, *settings)
         if memory.address_rank and not trainer.resume():
             _align(memory, head, pool, cache, len(frozen.key_layers), request.training.seed, frozen.progress)
@@ -253,16 +254,14 @@ def _train_on_sessions(request: TrainRequest, memory, head, frozen: _Frozen, rep
 
 
 def _train_on_books(request: TrainRequest, memory, head, frozen: _Frozen, report) -> None:
-    rng = random.Random(f"passages {request.training.seed}")
-    pool, held_out = PassagePool(request.books, request.passages, rng), held_out_passages(request.books, rng)
+    pool, held_out = _passages(request)
     with frozen.running():
         cache = frozen.features("training", pool.turns())
         kept = frozen.features("held-out passages", held_out.turns())
     memory.float()
     with _no_denormals():
-        trainer = PassageTrainer(
-            memory, head, pool, cache, {"held_out": (held_out, kept)}, request.training, request.out, report
-        )
+        settings = request.training, request.out, report, False, _about(request)
+        trainer = PassageTrainer(memory, head, pool, cache, {"held_out": (held_out, kept)}, *settings)
         if not trainer.resume():
             trainer.begin(len(frozen.key_layers), frozen.progress)
         trainer.train()
@@ -278,9 +277,28 @@ def _check(request: TrainRequest) -> None:
             raise ValueError("there is nothing to learn from: name a folder of plain-text books with --books")
         if config.addressing != "content":
             raise ValueError("a memory of books finds its slots by their content: leave out --addressing learned")
-        PassagePool(request.books, request.passages, random.Random(0))
+        if request.passages < PASSAGES:
+            raise ValueError(f"passages is {request.passages}: {PASSAGES} make a stretch, so take at least as many")
+        _passages(request)
     elif request.data != "facts":
         FilePool(request.data)
+    check_resumable(request.out, request.training, _about(request))
+
+
+def _passages(request: TrainRequest) -> tuple[PassagePool, PassagePool]:
+    """To train on, and held out."""
+    seed = request.training.seed
+    pool = PassagePool(request.books, request.passages, random.Random(f"passages {seed}"))
+    return pool, held_out_passages(request.books, random.Random(f"held-out passages {seed}"))
+
+
+def _about(request: TrainRequest) -> dict[str, Any]:
+    """What makes another run of it, besides how long it trains and how fast."""
+    books = sorted(path.name for path in Path(request.books).glob("*.txt")) if request.books else []
+    about = {"data": request.data, "memory": request.memory, "books": books}
+    if request.data == BOOKS:
+        about["passages"] = request.passages
+    return json.loads(json.dumps(about))  # tuples come back as lists
 
 
 def _memory_config(request: TrainRequest, num_blocks: int) -> MemoryConfig:

@@ -73,6 +73,7 @@ class MemoryTrainer:
         pool, cache: sessions and the features of their turns.
         folder: receives checkpoints and `log.jsonl`; a run found there goes on where it stopped.
         report: called with a dict after every step and validation.
+        about: what else a run has to have in common with the one it goes on with, in JSON.
         by_replies: score by whole replies, and end with the best checkpoint: sessions that come again may be learned by heart.
             Otherwise training ends with the last one; between validations at its end there is little but chance.
     """
@@ -88,8 +89,10 @@ class MemoryTrainer:
         folder: str | Path,
         report: Callable[[dict], None] | None = None,
         by_replies: bool = False,
+        about: dict | None = None,
     ) -> None:
         self.memory, self.head, self.pool, self.cache, self.by_replies = memory, head, pool, cache, by_replies
+        self.about = about or {}
         self.validation, self.config, self.folder = validation, config, Path(folder)
         self.report = report or (lambda values: None)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -225,7 +228,7 @@ class MemoryTrainer:
             for kind in ("exp_avg", "exp_avg_sq", "step")
         }
         progress = {"step": self.step, "best": self.best, "last": score, "seconds": self.seconds}
-        progress["config"] = asdict(self.config)
+        progress |= {"config": asdict(self.config), "about": self.about}
         tensors = {f"memory.{k}": v for k, v in weights.items()} | {f"optimizer.{k}": v for k, v in moments.items()}
         _save(tensors, self.folder / LAST_NAME, {"progress": json.dumps(progress)})
         entry = {"step": self.step, "seconds": round(self.seconds, 1), "score": score, **scores}
@@ -238,15 +241,7 @@ class MemoryTrainer:
         path = self.folder / LAST_NAME
         if not path.exists():
             return False
-        with safe_open(path, "pt") as file:
-            progress = json.loads(file.metadata()["progress"])
-        mine, theirs = asdict(self.config), progress["config"]
-        differ = {k for k in mine if mine[k] != theirs.get(k)} - {"steps"}
-        if differ:
-            raise ValueError(
-                f"{self.folder} holds a run with other settings ({', '.join(sorted(differ))}): "
-                "use those settings to resume it, or another folder for a new run"
-            )
+        progress = check_resumable(self.folder, self.config, self.about)
         tensors = load_file(path)
         self.memory.load_state_dict(
             {k.removeprefix("memory."): v for k, v in tensors.items() if k.startswith("memory.")}
@@ -264,6 +259,28 @@ class MemoryTrainer:
         self.step, self.best, self.seconds = progress["step"], progress["best"], progress["seconds"]
         self.last = progress.get("last", self.best)  # not there in checkpoints of earlier versions
         return True
+
+
+def check_resumable(folder: str | Path, config: TrainingConfig, about: dict) -> dict | None:
+    """What the last checkpoint of the run in `folder` says of itself, None if there is none.
+
+    Raises:
+        ValueError: it is a run with other settings than `config`, but for its steps, and `about`.
+    """
+    path = Path(folder) / LAST_NAME
+    if not path.exists():
+        return None
+    with safe_open(path, "pt") as file:
+        progress = json.loads(file.metadata()["progress"])
+    theirs = {**progress["config"], **progress.get("about", about)}  # earlier versions kept nothing about it
+    mine = {**asdict(config), **about}
+    differ = {name for name in mine if mine[name] != theirs.get(name)} - {"steps"}
+    if differ:
+        raise ValueError(
+            f"{folder} holds a run with other settings ({', '.join(sorted(differ))}): "
+            "use those settings to resume it, or another folder for a new run"
+        )
+    return progress
 
 
 def learning_rate_share(name: str, weight: Tensor) -> float:
