@@ -22,7 +22,7 @@ from clients import (
     shared_server,  # noqa: F401 (a fixture)
     user,
 )
-from serving import MODEL, running
+from serving import KEYS, MODEL, running
 
 from gru_memory.server.errors import ApiError
 from gru_memory.server.http import BodyLimit
@@ -217,17 +217,21 @@ def test_bodies_that_are_no_requests(http, body, status):
     assert len(answer.text) < 1_000
 
 
-def test_a_body_that_comes_byte_by_byte_is_not_waited_for_for_ever(loaded, tmp_path):
+@pytest.mark.parametrize(("key", "status"), [(KEYS[0], 408), ("wrong", 401)])
+def test_a_body_that_comes_byte_by_byte_is_not_waited_for_for_ever(loaded, tmp_path, key, status):
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\ncontent-length: 1000\r\n\r\n"
+    )
     with (
         running(tmp_path / "s", loaded, body_seconds=0.5) as server,
         socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1]))) as connection,
     ):
-        connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n")
+        connection.sendall(head.encode())
         connection.settimeout(0.05)
         for _ in range(200):
             connection.sendall(b" ")
             with contextlib.suppress(TimeoutError):
-                assert b" 408 " in connection.recv(100)
+                assert connection.recv(100).startswith(f"HTTP/1.1 {status} ".encode())
                 return
         pytest.fail("it is still waited for")
 
