@@ -119,6 +119,22 @@ def test_all_who_open_a_new_store_at_once_get_it(url):
         assert len(store.list()) == 4
 
 
+def test_a_new_file_that_another_process_writes_to_is_waited_for(tmp_path):
+    """As by one that makes the tables before the file has a log: SQLite refuses to begin one then, and does not wait."""
+    path = tmp_path / "sessions.sqlite3"
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("CREATE TABLE something (x)")
+    other.execute("BEGIN IMMEDIATE")
+    ended = threading.Timer(0.3, other.execute, ("COMMIT",))
+    ended.start()
+    with SessionStore(str(path)) as store:
+        assert store.create("talk")
+    ended.join()
+    other.close()
+    with contextlib.closing(sqlite3.connect(path)) as again:
+        assert again.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
 # Migrations
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -157,8 +158,7 @@ def _connect_sqlite(url: URL) -> Engine:
         cursor = connection.cursor()
         for setting in ("foreign_keys=ON", "synchronous=FULL", "secure_delete=ON"):
             cursor.execute(f"PRAGMA {setting}")
-        if cursor.execute("PRAGMA journal_mode").fetchone() != ("wal",):  # kept in the file; setting it takes a lock
-            cursor.execute("PRAGMA journal_mode=WAL")
+        _keep_a_log(cursor)
         cursor.close()
 
     @event.listens_for(engine, "begin")
@@ -168,3 +168,15 @@ def _connect_sqlite(url: URL) -> Engine:
         connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
 
     return engine
+
+
+def _keep_a_log(cursor: sqlite3.Cursor) -> None:
+    """Write-ahead logging, which the file remembers. Switching it on takes a lock that SQLite itself does not wait for."""
+    deadline = time.monotonic() + SQLITE_WAIT_SECONDS
+    while cursor.execute("PRAGMA journal_mode").fetchone() != ("wal",):
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
