@@ -161,6 +161,33 @@ def test_a_client_that_leaves_while_it_waits_is_not_worked_for(server, client, s
 # Stores that fail, servers that stop
 
 
+def test_a_session_is_busy_until_what_a_client_left_behind_is_kept(server, client, monkeypatch):
+    chat(client, BOAT, **in_session("left"))
+    busy, begun, held, commit = (
+        server.app.state.service._busy,
+        threading.Event(),
+        threading.Event(),
+        server.store.commit,
+    )
+
+    def slow(*arguments, **settings):
+        begun.set()
+        assert held.wait(30)
+        return commit(*arguments, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(server.store, "commit", slow)
+        with asking(server, session_id="left", max_tokens=4):
+            assert begun.wait(30)
+        time.sleep(0.3)  # the server has noticed by now
+        with pytest.raises(openai.ConflictError):
+            chat(client, WHERE, **in_session("left"))
+        held.set()
+        until(lambda: not busy)
+    assert server.store.get("left", ADA).turns == 2
+    assert text_of(chat(client, WHERE, **in_session("left")))
+
+
 def test_when_the_store_fails_the_client_is_told_and_nothing_is_kept(loaded, tmp_path, monkeypatch):
     from gru_memory.store import StoreUnavailable
 

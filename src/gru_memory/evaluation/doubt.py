@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..data.books import text_paths
 from ..data.facts import FactGenerator
 from ..drawing import MARKERS, PALETTE, panels, save
 from ..state import MemoryState
@@ -19,7 +20,7 @@ from .full_history import ask_with_history
 from .harm import Comparison, compare_book
 from .outcome import Evaluation, Figure, Outcome, Progress, at_least, curve, labels_of
 from .scoring import contains, wilson_interval
-from .texts import SKIPPED, text_paths, text_tokens
+from .texts import SKIPPED, text_tokens
 from .untold import declines
 
 

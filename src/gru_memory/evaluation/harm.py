@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..data.books import text_paths
 from ..data.facts import FactGenerator
 from ..data.sessions import Session, read_jsonl
 from ..drawing import PALETTE, panels, save
 from ..state import MemoryState
 from .batched import BatchReader, Pair
 from .outcome import Evaluation, Figure, Outcome, Progress, at_least, labels_of
-from .texts import SKIPPED, text_paths, text_tokens, window_of
+from .texts import SKIPPED, text_tokens, window_of
 
 WINDOW = 512  # tokens of a book that attention sees, fewer if the model has fewer positions
 _POSITIONS_AT_ONCE = 128  # rows of logits in one softmax

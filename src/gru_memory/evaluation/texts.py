@@ -9,15 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.books import text_paths
+
 SKIPPED = 0.05  # of a book, at its start: title pages and licences
-
-
-def text_paths(folder: str | Path, pattern: str = "*.txt", what: str = "plain-text books") -> list[Path]:
-    """The files, in the order of their names. Raises FileNotFoundError if there is none."""
-    paths = sorted(path for path in Path(folder).glob(pattern) if path.is_file())
-    if not paths:
-        raise FileNotFoundError(f"no {pattern.removeprefix('*')} file in {folder}: name a folder of {what}")
-    return paths
 
 
 def book_paths(folder: str | None) -> list[Path]:

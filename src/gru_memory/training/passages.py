@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..data.books import read_books
 from ..data.sessions import Session, Turn
 from ..memory import GRUMemoryWithDecay
 from .alignment import collect, fit_addresses, fit_read_gates, fit_strengths, fit_trust
@@ -64,10 +65,7 @@ class PassagePool:
     def __init__(
         self, folder: str | Path, count: int, rng: random.Random, part: tuple[float, float] = _TRAINED
     ) -> None:
-        paths = sorted(Path(folder).glob("*.txt"))
-        if not paths:
-            raise FileNotFoundError(f"no .txt file in {folder}: name a folder of plain-text books")
-        books = [path.read_text(encoding="utf-8", errors="replace") for path in paths]
+        books = read_books(folder)
         books = [book[int(part[0] * len(book)) : int(part[1] * len(book))] for book in books]
         books = [book for book in books if len(book) > PASSAGES * _SHORTEST]
         if not books:

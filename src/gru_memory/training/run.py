@@ -14,6 +14,7 @@ import torch
 
 from .. import backbones
 from ..config import MemoryConfig
+from ..data.books import read_books, text_paths
 from ..data.facts import FactGenerator, FactPool, FactTurns
 from ..data.sessions import Session, Turn, read_jsonl
 from ..embedded import load_model
@@ -294,7 +295,7 @@ def _passages(request: TrainRequest) -> tuple[PassagePool, PassagePool]:
 
 def _about(request: TrainRequest) -> dict[str, Any]:
     """What makes another run of it, besides how long it trains and how fast."""
-    books = sorted(path.name for path in Path(request.books).glob("*.txt")) if request.books else []
+    books = [path.name for path in text_paths(request.books)] if request.books else []
     about = {"data": request.data, "memory": request.memory, "books": books}
     if request.data == BOOKS:
         about["passages"] = request.passages
@@ -386,10 +387,7 @@ def _with_own_replies(pool, rng, count: int, frozen: _Frozen) -> None:
 
 def book_pages(folder: str | Path, count: int, rng: random.Random) -> list[str]:
     """`count` passages of 200 to 1,500 characters from the .txt files of a folder."""
-    paths = sorted(Path(folder).glob("*.txt"))
-    if not paths:
-        raise FileNotFoundError(f"no .txt file in {folder}: name a folder of plain-text books")
-    books = [path.read_text(encoding="utf-8", errors="replace") for path in paths]
+    books = read_books(folder)
     pages = []
     while len(pages) < count:
         book = rng.choice(books)
