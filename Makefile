@@ -23,7 +23,7 @@ BOOKS ?=
 TRAINING_BOOKS ?=
 SEEDS ?= 3
 EVALUATIONS ?= grid untold people isolation fading inspect editing associative babi continual timeline
-BOOK_EVALUATIONS ?= harm drift doubt
+BOOK_EVALUATIONS ?= harm doubt
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
@@ -81,7 +81,8 @@ results: setup
 	  test -f results/$$name.json || $(BIN)/gru-memory eval $$name --books $(BOOKS) --seeds $(SEEDS) || exit 1; done
 	test -f runs/books/memory_model.safetensors || $(BIN)/gru-memory train --data books --books $(TRAINING_BOOKS) \
 	  --passages 3000 --steps 240 --validate-every 60 --out runs/books
-	test -f results/longdoc.json || $(BIN)/gru-memory eval longdoc --memory runs/books --books $(BOOKS) --seeds $(SEEDS)
+	for name in longdoc drift; do \
+	  test -f results/$$name.json || $(BIN)/gru-memory eval $$name --memory runs/books --books $(BOOKS) --seeds $(SEEDS) || exit 1; done
 	test -d runs/small-gpt2/memory || $(BIN)/python examples/small_gpt2.py --books $(TRAINING_BOOKS) --out runs/small-gpt2
 	test -f results/compare.json || $(BIN)/gru-memory eval compare --model runs/small-gpt2/model --seeds $(SEEDS)
 	$(BIN)/gru-memory eval results --folder results --out docs/results.md

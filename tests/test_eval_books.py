@@ -4,12 +4,14 @@ import math
 
 import pytest
 import torch
-from talking import talking_model, talking_tokenizer
+from talking import FAMILIES, talking_model, talking_tokenizer
 from torch.nn import functional as F
 
+from gru_memory import backbones
 from gru_memory.evaluation.drift import ADDING_KEEPING, KEEPING, MEMORY, DriftConfig, evaluate_drift
 from gru_memory.evaluation.longdoc import LongDocConfig, evaluate_longdoc
 from gru_memory.evaluation.texts import stream, text_tokens
+from gru_memory.evaluation.variants import same_blocks, with_decay
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +47,32 @@ def test_drift_gives_the_loss_of_the_memory_and_of_the_base_model(loaded, small_
     (row,) = [row for row in result.rows if row["memory"] == MEMORY]
     assert row["loss"] == pytest.approx(sum(losses) / 2)
     assert row["added"] == pytest.approx(sum(losses) / 2 - sum(base) / 2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("sites", "runs"), [(("top",), 1), (("middle", "top"), 3)])
+def test_blocks_run_once_where_no_memory_changes_what_they_say(family, sites, runs):
+    model, ids = talking_model(family, sites=sites, key_layers=(), decay_every="token"), torch.arange(10, 30)[None]
+    blocks, counted = backbones.blocks_of(model), []
+    blocks[0].register_forward_hook(lambda *_: counted.append("called"))
+    blocks[0].get_submodule("mlp").register_forward_hook(lambda *_: counted.append("run"))
+
+    def passes():
+        with model.disable_memory():
+            yield model(input_ids=ids, use_cache=False).logits
+        for decay in (0.9, 0.5):
+            with with_decay(model, decay):
+                yield model(input_ids=ids, use_cache=False).logits
+
+    alone = list(passes())
+    counted.clear()
+    with same_blocks(model):
+        together = list(passes())
+    assert all(map(torch.equal, alone, together)) and not torch.equal(*alone[1:])
+    assert counted.count("called") == 3 and counted.count("run") == runs
+    assert torch.equal(model(input_ids=ids, use_cache=False).logits, alone[1])
+    assert counted.count("run") == runs + 1  # and from then on they run again
 
 
 def test_a_state_that_bursts_is_reported_as_missing(loaded, small_books, monkeypatch):

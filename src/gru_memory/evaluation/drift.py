@@ -17,7 +17,7 @@ from ..drawing import MARKERS, PALETTE, panels, save
 from ..state import MemoryState
 from .outcome import Evaluation, Figure, Outcome, Progress, at_least, curve, labels_of
 from .texts import book_paths, stream, window_of
-from .variants import accumulating, memory_sites, with_decay
+from .variants import accumulating, memory_sites, same_blocks, with_decay
 
 MEMORY, KEEPING = "memory", "memory, no decay"
 ADDING, ADDING_KEEPING = "naive accumulator", "naive accumulator, no decay"
@@ -56,7 +56,8 @@ def evaluate_drift(model: Any, tokenizer: Any, config: DriftConfig, progress: Pr
     """Read books window by window with four memories: as it is, without decay, and both without the bound of convex writes.
 
     The memory's write is a mixture, H~ + z (C - H~), so no number of its state can leave [-1, 1]; the naive accumulator adds,
-    H~ + z C, at the same addresses, with the same strengths and contents. Every window costs five forward passes.
+    H~ + z C, at the same addresses, with the same strengths and contents. Every window costs five forward passes, of which the
+    blocks run in the first alone where the memory is at the top.
     """
     memory_sites(model)
     began, tell = time.perf_counter(), progress or (lambda *_: None)
@@ -66,10 +67,11 @@ def evaluate_drift(model: Any, tokenizer: Any, config: DriftConfig, progress: Pr
     base: list[float] = []
     for number, piece in enumerate(pieces):
         tell("windows", number, len(pieces))
-        with model.disable_memory():
-            base.append(_loss(model(input_ids=piece[None], use_cache=False).logits, piece))
-        for course in courses.values():
-            _step(model, course, piece)
+        with same_blocks(model):
+            with model.disable_memory():
+                base.append(_loss(model(input_ids=piece[None], use_cache=False).logits, piece))
+            for course in courses.values():
+                _step(model, course, piece)
     tell("windows", len(pieces), len(pieces))
 
     ends = [sum(len(piece) for piece in pieces[: i + 1]) for i in range(len(pieces))]

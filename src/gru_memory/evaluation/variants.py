@@ -1,14 +1,16 @@
-"""A model with its memory changed for a while: another decay, no bound on what is added up, tokens left unwritten."""
+"""A model changed for a while: another decay, no bound on what is added up, tokens left unwritten, blocks that run once."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .. import backbones
 from ..config import check_decay
 from ..memory import GRUMemoryWithDecay, Prepared
 
@@ -74,6 +76,38 @@ def unwritten(model: Any, columns: Sequence[Sequence[int]]) -> Iterator[None]:
 
     with _wrapped(model, "write_strength", wrap):
         yield
+
+
+@contextlib.contextmanager
+def same_blocks(model: Any) -> Iterator[None]:
+    """Within it every forward pass is over the same tokens, and those after the first take from it what the blocks said.
+
+    Only where all of the memory is at the top, so that what it holds changes nothing of that; otherwise they run every time.
+    """
+    blocks = [] if set(model.memory_sites()) != {"top"} else list(backbones.blocks_of(model))
+    before = [vars(block).get("forward") for block in blocks]  # others may have put one of their own there
+    try:
+        for block in blocks:
+            block.forward = _once(block.forward)
+        yield
+    finally:
+        for block, forward in zip(blocks, before, strict=True):
+            del block.forward
+            if forward is not None:
+                block.forward = forward
+
+
+def _once(function: Any) -> Any:
+    """What it says the first time it says always."""
+    said: list[Any] = []
+
+    @functools.wraps(function)
+    def once(*args, **kwargs):
+        if not said:
+            said.append(function(*args, **kwargs))
+        return said[0]
+
+    return once
 
 
 @contextlib.contextmanager

@@ -16,6 +16,8 @@ from ..scan import ScanInputs
 from .rows import Batch
 
 _BLOCK = 32  # tokens of the vocabulary that are looked at together
+# Sizes of products in bfloat16 are rounded up to these, for the kernel of a size that has not come up before is generated first.
+_EVEN_TOKENS, _EVEN_STATES = 256, 64
 
 
 @dataclass
@@ -227,7 +229,12 @@ def _share(group: Tensor, correct: Tensor) -> float:
 
 def logits_of(states: Tensor, weight: Tensor) -> Tensor:
     """bfloat16 products (float32 sums) where the processor has them; the softmax stays in float32."""
-    return (states.to(torch.bfloat16) @ weight.to(torch.bfloat16).t()).float()
+    return (_evened(states.to(torch.bfloat16)) @ weight.to(torch.bfloat16).t())[: len(states)].float()
+
+
+def _evened(states: Tensor) -> Tensor:
+    """Rows of zeros at the end, for a number of rows that comes up again (see `_EVEN_STATES`)."""
+    return F.pad(states, (0, 0, 0, -len(states) % _EVEN_STATES))
 
 
 # Frozen output embeddings: what they are in bfloat16, and of which version of them.
@@ -248,7 +255,7 @@ def likeliest(head: Tensor, states: Tensor, count: int) -> Tensor:
     They are in the `count` blocks with the largest maxima, so nothing else is sorted. The vocabulary's side comes first: a product
     with its transpose takes a sixth longer.
     """
-    logits = head @ states.to(head.dtype).t()  # (V, A)
+    logits = (head @ _evened(states.to(head.dtype)).t())[:, : len(states)]  # (V, A)
     blocks = len(logits) // _BLOCK
     if blocks < count:
         return logits.topk(count, dim=0).indices.t()
@@ -270,5 +277,8 @@ def _sample_vocabulary(
     chosen[batch.labels[batch.labels >= 0]] = True
     chosen[hard.flatten()] = True
     chosen[torch.randint(size, (negatives,), generator=generator)] = True
+    rest = (~chosen).nonzero().squeeze(1)
+    more = min(-int(chosen.sum()) % _EVEN_TOKENS, len(rest))
+    chosen[rest[torch.randperm(len(rest), generator=generator)[:more]]] = True
     number = chosen.long().cumsum(0) - 1
     return chosen.nonzero().squeeze(1), torch.where(batch.labels >= 0, number[batch.labels.clamp_min(0)], -100)
