@@ -1,5 +1,6 @@
 """Many clients at once, clients that leave, and a store that fails under them."""
 
+import asyncio
 import concurrent.futures
 import contextlib
 import json
@@ -33,7 +34,9 @@ from clients import (
 from serving import KEYS, MODEL, running
 from tiny import assert_same_state
 
+from gru_memory.server.app import _while_there
 from gru_memory.server.engine import EngineLimits
+from gru_memory.server.errors import ApiError
 
 # Many at once
 
@@ -221,3 +224,31 @@ def test_stopping_lets_replies_end(loaded, tmp_path):
         assert chunks[-1].choices[0].finish_reason
         server.thread.join(30)
         assert server.store.get("last", ADA).turns == 1
+
+
+@pytest.mark.parametrize(("says", "status"), [({"type": "http.disconnect"}, 499), (OSError("gone"), None)])
+def test_what_is_being_done_goes_on_unless_the_client_has_left(says, status):
+    """A connection that cannot be asked is not one that is gone."""
+
+    class Asked:
+        async def receive(self):
+            if isinstance(says, Exception):
+                raise says
+            return says
+
+    async def run():
+        ended = []
+
+        async def work():
+            try:
+                await asyncio.sleep(0.05)
+                return "done"
+            finally:
+                ended.append(True)
+
+        try:
+            return await _while_there(Asked(), work()), ended
+        except ApiError as error:
+            return error.status, ended
+
+    assert asyncio.run(run()) == (status or "done", [True])

@@ -83,6 +83,27 @@ def test_what_goes_wrong_before_a_reply_begins_is_in_the_log(server, http, monke
     assert "nobody expected this" in caplog.text
 
 
+def test_a_refused_key_is_counted_and_logged_under_its_route_and_without_its_names(server, http, caplog):
+    counted = 'gru_memory_requests_total{route="/v1/memory/{session}",status="401"}'
+
+    def count():
+        lines = http.get("/metrics").text.splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(counted))
+
+    before = count()
+    with caplog.at_level(logging.INFO, logger="gru_memory.server"):
+        refused = http.get("/v1/memory/hush", headers={"authorization": "Bearer swordfish"})
+        assert refused.status_code == 401
+        name, deadline = refused.headers["x-request-id"], time.monotonic() + 10
+        while name not in (known := {getattr(r, "request_id", None): r for r in caplog.records}):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert count() == before + 1
+    line = json.loads(JsonLines().format(known[name]))
+    assert (line["route"], line["status"], line["owner"]) == ("/v1/memory/{session}", 401, "")
+    assert not any(word in json.dumps(line) for word in ("swordfish", "hush"))
+
+
 def test_logs_are_json_without_text(server, client, caplog, http):
     with caplog.at_level(logging.INFO):
         chat(client, "The password is swordfish.", **in_session("hush hush"))

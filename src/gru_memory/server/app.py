@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, TypeVar
 
 from fastapi import Depends, FastAPI, Header, Request
@@ -17,7 +17,7 @@ from jinja2 import TemplateError
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.routing import Match
+from starlette.routing import BaseRoute, Match
 from starlette.types import Scope
 
 from .. import __version__
@@ -186,8 +186,7 @@ def create_app(model: Any, tokenizer: Any, store: SessionStore, settings: Server
             try:
                 keys.owner(Headers(scope=scope).get("authorization"))
             except ApiError as error:
-                matching = (route for route in app.routes if route.matches(scope)[0] is Match.FULL)
-                scope["route"] = next(matching, None)  # for the log, as nobody looks for it any more
+                scope["route"] = _route_of(scope, app.routes)  # for the log, as nobody looks for it any more
                 return error
         return None
 
@@ -198,6 +197,15 @@ def create_app(model: Any, tokenizer: Any, store: SessionStore, settings: Server
         )
     app.add_middleware(Observed, metrics=metrics)
     return app
+
+
+def _route_of(scope: Scope, routes: Iterable[BaseRoute]) -> BaseRoute | None:
+    """The route that answers this request, of an included router, too, which is a single route in newer versions of FastAPI."""
+    for route in routes:
+        if route.matches(scope)[0] is Match.FULL:
+            included = getattr(route, "original_router", None)
+            return route if included is None else _route_of(scope, included.routes)
+    return None
 
 
 def _model(name: str) -> dict[str, Any]:

@@ -21,11 +21,8 @@ from .metrics import Metrics
 logger = logging.getLogger("gru_memory.server")
 
 
-_DRAINED = (
-    128 << 20
-)  # bytes read and dropped of a request that is too large, as many clients hear nothing while they send
-
-
+# Bytes read and dropped of a request that is refused: many clients hear nothing while they send.
+_DRAINED = 128 << 20
 _SLOWEST = 64 << 10  # bytes a second of a body, once the seconds that any may take are over
 
 
