@@ -9,11 +9,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..backbones import blocks_of
 from ..memory import GRUMemoryWithDecay
+from ..models import add_memory
 from ..training.objective import compute_loss
 from ..training.rows import Batch
+from ..training.run import conversation_memory
 from .measure import Plan, Row, side_by_side
-from .models import model_name, smollm2, with_memory
+from .models import CONVERSATION, model_name, sharing_weights, smollm2, with_memory
 from .peers import with_lora
 
 
@@ -21,14 +24,22 @@ def bench_training(plan: Plan) -> list[Row]:
     """Forward, backward and one step of AdamW on the same number of tokens.
 
     With cached hidden states a step is that of `gru-memory train`: its losses, over a sampled vocabulary. The others
-    run the model and its cross-entropy over the whole vocabulary.
+    run the model and its cross-entropy over the whole vocabulary. `conversation_memory` is given three blocks' hidden states
+    besides, and finds the places of all tokens by their content.
     """
     batch, length = (2, 32) if plan.quick else (4, 128)
     model = smollm2(plan)
     ids = torch.randint(10, 90, (batch, length), generator=torch.Generator().manual_seed(0))
     cases: dict[str, Callable[[], object]] = {}
+    head = model.get_output_embeddings().weight.detach()
     for cell in ("gru", "mingru"):
-        cases[f"top site, cached, {cell}"] = _cached_step(model, ids, cell)
+        memory = GRUMemoryWithDecay(
+            head.shape[1], cell=cell, decay_every="turn", gate_init=1.0, embed_size=head.shape[1]
+        )
+        cases[f"top site, cached, {cell}"] = _cached_step(memory, head, ids)
+    shape = conversation_memory(len(blocks_of(model)), gate_init=1.0)
+    memory = add_memory(sharing_weights(model), shape).memory_sites()["top"]
+    cases[f"top site, cached, {CONVERSATION}"] = _cached_step(memory.train(), head, ids)
     for cell in ("gru", "mingru"):
         top = with_memory(model, ("top",), cell)
         top.freeze_base()
@@ -57,11 +68,9 @@ def _step(model: PreTrainedModel, ids: Tensor, parameters: Iterable[nn.Parameter
     return step
 
 
-def _cached_step(model: PreTrainedModel, ids: Tensor, cell: str) -> Callable[[], object]:
-    head = model.get_output_embeddings().weight.detach()
-    memory = GRUMemoryWithDecay(head.shape[1], cell=cell, decay_every="turn", gate_init=1.0, embed_size=head.shape[1])
+def _cached_step(memory: GRUMemoryWithDecay, head: Tensor, ids: Tensor) -> Callable[[], object]:
     optimizer = torch.optim.AdamW(memory.parameters(), lr=1e-5, fused=True)
-    batch = _batch(ids, head.shape[1])
+    batch = _batch(ids, head.shape[1] + memory.key_size)
 
     def step() -> None:
         loss = compute_loss(memory, head, batch, torch.Generator().manual_seed(0)).loss
