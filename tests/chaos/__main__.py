@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 import time
@@ -22,6 +23,7 @@ def main() -> int:
     given = parser.parse_args()
     if unknown := set(given.trials) - set(TRIALS):
         parser.error(f"there is no trial {', '.join(sorted(unknown))}: choose from {', '.join(TRIALS)}")
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # it warns of every request that is no HTTP
     failed = []
     for name in given.trials or TRIALS:
         trial = TRIALS[name]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ..store import TurnRecord
 from ..store.digests import told_digest, turn_digest, user_digest
-from ..store.sessions import path_to
+from ..store.queries import path_to
 
 Turn = tuple[str, "str | None"]
 

@@ -18,6 +18,7 @@ from . import files
 from .database import connect, migrate, scrub, transaction
 from .digests import turn_digest, user_digest
 from .errors import LimitExceeded, SessionConflict, SessionExists, SessionNotFound
+from .queries import path_to, rows_of, session_of, turn_of, turns_in, turns_where
 from .records import Limits, Session, Snapshot, TurnRecord
 from .schema import sessions, snapshots
 
@@ -127,7 +128,7 @@ class SessionStore:
         query = select(sessions).where(sessions.c.owner == owner, self._alive()).limit(limit).offset(offset)
         with transaction(self.engine, read_only=True) as connection:
             rows = connection.execute(query.order_by(sessions.c.updated_at.desc(), sessions.c.name)).all()
-        return [_session(row) for row in rows]
+        return [session_of(row) for row in rows]
 
     def delete(self, name: str, owner: str = "") -> None:
         """Remove this session with all its snapshots, and nothing else. Raises `SessionNotFound`."""
@@ -206,14 +207,14 @@ class SessionStore:
             raise SessionNotFound(f"there is no snapshot {snapshot_id!r}, or not any more")
         found, values = row._mapping, {c.name: row._mapping[c] for c in sessions.c}
         return Snapshot(
-            snapshot_id, _session(values), found[snapshots.c.parent], found[snapshots.c.created_at],
+            snapshot_id, session_of(values), found[snapshots.c.parent], found[snapshots.c.created_at],
             found[snapshots.c.turns], found[snapshots.c.tokens], found[snapshots.c.state],
         )  # fmt: skip
 
     def find_turn(self, snapshot_id: str, owner: str = "") -> TurnRecord:
         """The turn of one snapshot, also if its state was dropped. Raises `SessionNotFound`."""
         with transaction(self.engine, read_only=True) as connection:
-            return _turn(self._find(connection, snapshot_id, owner))
+            return turn_of(self._find(connection, snapshot_id, owner))
 
     def forget_turn(self, snapshot_id: str, owner: str = "") -> None:
         """Let go of a snapshot's id, its text and what was kept about it. Raises `SessionNotFound`.
@@ -241,8 +242,8 @@ class SessionStore:
     def turns(self, session: Session) -> list[TurnRecord]:
         """Every turn of the session's tree, in the order of writing."""
         with transaction(self.engine, read_only=True) as connection:
-            rows = connection.execute(_turn_query(session.id)).all()
-        return [_turn(row) for row in rows]
+            rows = connection.execute(turns_in(session.id)).all()
+        return [turn_of(row) for row in rows]
 
     def transcript(self, session: Session, at: str | None = None) -> list[TurnRecord]:
         """The turns that led to a snapshot, oldest first; to the head, if none is given."""
@@ -275,7 +276,7 @@ class SessionStore:
         at = at or session.head
         with transaction(self.engine) as connection:
             self._by_id(connection, session.id)
-            rows = [row._mapping for row in connection.execute(_row_query(session.id)).all()]
+            rows = [row._mapping for row in connection.execute(rows_of(session.id)).all()]
             chain = path_to(rows, at) if at else []
             if at and (not chain or chain[-1]["state"] is None):
                 raise SessionNotFound(f"session {session.name!r} has no snapshot {at!r}, or not any more")
@@ -289,7 +290,7 @@ class SessionStore:
         """The whole session, text and snapshots, as one safetensors file."""
         with transaction(self.engine, read_only=True) as connection:
             current = self._by_id(connection, session.id)
-            rows = [row._mapping for row in connection.execute(_row_query(session.id)).all()]
+            rows = [row._mapping for row in connection.execute(rows_of(session.id)).all()]
         return files.pack(current, rows)
 
     def import_file(
@@ -338,13 +339,13 @@ class SessionStore:
         row = None if "\0" in name else connection.execute(query).one_or_none()
         if row is None:
             raise SessionNotFound(f"there is no session {name!r}")
-        return _session(row)
+        return session_of(row)
 
     def _by_id(self, connection: Connection, session_id: str) -> Session:
         row = connection.execute(select(sessions).where(sessions.c.id == session_id, self._alive())).one_or_none()
         if row is None:
             raise SessionNotFound("this session is no longer there")
-        return _session(row)
+        return session_of(row)
 
     def _create(
         self,
@@ -373,7 +374,7 @@ class SessionStore:
             connection.execute(insert(sessions).values(**values))
         except IntegrityError as error:
             raise SessionExists(f"there is a session {name!r} already: choose another name, or delete it") from error
-        return _session(values)
+        return session_of(values)
 
     def _create_begun(self, connection: Connection, begun: Session) -> Session:
         try:
@@ -473,7 +474,7 @@ class SessionStore:
         }
 
     def _find(self, connection: Connection, snapshot_id: str, owner: str) -> Row:
-        query = _turns_of(sessions.c.owner == owner, self._alive(), snapshots.c.id == snapshot_id)
+        query = turns_where(sessions.c.owner == owner, self._alive(), snapshots.c.id == snapshot_id)
         row = None if "\0" in snapshot_id else connection.execute(query).one_or_none()
         if row is None:
             raise SessionNotFound(f"there is no snapshot {snapshot_id!r}, or not any more")
@@ -559,16 +560,6 @@ def new_id(kind: str) -> str:
     return f"{kind}_{secrets.token_hex(16)}"
 
 
-def path_to(rows: Sequence[Any], at: str | None) -> list[Any]:
-    """The rows from the root to the one whose id is `at`; empty if there is none."""
-    by_id = {_field(row, "id"): row for row in rows}
-    path = []
-    while (row := by_id.pop(at, None)) is not None:
-        path.append(row)
-        at = _field(row, "parent")
-    return path[::-1]
-
-
 def _conflict(session: Session) -> SessionConflict:
     return SessionConflict(
         f"somebody else wrote to session {session.name!r} in the meantime: read it again and repeat the turn"
@@ -578,34 +569,3 @@ def _conflict(session: Session) -> SessionConflict:
 def _of_a_copy(settings: dict[str, Any]) -> dict[str, Any]:
     """A session that was given a name stays, whatever becomes of its responses."""
     return {name: value for name, value in settings.items() if name != "only_responses"}
-
-
-def _field(row: Any, name: str) -> Any:
-    return getattr(row, name) if isinstance(row, TurnRecord) else row[name]
-
-
-def _row_query(session_id: str) -> Any:
-    return select(snapshots).where(snapshots.c.session_id == session_id).order_by(snapshots.c.number)
-
-
-def _turn_query(session_id: str) -> Any:
-    return _turns_of(snapshots.c.session_id == session_id).order_by(snapshots.c.number)
-
-
-def _turns_of(*where: Any) -> Any:
-    """Turns without their states, which are large."""
-    light = [column for column in snapshots.c if column.name != "state"]
-    has_state = snapshots.c.state.is_not(None).label("has_state")
-    return select(*light, has_state).join(sessions, sessions.c.id == snapshots.c.session_id).where(*where)
-
-
-def _turn(row: Row) -> TurnRecord:
-    return TurnRecord(
-        row.id, row.parent, row.number, row.created_at, row.turn_digest, row.user_digest, bool(row.has_state),
-        row.user_text, row.reply_text, None if row.about is None else json.loads(row.about),
-    )  # fmt: skip
-
-
-def _session(row: Row | dict[str, Any]) -> Session:
-    values = dict(row) if isinstance(row, dict) else dict(row._mapping)
-    return Session(**{**values, "settings": json.loads(values["settings"])})
