@@ -15,6 +15,7 @@ from gru_memory.evaluation.babi import (
     BabiConfig,
     _cache,
     _told_live,
+    _training_stories,
     evaluate_babi,
     make_tests,
     read_cached,
@@ -201,6 +202,16 @@ def test_training_and_test_share_neither_stories_nor_talk(trained):
     assert not parts(seen, False) & parts(tests, False)
     words = [{text for texts in parts(sessions, True) for text in texts} for sessions in (seen, tests)]
     assert all(words) and not words[0] & words[1]
+
+
+@pytest.mark.parametrize("seed", [1234, 1235])
+def test_no_story_of_the_test_is_one_of_training(seed):
+    """At the size of the command, where some would be."""
+    config = BabiConfig(turns=(0,), talk=10, seed=seed)
+    known = {tuple(turn.user for turn in turns) for turns, _ in _training_stories(config)}
+    tests = make_tests(config)
+    assert all(len(sessions) == config.tests for sessions in tests.values())
+    assert not known & {tuple(turn.user for turn in one.turns) for sessions in tests.values() for one in sessions}
 
 
 def test_what_is_asked_and_how_it_counts(trained, monkeypatch):

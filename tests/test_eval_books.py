@@ -12,6 +12,7 @@ from gru_memory.evaluation.drift import ADDING_KEEPING, KEEPING, MEMORY, DriftCo
 from gru_memory.evaluation.longdoc import LongDocConfig, evaluate_longdoc
 from gru_memory.evaluation.texts import stream, text_tokens
 from gru_memory.evaluation.variants import same_blocks, with_decay
+from gru_memory.state import AS_KEPT, MemoryState
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,6 @@ def test_blocks_run_once_where_no_memory_changes_what_they_say(family, sites, ru
 
 def test_a_state_that_bursts_is_reported_as_missing(loaded, small_books, monkeypatch):
     from gru_memory.evaluation import drift
-    from gru_memory.state import MemoryState
 
     monkeypatch.setattr(MemoryState, "is_finite", lambda self: False)
     result = drift.evaluate_drift(*loaded, DriftConfig(str(small_books), tokens=128, window=64, points=1))
@@ -94,11 +94,16 @@ def test_a_stream_takes_books_in_an_order_of_its_seed(loaded, small_books):
 
 
 @torch.no_grad()
-def test_windows_are_scored_on_the_same_tokens(loaded, small_books):
+@pytest.mark.parametrize("kept_in", ["float32", "int4"])
+def test_windows_are_scored_on_the_same_tokens(small_books, kept_in):
     """Each figure against a forward pass over every window on its own."""
-    model, tokenizer = loaded
+    model, tokenizer = talking_model("llama", kept_in=kept_in), talking_tokenizer("llama")
     config = LongDocConfig(str(small_books), tokens=100, windows=(24,), batch_size=2)
     result = evaluate_longdoc(model, tokenizer, config)
+    half_precision = 2 * 3 * 32 * 2  # bytes: keys and values, blocks, width, two bytes a number
+    kept = len(model.initial_memory_state(1).to_bytes(AS_KEPT))
+    assert result.details["state_bytes"] == kept and result.details["kv_bytes_per_token"] == half_precision
+    assert result.details["tokens_worth"] == kept // half_precision > 1
     assert [row["book"] for row in result.rows] == ["boats", "letters"]
     row, worth, window = result.rows[0], result.details["tokens_worth"], 24
     assert row["tokens"] == 3 * 23
@@ -117,7 +122,7 @@ def test_windows_are_scored_on_the_same_tokens(loaded, small_books):
             for name, before in (("base", 0), ("larger", worth), ("double", window)):
                 wanted[name].append(loss(start - before, start)[0])
         wanted["reset"].append(loss(start, start, model.initial_memory_state(1))[0])
-        value, state = loss(start, start, state)
+        value, state = loss(start, start, MemoryState.from_bytes(state.to_bytes(AS_KEPT)))
         wanted["carried"].append(value)
     for name, losses in wanted.items():
         assert row[name] == pytest.approx(math.fsum(losses) / 3, rel=1e-6), name

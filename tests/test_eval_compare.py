@@ -9,6 +9,7 @@ from talking import talking_base, talking_tokenizer
 from tiny import one_thread  # noqa: F401 (a fixture)
 
 from gru_memory.data import FactGenerator
+from gru_memory.evaluation import compare
 from gru_memory.evaluation.compare import (
     _TOP,
     TOKENS,
@@ -22,6 +23,7 @@ from gru_memory.evaluation.compare import (
     measure,
 )
 from gru_memory.evaluation.rivals import DecayedAverage, MemoryTokens, TitansSite
+from gru_memory.memory import GRUMemoryWithDecay
 from gru_memory.training.collator import IGNORED, SessionCollator
 
 HAVE_TITANS = importlib.util.find_spec("titans_pytorch") is not None
@@ -39,9 +41,11 @@ def batch():
 
 
 def awake(name: str) -> _Subject:
-    """A subject whose every parameter is heard."""
+    """A subject whose every parameter is heard; with a budget that has two slots of 64 numbers a head in it."""
     torch.manual_seed(0)
-    subject = make_subject(talking_base("gpt2"), name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare, "TOKENS", 20)
+        subject = make_subject(talking_base("gpt2"), name)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in subject.parameters:
@@ -80,10 +84,16 @@ def test_every_parameter_that_is_to_learn_does(name, batch):
 
 
 @pytest.mark.parametrize("name", [name for name, (_, changes) in VARIANTS.items() if changes is not None])
-def test_our_memories_have_the_same_number_of_floats(name):
+def test_our_memories_carry_no_more_than_the_budget_and_hardly_less(name):
     floats = TOKENS * 192
     config = _config({**_TOP, **VARIANTS[name][1]}, floats)
-    assert len(config.sites) * config.num_heads * config.num_slots * config.slot_size == floats
+    state = GRUMemoryWithDecay(
+        8, config.num_heads, config.num_slots, config.slot_size, cell=config.cell, addressing=config.addressing,
+        address_rank=config.address_rank, signature_size=config.signature_size,
+    ).initial_state(1)  # fmt: skip
+    carried = len(config.sites) * sum(part.numel() for part in state.values())
+    one_slot_more = len(config.sites) * config.num_heads * (config.slot_size + 1)
+    assert floats - one_slot_more < carried <= floats
 
 
 def test_labels_of_a_test_are_the_values_alone():
@@ -190,7 +200,8 @@ def test_the_top_learns_what_it_is_trained_on_and_a_model_without_memory_cannot(
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
     ours, without = outcome.rows
     assert ours["loss"] < without["loss"]
-    assert ours["bytes"] == 4 * TOKENS * base.config.hidden_size
+    budget = 4 * TOKENS * base.config.hidden_size
+    assert 0.9 * budget < ours["bytes"] <= budget
     assert (without["bytes"], without["parameters"]) == (0, 0)
 
 

@@ -67,6 +67,12 @@ def test_a_silent_memory_invents_what_the_base_model_does(loaded):
         ("Your boat is called Marigold.", False),
         ("It is the Sorry Swan, known to all.", False),
         ("You told me it is 47.", False),
+        ("I'd be happy to help. What is the name of your boat?", True),
+        ("Let me know what your boat is called.", True),
+        ("I don't know, but your boat is not in my records.", True),
+        ("Your locker code is 1234. Let me know if you need it.", False),
+        ("Your boat is called Marigold. Is that right?", False),
+        ("I don't have a boat, but your boat is called the Marigold.", False),
     ],
 )
 def test_a_reply_that_does_not_know_invents_nothing(reply, declined):

@@ -6,11 +6,11 @@ import pytest
 
 from gru_memory.evaluation import RecallConfig, RecallResult
 from gru_memory.evaluation.grid import GridConfig
-from gru_memory.evaluation.outcome import Outcome
+from gru_memory.evaluation.outcome import Columns, Figure, Outcome, table
 from gru_memory.evaluation.recall_table import RECALL, pooled, recall_runs
 from gru_memory.evaluation.report import environment, write_report
 from gru_memory.evaluation.results_page import results_page
-from gru_memory.evaluation.scoring import Rate
+from gru_memory.evaluation.scoring import Rate, wilson_interval
 
 ABOUT = {"model": "smollm2", "memory": {"from": "shipped", "fingerprint": "abcdef0123456789"}}
 
@@ -34,7 +34,8 @@ def test_the_page_gives_means_spread_and_origin(tmp_path):
     few = results_page(tmp_path, tmp_path / "docs" / "results.md")
     page = (tmp_path / "docs" / "results.md").read_text()
     assert few == []
-    assert "| 3 | 10 | 60.0% ± 10.0 | 50.0% ± 10.0 | 70.0% ± 10.0 | 40 |" in page
+    low, high = wilson_interval(20 + 24 + 28, 120)  # of all questions together
+    assert f"| 3 | 10 | 60.0% ± 10.0 | {100 * low:.1f}% | {100 * high:.1f}% | 40 |" in page
     assert "    gru-memory eval grid --seeds 3\n" in page
     assert "seeds 1, 2, 3 (3)" in page
     assert "model smollm2, memory shipped (`abcdef012345`)" in page
@@ -65,6 +66,14 @@ def test_a_section_without_a_report_stays_as_it_was(tmp_path):
     assert "90.0%" in page.read_text() and page.read_text().count("## grid") == 1
     results_page(first, page)
     assert page.read_text() == both
+
+
+def test_a_figure_that_some_runs_lack_says_so():
+    figures = {"ranking": Figure("ranking", "share")}
+    columns = Columns(name="inspect", about="", labels={"facts": "facts"}, figures=figures)
+    runs = [{"rows": [{"facts": 5, "ranking": value}]} for value in (None, 0.9, None)]
+    assert table(runs, columns)[1] == [["5", "90.0% (1 of 3 runs)"]]
+    assert table(runs[1:2], columns)[1] == [["5", "90.0%"]]
 
 
 def test_recall_is_a_run_a_seed(tmp_path):

@@ -120,11 +120,16 @@ def evaluate_babi(model: Any, tokenizer: Any, config: BabiConfig, progress: Prog
 
 
 def make_tests(config: BabiConfig) -> dict[tuple[int, int], list[Session]]:
-    """Stories by task and turns of noise: for every number of turns the same ones, of another seed than training's."""
+    """Stories by task and turns of noise: for every number of turns the same ones, none of which training has."""
     rng, talk = Random(f"babi test {config.seed}"), _talk(config, "test")
+    known = {_said(one) for one, _ in _training_stories(config)}
     tests: dict[tuple[int, int], list[Session]] = {}
     for task in config.tasks:
-        stories = [story(task, rng) for _ in range(config.tests)]
+        stories: list[list[Turn]] = []
+        while len(stories) < config.tests:
+            one = story(task, rng)
+            if _said(one) not in known:
+                stories.append(one)
         for turns in config.turns:
             tests[task, turns] = [spread(one, rng.choices(talk, k=turns), rng) for one in stories]
     return tests
@@ -136,13 +141,22 @@ def _talk(config: BabiConfig, part: str) -> list[Turn]:
     return [generator.talk() for _ in range(config.talk)]
 
 
-def train_memory(model: Any, tokenizer: Any, config: BabiConfig, work: Path, tell: Progress) -> Any:
-    """The model with a memory trained on `config.stories` stories."""
+def _training_stories(config: BabiConfig) -> Iterator[tuple[list[Turn], Session]]:
+    """Every story to train on, as it is and with noise in it."""
     rng, talk = Random(f"babi train {config.seed}"), _talk(config, "train")
-    sessions = []
     for number in range(config.stories):
         turns = story(config.tasks[number % len(config.tasks)], rng)
-        sessions.append(spread(turns, rng.choices(talk, k=rng.randint(0, config.most_noise)), rng))
+        yield turns, spread(turns, rng.choices(talk, k=rng.randint(0, config.most_noise)), rng)
+
+
+def _said(turns: Sequence[Turn]) -> tuple[str | None, ...]:
+    """What names a story: all that is told and asked in it."""
+    return tuple(turn.user for turn in turns)
+
+
+def train_memory(model: Any, tokenizer: Any, config: BabiConfig, work: Path, tell: Progress) -> Any:
+    """The model with a memory trained on `config.stories` stories."""
+    sessions = [session for _, session in _training_stories(config)]
     out = work / f"memory-{config.seed}"
     out.mkdir(parents=True, exist_ok=True)
     write_jsonl(out / "stories.jsonl", sessions)

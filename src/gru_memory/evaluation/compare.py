@@ -91,8 +91,10 @@ class _Subject:
 def evaluate_compare(model: Any, tokenizer: Any, config: CompareConfig, progress: Progress | None = None) -> Outcome:
     """Train every variant on the same sessions, then measure it on others: whole sessions in a row, attention within turns.
 
-    Memories begin as they are made, with no alignment: that exists for the top alone. The model is frozen; gradients pass
-    through it to sites below its top. Figures are of teacher forcing: what is next, given the right answer up to there.
+    At the top ours begins with value and read projections matched to the output embeddings, as it does in training
+    (`GRUMemoryWithDecay.match_embeddings`), and fully open; nothing is fitted to sessions. Below the top, and for rivals, there is
+    no such beginning. The model is frozen; gradients pass through it to sites below its top. Figures are of teacher forcing: what
+    is next, given the right answer up to there.
     """
     began, tell = time.perf_counter(), progress or (lambda *_: None)
     collate = SessionCollator(tokenizer)
@@ -154,16 +156,21 @@ def make_subject(model: Any, name: str) -> _Subject:
 
     if site is not None:
         return _Subject(logits, site.learned(), site.state_floats)
-    kept = sum(state["slots"].numel() for state in model.initial_memory_state(1).sites.values())
+    kept = sum(part.numel() for state in model.initial_memory_state(1).sites.values() for part in state.values())
     return _Subject(logits, list(model.memory_parameters()), kept)
 
 
 def _config(settings: dict[str, Any], floats: int) -> MemoryConfig:
-    """A memory of at most `floats` numbers in slots, shared equally by its sites. Sites below the top begin softly."""
+    """A memory whose state has at most `floats` numbers, shared equally by its sites. Sites below the top begin softly."""
     settings = dict(settings)
     heads = settings.pop("heads", 4)
     size = min(settings.pop("size"), max(1, floats // heads))
-    slots = max(1, floats // len(settings["sites"]) // heads // size)
+    each = floats // len(settings["sites"])
+    if settings.get("addressing") == "content":  # beside the slots: the key before, and four numbers a head
+        slots = (each - settings["address_rank"] - 4 * heads) // heads // size
+    else:  # each slot's share of the address before, and a strength a head
+        slots = (each - heads) // heads // (size + 1)
+    slots = max(1, slots)
     return MemoryConfig(num_heads=heads, num_slots=slots, slot_size=size, gate_init=0.1, **settings)
 
 

@@ -215,4 +215,5 @@ DOUBT = Evaluation(
         "untold": Figure("never told", "count"),
     },
     plot=plot_doubt,
+    interval=("recall", "questions", "low", "high"),
 )

@@ -241,7 +241,7 @@ def plot_editing(runs: Sequence[dict[str, Any]], path: Any, title: str) -> None:
         place.set_yticks(range(len(edits)), edits if place is axes[0] else [""] * len(edits), fontsize=8)
         place.invert_yaxis()
         place.set(xlim=(0, 102), xlabel=f"{name}: replies that contain the value (%)")
-    axes[1].legend(fontsize=8, frameon=False, loc="lower right")
+    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     save(figure, path)
 

@@ -159,7 +159,8 @@ def plot_fading(runs: Sequence[dict[str, Any]], path: Any, title: str) -> None:
     )
     for axes in (left, right):
         axes.xaxis.get_major_locator().set_params(integer=True)
-    left.legend(title="kept at a tick", fontsize=8, title_fontsize=8, frameon=False)
+    decays = {"title": "kept at a tick", "ncols": 4, "fontsize": 8, "title_fontsize": 8, "frameon": False}
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", **decays)
     right.set(
         xlabel="unrelated turns since the facts were told", ylabel="share of the trace that is left", ylim=(-0.03, 1.03)
     )

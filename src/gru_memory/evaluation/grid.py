@@ -108,4 +108,5 @@ GRID = Evaluation(
         "questions": Figure("questions", "count"),
     },
     plot=plot_grid,
+    interval=("recall", "questions", "low", "high"),
 )

@@ -13,10 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..drawing import PALETTE, panels, save
-from .asking import kept_bytes
+from .asking import as_kept, kept_bytes
 from .full_history import kv_bytes_per_token
 from .outcome import Evaluation, Figure, Outcome, Progress, Row, at_least, labels_of
 from .texts import book_paths, text_tokens, window_of
+
+_HALF = 2  # bytes of a number in half precision
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,13 @@ class LongDocConfig:
 def evaluate_longdoc(model: Any, tokenizer: Any, config: LongDocConfig, progress: Progress | None = None) -> Outcome:
     """Loss on the same tokens of every book, read in windows, by what may be known from before a window.
 
-    Nothing (the base model; the memory, reset); what the memory carries; as many tokens more in sight as the state's bytes
-    could hold in a KV cache, at least one; and a window of twice the length. The first token of each window is never scored.
+    Nothing (the base model; the memory, reset); what the memory carries, from window to window as it is kept on disk; as many
+    tokens more in sight as those bytes could hold in a KV cache of two bytes a number, at least one; and a window of twice the
+    length. The first token of each window is never scored.
     """
     began, tell = time.perf_counter(), progress or (lambda *_: None)
     state = model.initial_memory_state(1)
-    per_token = kv_bytes_per_token(model)
+    per_token = kv_bytes_per_token(model) * _HALF // model.get_output_embeddings().weight.element_size()
     worth = max(1, kept_bytes(state) // per_token)  # tokens
     paths = book_paths(config.books)
     rows: list[Row] = []
@@ -98,7 +101,7 @@ def _carried(model: Any, ids: Tensor, window: int, first: int) -> float:
     """The same, with the memory carried from window to window; windows before token `first` are not scored."""
     state, losses = model.initial_memory_state(1), []
     for number, piece in enumerate(ids.split(window)):
-        output = model(input_ids=piece[None], memory_state=state, use_cache=False)
+        output = model(input_ids=piece[None], memory_state=as_kept(state), use_cache=False)
         state = output.memory_state
         if number * window >= first:
             losses += _losses(output.logits, piece[None], window)
@@ -147,7 +150,7 @@ def plot_longdoc(runs: Sequence[dict[str, Any]], path: Any, title: str) -> None:
     axes.set_xticks(range(len(windows)), [f"{window} tokens" for window in windows])
     axes.axhline(0, color="0.3", linewidth=0.8)
     axes.set(xlabel="window of attention", ylabel="gain (nats a token)")
-    axes.plot([], [], "o", color="black", markersize=3, label="one book")
+    axes.plot([], [], "o", color="black", markersize=3, label="one book and seed")
     axes.legend(fontsize=8, frameon=False)
     axes.set_title(title, loc="left", fontweight="bold")
     save(figure, path)

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field, is_dataclass
 from enum import Enum
 from typing import Any
 
+from .scoring import wilson_interval
+
 Progress = Callable[[str, int, int], None]  # (what is being done, done, in all)
 Row = dict[str, Any]  # labels and figures of one line of a table
 
@@ -71,6 +73,8 @@ class Columns:
         labels: keys of a row that say what the line is about, with their headings.
         figures: keys of a row that were measured.
         suffix: of its picture.
+        interval: keys of a share, of how many it is a share of, and of the ends of its 95% Wilson interval: over several runs
+            that is the interval of all their questions together.
     """
 
     name: str
@@ -78,6 +82,7 @@ class Columns:
     labels: dict[str, str]
     figures: dict[str, Figure]
     suffix: str = ".png"
+    interval: tuple[str, str, str, str] | None = None
 
 
 class Needs(Enum):
@@ -109,14 +114,15 @@ class Spread:
 
     mean: float
     deviation: float | None  # standard deviation between the runs; None for a single one
-    runs: int
+    runs: int  # that have it
+    missing: int = 0  # runs that do not
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        mean = math.fsum(values) / len(values)
-        if len(values) == 1:
-            return cls(mean, None, 1)
-        return cls(mean, math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (len(values) - 1)), len(values))
+    def of(cls, values: Sequence[float], missing: int = 0) -> Spread:
+        mean, count = math.fsum(values) / len(values), len(values)
+        if count == 1:
+            return cls(mean, None, 1, missing)
+        return cls(mean, math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (count - 1)), count, missing)
 
 
 def spread(runs: Sequence[dict[str, Any]], evaluation: Columns) -> list[tuple[Row, dict[str, Spread | None]]]:
@@ -127,9 +133,17 @@ def spread(runs: Sequence[dict[str, Any]], evaluation: Columns) -> list[tuple[Ro
     lines = []
     for labels, rows in gathered.items():
         values = {name: [row[name] for row in rows if row.get(name) is not None] for name in evaluation.figures}
-        spreads = {name: Spread.of(found) if found else None for name, found in values.items()}
+        spreads = {name: Spread.of(found, len(rows) - len(found)) if found else None for name, found in values.items()}
+        if evaluation.interval:
+            spreads |= _pooled(rows, *evaluation.interval)
         lines.append((dict(zip(evaluation.labels, labels, strict=True)), spreads))
     return lines
+
+
+def _pooled(rows: Sequence[Row], share: str, count: str, low: str, high: str) -> dict[str, Spread]:
+    """The ends of the interval of what all runs asked."""
+    right, asked = sum(round(row[share] * row[count]) for row in rows), sum(row[count] for row in rows)
+    return {end: Spread(x, None, len(rows)) for end, x in zip((low, high), wilson_interval(right, asked), strict=True)}
 
 
 def table(runs: Sequence[dict[str, Any]], evaluation: Columns) -> tuple[list[str], list[list[str]]]:
@@ -179,7 +193,8 @@ def at_least(config: Any, least: float, *names: str) -> None:
 def _with_spread(figure: Figure, found: Spread | None) -> str:
     if found is None:
         return ""
+    some = f" ({found.runs} of {found.runs + found.missing} runs)" if found.missing else ""
     if found.deviation is None or (found.deviation == 0 and figure.form in ("count", "bytes")):
-        return figure.text(found.mean)
+        return figure.text(found.mean) + some
     deviation = figure.text(found.deviation).lstrip("+").removesuffix("%").removesuffix(" s")
-    return f"{figure.text(found.mean)} ± {deviation}"
+    return f"{figure.text(found.mean)} ± {deviation}{some}"

@@ -153,7 +153,7 @@ def plot_people(runs: Sequence[dict[str, Any]], path: Any, title: str) -> None:
         range(len(groups)), [f"{conversation},\n{speaker} speaker" for conversation, speaker in groups], fontsize=8
     )
     axes.set(ylim=(0, 103), ylabel="replies (%)")
-    axes.legend(fontsize=8, frameon=False)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     axes.set_title(title, loc="left", fontweight="bold")
     save(figure, path)
 

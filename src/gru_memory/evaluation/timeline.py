@@ -83,6 +83,7 @@ def evaluate_timeline(model: Any, tokenizer: Any, config: TimelineConfig, progre
     left = seen.left.sum(dim=(1, 2))
     rows = [
         {
+            "conversation": config.seed,
             "position": i,
             "turn": seen.turns[i] + 1,
             "token": repr(seen.tokens[i])[1:-1],
@@ -277,7 +278,7 @@ TIMELINE = Evaluation(
     about="What each written token adds to an answer, by replaying without it; writes, reads and strength as a page.",
     config=TimelineConfig,
     run=evaluate_timeline,
-    labels={"position": "token no.", "turn": "turn", "token": "token"},
+    labels={"conversation": "seed", "position": "token no.", "turn": "turn", "token": "token"},
     figures={
         "contribution": Figure("contribution (nats)", "change"),
         "strength": Figure("written", "share"),

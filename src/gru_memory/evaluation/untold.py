@@ -26,7 +26,11 @@ _DECLINES = re.compile(
     r"shar\w*|said|provid\w*|specif\w*|been)|as an ai|language model|without (?:more|further|any)|"
     r"(?:could|can|would) you (?:please )?(?:tell|provide|share|give|clarify|specify)|"
     r"please (?:tell|provide|share|give|clarify|specify)|i'm sorry|i am sorry|"
-    r"i apologi[sz]e|unknown|i'd need|i would need|let me know)\b"
+    r"i apologi[sz]e|unknown|i'd need|i would need|let me know (?:what|which|who\w*|where|when|how|your|more|the))\b"
+)
+# Unless it goes on to say something of the user all the same: "... but your boat is called the Marigold", "It's 47. Is that right?"
+_CLAIMS = re.compile(
+    r"\b(?:your [\w' -]+ (?:is|are|was|were)|it(?:'s| is)|that(?:'s| is))\b(?! (?:not|un\w+|a mystery)\b)"
 )
 
 
@@ -87,8 +91,17 @@ def evaluate_untold(model: Any, tokenizer: Any, config: UntoldConfig, progress: 
 
 def declines(reply: str) -> bool:
     """Whether a reply says that it does not know, asks back, or says nothing."""
-    text = reply.casefold().replace("\u2019", "'")
-    return not text.strip() or text.rstrip().endswith("?") or _DECLINES.search(text) is not None
+    text = reply.casefold().replace("\u2019", "'").strip()
+    if not text:
+        return True
+    said = _DECLINES.search(text)
+    if said is None:
+        *before, last = re.split(r"(?<=[.!?])\s+", text)
+        return last.endswith("?") and not any(
+            _CLAIMS.search(sentence) for sentence in before if not sentence.endswith("?")
+        )
+    after = re.search(r"\b(?:but|however)\b(.*)", text[said.end() :], re.DOTALL)
+    return after is None or not _CLAIMS.search(after[1])
 
 
 def _ask(
