@@ -200,8 +200,8 @@ def test_the_top_learns_what_it_is_trained_on_and_a_model_without_memory_cannot(
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
     ours, without = outcome.rows
     assert ours["loss"] < without["loss"]
-    budget = 4 * TOKENS * base.config.hidden_size
-    assert 0.9 * budget < ours["bytes"] <= budget
+    allowed = 4 * TOKENS * base.config.hidden_size  # a slot more of so few would be too much
+    assert 0.7 * allowed < ours["bytes"] <= allowed
     assert (without["bytes"], without["parameters"]) == (0, 0)
 
 
