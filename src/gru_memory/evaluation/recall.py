@@ -218,6 +218,7 @@ def standard_suite(sessions: int = RecallConfig.sessions, **settings: Any) -> li
         {"corrected": True},
         {"phrasings": "unseen"},
         {"attributes": "unseen"},
+        {"attributes": "unseen", "phrasings": "unseen"},
         {"values": "seen"},
     ]
     return [RecallConfig(**{"facts": 3, "between": 12, **row}, sessions=sessions, **settings) for row in rows]
