@@ -25,6 +25,7 @@ from clients import (
 from serving import running
 from tiny import assert_same_state
 
+from gru_memory import Conversation
 from gru_memory.server.protocol import Message, split
 from gru_memory.server.recognition import where_to_go_on
 from gru_memory.store import TurnRecord
@@ -93,6 +94,22 @@ def test_what_memory_was_told_between_stays_when_the_history_is_sent_again(loade
         assert_same_state(state_of(server, "told"), conversation.state)
 
 
+def test_what_was_forgotten_stays_so_when_a_message_is_sent_again(server, client, loaded):
+    history, settings = (
+        [user(BOAT), assistant(text_of(chat(client, BOAT, **in_session("forgetful"))))],
+        in_session("forgetful"),
+    )
+    chat(client, *history, HOME, **settings)
+    client.post("../v1/memory/forgetful/forget", body={"text": BOAT}, cast_to=object)
+    conversation = Conversation(*loaded, max_new_tokens=8)
+    conversation.load(server.store.head(server.store.get("forgetful", ADA)).state)
+    chat(client, *history, HOME, **settings)
+    conversation.say(HOME)
+    assert_same_state(state_of(server, "forgetful"), conversation.state)
+    session = server.store.get("forgetful", ADA)
+    assert [turn.user for turn in server.store.transcript(session)] == [BOAT, HOME, HOME]
+
+
 def test_a_history_that_was_read_in_is_not_written_twice(server, client, loaded):
     history, settings = [user(BOAT), assistant("Lovely.")], in_session("reader")
     for text in (HOME, HOME, WHERE):  # regenerated, then edited
@@ -130,6 +147,7 @@ def tree(*rows):
 
 LINE = tree(("a", None, "A", "1"), ("b", "a", "B", "2"), ("c", "b", "C", "3"))
 READ_IN = tree(("A", None, "A", "1"), ("B", "A", "B", "2"), ("c", "B", "C", "3"))
+EDITED = tree(("a", None, "A", "1"), ("b", "a", "B", "2"), ("edit_b", "a", "B", "2"))
 TOLD = tree(("a", None, "A", "1"), ("r", "a", "R", None))
 TOLD_BETWEEN = tree(("a", None, "A", "1"), ("r", "a", "R", None), ("b", "r", "B", "2"))
 A, B, C = ("A", "1"), ("B", "2"), ("C", "3")
@@ -170,6 +188,13 @@ A, B, C = ("A", "1"), ("B", "2"), ("C", "3")
         (READ_IN[1:], "c", [B], "X", False, ("c", [])),  # nor has the store its beginning
         (READ_IN[2:], "c", [], "C", False, ("c", [])),
         (READ_IN, "c", [("Z", "9"), B], "X", False, ("c", [("Z", "9")])),
+        (LINE[:1], "a", [], "A", True, ("a", [])),  # another chat of the same user begins with the same words
+        (TOLD, "r", [], "R", True, ("r", [])),
+        (EDITED, "edit_b", [A, B], "X", False, ("edit_b", [])),
+        (EDITED, "edit_b", [A], "B", False, ("edit_b", [])),  # regenerated, after an edit by hand, which stays
+        (EDITED, "edit_b", [A], "X", False, ("edit_b", [])),
+        ([*EDITED, *LINE[2:]], "c", [A, B], "C", False, ("b", [])),  # an edit that did not lead here
+        ([*EDITED, *tree(("c", "edit_b", "C", "3"))], "c", [A, B], "C", False, ("edit_b", [])),
     ],
 )
 def test_which_part_of_a_history_is_known(records, head, history, message, linear, wanted):

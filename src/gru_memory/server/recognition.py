@@ -22,8 +22,11 @@ def where_to_go_on(
       stretch of the session, its beginning cut off, is recognised too.
     - A turn without a reply may be missing in the history: memory was told it, and the chat does not know.
     - Where the turn to go on from has no state, the turns since the last one that has are taken in again.
+    - What was edited by hand stays edited: nothing goes on from before the last edit that led to the head. There the
+      conversation goes on from its head instead, with what is not known of the history, and the message said once more.
     - A `linear` session, one memory for several chats, always goes on from its head, and so does a history whose
-      beginning is not known; turns that led to the head are left out.
+      beginning is not known; turns that led to the head are left out. A message without a history begins a chat there, and
+      takes the place of nothing.
 
     Args:
         records: every turn of the session, in the order of writing.
@@ -37,7 +40,7 @@ def where_to_go_on(
     texts = dict(zip(digests, history, strict=True))
     chain, known = path_to(records, head), _known(records, salt, digests)
     path, length = None, 0
-    if chain and chain[-1].user_digest == user_digest(salt, message):
+    if chain and chain[-1].user_digest == user_digest(salt, message) and (digests or not linear):
         before = chain[:-1]
         same = known[before[-1].id] >> len(digests) & 1 if before else not digests and chain[0].parent is None
         if same and (digests or all(_is_told(record, salt) for record in before)):
@@ -47,6 +50,9 @@ def where_to_go_on(
         best = max(records, key=lambda r: (known[r.id].bit_length(), r.id == head, r.has_state, r.number))
         if length := known[best.id].bit_length() - 1:
             path = path_to(records, best.id)
+    edited = max((place for place, record in enumerate(chain, start=1) if record.is_edit), default=0)
+    if path is not None and len(path) < edited and path == chain[: len(path)]:
+        path = None
     if path is not None:
         stated = max((place for place, record in enumerate(path, start=1) if record.has_state), default=0)
         if stated or not path or path[0].parent is None:  # else its beginning is not in the store any more

@@ -5,6 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+EDIT = "edit"  # ids of states that were edited by hand begin with it
+
+
+def is_edit(snapshot_id: str) -> bool:
+    """Whether this is the id of a state that was edited by hand."""
+    return str(snapshot_id).startswith(f"{EDIT}_")  # those of files are numbers
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -74,6 +81,11 @@ class TurnRecord:
     user: str | None
     reply: str | None
     about: dict[str, Any] | None = None  # what `commit` was told to keep with it
+
+    @property
+    def is_edit(self) -> bool:
+        """Whether memory was edited by hand after the turn: a record with such a state stands in the place of the turn's own."""
+        return is_edit(self.id)
 
 
 @dataclass(frozen=True)

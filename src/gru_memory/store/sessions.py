@@ -19,7 +19,7 @@ from .database import connect, migrate, scrub, transaction
 from .digests import turn_digest, user_digest
 from .errors import LimitExceeded, SessionConflict, SessionExists, SessionNotFound
 from .queries import path_to, rows_of, session_of, turn_of, turns_in, turns_where
-from .records import Limits, Session, Snapshot, TurnRecord
+from .records import EDIT, Limits, Session, Snapshot, TurnRecord, is_edit
 from .schema import sessions, snapshots
 
 Turn = tuple[str, "str | None"]  # user message, reply
@@ -255,7 +255,7 @@ class SessionStore:
         The snapshot before stays as it is. Raises as `commit` does.
         """
         held = self._check_state(state)
-        now, last = self.clock(), new_id("snap")
+        now, last = self.clock(), new_id(EDIT)
         with transaction(self.engine) as connection:
             head = connection.execute(select(snapshots).where(snapshots.c.id == session.head)).one_or_none()
             if head is None:
@@ -446,7 +446,7 @@ class SessionStore:
         """Give a new session the rows of another one, under new ids."""
         if not rows:
             return session
-        renamed = {row["id"]: new_id("snap") for row in rows}
+        renamed = {row["id"]: new_id(EDIT if is_edit(row["id"]) else "snap") for row in rows}
         copies = [
             {**row, "id": renamed[row["id"]], "parent": renamed.get(row["parent"]), "about": None} for row in rows
         ]
