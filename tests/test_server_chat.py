@@ -88,6 +88,39 @@ def test_a_request_that_is_refused_leaves_no_session_behind(server, client, http
     assert server.store.list(ADA) == before
 
 
+def test_a_top_p_asks_for_a_draw(client, loaded):
+    greedy = expected(loaded, BOAT)[0][0]
+    settings = {"model": MODEL, "messages": [{"role": "user", "content": BOAT}], "seed": 3}
+    drawn = {
+        client.chat.completions.create(**settings, top_p=top_p).choices[0].message.content for top_p in (0.99, 0.98)
+    }
+    assert greedy not in drawn
+    assert client.chat.completions.create(**settings, top_p=1).choices[0].message.content == greedy
+    assert client.responses.create(model=MODEL, input=BOAT, top_p=0.5).temperature == 1
+    assert client.responses.create(model=MODEL, input=BOAT, top_p=0.5, temperature=0).temperature == 0
+
+
+def test_a_header_may_name_a_session_in_any_script(http, server):
+    body = {"model": MODEL, "messages": [{"role": "user", "content": BOAT}]}
+    for name, written in (
+        ("caf\u00e9", "latin-1"),
+        ("caf\u00e8", "utf-8"),
+        ("\u043b\u043e\u0434\u043a\u0430", "utf-8"),
+    ):
+        answer = http.post("/v1/chat/completions", json=body, headers={"x-session-id": name.encode(written)})
+        assert answer.status_code == 200, answer.text
+        assert server.store.get(name, ADA).turns == 1
+
+
+def test_instructions_are_those_of_one_response(client, loaded):
+    first = client.responses.create(model=MODEL, input=BOAT, instructions="Be brief.")
+    second = client.responses.create(model=MODEL, input=WHERE, previous_response_id=first.id)
+    conversation = Conversation(*loaded, system="Be brief.", max_new_tokens=8)
+    conversation.say(BOAT)
+    conversation.use_system(None)
+    assert second.output_text == conversation.say(WHERE)
+
+
 def test_a_system_prompt_is_that_of_the_request(client, loaded):
     system = {"role": "system", "content": "Be brief."}
     assert text_of(chat(client, system, BOAT)) == expected(loaded, BOAT, system="Be brief.")[0][0]

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import socket
 
 import pytest
@@ -64,6 +65,14 @@ from gru_memory.server.http import BodyLimit
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
         {"messages": [user("boat " * 500)]},
         {"messages": "hello"},
+        {"messages": [user("a\0b")]},
+        {"messages": [user("a"), assistant("b\0"), user("c")]},
+        {"max_tokens": 4, "max_completion_tokens": 5},
+        {"max_tokens": True},
+        {"n": True},
+        {"temperature": True},
+        {"temperature": "0"},
+        {"stream": "no"},
     ],
 )
 def test_what_is_not_supported_is_refused_in_openai_s_words(http, fields):
@@ -94,6 +103,41 @@ def test_what_is_not_supported_is_refused_in_openai_s_words(http, fields):
 def test_responses_refuse_too(http, fields):
     answer = http.post("/v1/responses", json={"model": MODEL, "input": BOAT, **fields})
     assert answer.status_code == 400, answer.text
+
+
+def test_half_a_character_is_refused(http):
+    body = json.dumps({"model": MODEL, "messages": [user("a\ud800")]}).encode()
+    answer = http.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 400 and "unicode" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/v1/chat/completions?stream=true"),
+        ("POST", "/v1/responses?x=1"),
+        ("GET", "/v1/memory?limt=5"),
+        ("GET", "/v1/memory/whole?slot=3"),
+        ("GET", "/v1/models?x=1"),
+        ("GET", "/v1/conversations/whole?include=x"),
+        ("GET", "/v1/conversations/whole/items?include=x"),
+    ],
+)
+def test_parameters_that_nobody_knows_are_refused(http, method, path):
+    body = {"model": MODEL, "messages": [user(BOAT)]} if "chat" in path else {"model": MODEL, "input": BOAT}
+    answer = http.request(method, path, json=body if method == "POST" else None)
+    assert (answer.status_code, "not supported here" in answer.text) == (400, True), answer.text
+
+
+def test_those_that_are_known_are_not(http):
+    http.post("/v1/memory/known/remember", json={"text": HOME})
+    for path in (
+        "memory?limit=5&offset=0",
+        "memory/known?top=1&slots=2",
+        "conversations/known/items?order=asc&limit=3",
+    ):
+        assert http.get(f"/v1/{path}").status_code == 200
+    http.delete("/v1/memory/known")
 
 
 def test_fields_that_ask_for_nothing_are_accepted(http):
@@ -185,6 +229,8 @@ def test_a_name_that_no_path_could_hold_is_refused_wherever_it_is_given(server, 
     for name in (".", ".."):  # what a path leaves out
         answer = http.post("/v1/chat/completions", json={**post, "session_id": name})
         assert (answer.status_code, "stands for a folder" in answer.text) == (400, True), answer.text
+    answer = http.post("/v1/memory/%2e%2e/remember", json={"text": HOME})
+    assert (answer.status_code, "stands for a folder" in answer.text) == (400, True), answer.text
     http.delete("/v1/memory/whole")
     assert server.store.list(ADA) == before
 

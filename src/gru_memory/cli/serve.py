@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import os
 import signal
@@ -27,7 +26,7 @@ def serve_command(
     host: Annotated[
         str, typer.Option(help="address to listen on; other than the loopback needs API keys")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="port to listen on")] = 8000,
+    port: Annotated[int, typer.Option(help="port to listen on", min=1, max=65_535)] = 8000,
     model: Annotated[str, typer.Option(help=MODEL_HELP)] = EMBEDDED_NAME,
     memory: Annotated[Optional[str], typer.Option(help=MEMORY_HELP)] = None,  # noqa: UP045 (typer on Python 3.10)
     model_name: Annotated[
@@ -43,6 +42,10 @@ def serve_command(
     cors_origin: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(help="a web page's origin that may call from a browser; none if not given"),
+    ] = None,
+    allow_host: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="without API keys: a name under which the server answers, besides the loopback's own"),
     ] = None,
     text: Annotated[bool, typer.Option(help="keep the messages of new sessions, not their memory alone")] = True,
     ttl_days: Annotated[float, typer.Option(help="days a session lives after its last turn")] = 30.0,
@@ -81,14 +84,14 @@ def serve_command(
 
         from ..server import ServerSettings, create_app
         from ..server.engine import EngineLimits
-        from ..server.http import JsonLines
+        from ..server.http import JsonLines, is_loopback
         from ..server.settings import read_keys
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"the server needs {error.name}, which is not installed: pip install 'gru-memory[serve]'"
         ) from error
     keys = read_keys(api_keys) if api_keys else ()
-    if not keys and not no_auth and not _is_loopback(host):
+    if not keys and not no_auth and not is_loopback(host):
         raise ValueError(
             f"{host} can be reached from elsewhere: give --api-keys FILE, or --no-auth if everybody may come in"
         )
@@ -97,7 +100,7 @@ def serve_command(
     settings = ServerSettings(
         model_name=model_name or model, api_keys=keys, cors_origins=tuple(cors_origin or ()), context_turns=context_turns,
         default_new_tokens=max_new_tokens, keep_text=text, grace_seconds=grace,
-        limits=limits,
+        limits=limits, hosts=("*",) if no_auth else tuple(allow_host or ()),
         engine=EngineLimits(max_batch=max_batch, max_waiting=max_waiting, guessed_tokens=guessed_tokens),
     )  # fmt: skip
     _log_to_stderr(JsonLines())
@@ -143,13 +146,6 @@ def _serve_with_ray(spec: tuple, scaling: tuple, host: str, port: int) -> None:
         signal.signal(number, lambda *_: ended.set())
     ended.wait()
     ray_serve.stop()
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _log_to_stderr(formatter: Any) -> None:

@@ -24,7 +24,7 @@ from .. import __version__
 from ..store import SessionStore, StoreError
 from .engine import Done, Engine, Event, Overloaded, ShuttingDown, TimedOut
 from .errors import ApiError, as_api_error
-from .http import BodyLimit, Keys, Observed, as_answer
+from .http import BodyLimit, Keys, Observed, OwnNames, as_answer, only_known_parameters
 from .item_routes import item_router
 from .kept_routes import kept_router
 from .memory_routes import memory_router
@@ -68,7 +68,8 @@ def create_app(model: Any, tokenizer: Any, store: SessionStore, settings: Server
             purging.cancel()
             await asyncio.to_thread(engine.close, settings.grace_seconds)
 
-    app = FastAPI(title="gru-memory", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    about = {"title": "gru-memory", "version": __version__, "docs_url": None, "redoc_url": None}
+    app = FastAPI(**about, lifespan=lifespan, dependencies=[Depends(only_known_parameters)])
     app.state.engine, app.state.service, app.state.metrics = engine, service, metrics
 
     bearer = Depends(HTTPBearer(auto_error=False))  # says in the schema that there are keys; `Keys` looks at them
@@ -110,11 +111,9 @@ def create_app(model: Any, tokenizer: Any, store: SessionStore, settings: Server
         """A reply to the last message. Which memory: session_id, X-Session-Id, X-OpenWebUI-Chat-Id, user, or none."""
         known(body.model)
         system, history, message = split(body.messages)
-        sampling = Sampling(
-            body.temperature or 0.0, body.top_p, body.frequency_penalty, body.presence_penalty, body.seed, body.stops
-        )
+        sampling = Sampling(body.heat, body.top_p, body.frequency_penalty, body.presence_penalty, body.seed, body.stops)
         turns = Turns(system, history, message, sampling, body.longest)
-        address = Address(chat=body.session_id or x_session_id or x_openwebui_chat_id, user=body.user)
+        address = Address(chat=body.session_id or _name(x_session_id) or _name(x_openwebui_chat_id), user=body.user)
         new, created = response_id("chatcmpl"), int(time.time())
         events = await _begun(service.reply(owner, address, turns, new), request)
         if body.stream:
@@ -135,10 +134,10 @@ def create_app(model: Any, tokenizer: Any, store: SessionStore, settings: Server
         """
         known(body.model)
         system, history, message = split(body.messages)
-        turns = Turns(system, history, message, Sampling(body.temperature or 0.0, body.top_p), body.max_output_tokens)
+        turns = Turns(system, history, message, Sampling(body.heat, body.top_p), body.max_output_tokens)
         address = Address(
-            body.conversation_name, body.previous_response_id, body.session_id or x_session_id or x_openwebui_chat_id,
-            body.user,
+            body.conversation_name, body.previous_response_id,
+            body.session_id or _name(x_session_id) or _name(x_openwebui_chat_id), body.user,
         )  # fmt: skip
         if not body.store and address != Address():
             raise ApiError(
@@ -190,6 +189,8 @@ def create_app(model: Any, tokenizer: Any, store: SessionStore, settings: Server
                 return error
         return None
 
+    if not settings.api_keys:
+        app.add_middleware(OwnNames, names=settings.hosts, origins=settings.cors_origins)
     app.add_middleware(BodyLimit, limit=most_bytes, seconds=settings.body_seconds, refusal=refusal)
     if settings.cors_origins:
         app.add_middleware(
@@ -206,6 +207,14 @@ def _route_of(scope: Scope, routes: Iterable[BaseRoute]) -> BaseRoute | None:
             included = getattr(route, "original_router", None)
             return route if included is None else _route_of(scope, included.routes)
     return None
+
+
+def _name(header: str | None) -> str | None:
+    """What a client wrote into a header: as UTF-8, where it is that, and not as Latin-1, which is how it is read."""
+    try:
+        return header and header.encode("latin-1").decode("utf-8")
+    except UnicodeError:
+        return header
 
 
 def _model(name: str) -> dict[str, Any]:

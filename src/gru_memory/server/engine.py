@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -35,6 +36,14 @@ class TimedOut(Exception):
     """The request took longer than it may."""
 
 
+def positive(settings: Any, *names: str) -> None:
+    """Raise ValueError unless every named setting is a finite number above 0."""
+    for name in names:
+        value = getattr(settings, name)
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name} is {value}: it must be a number above 0")
+
+
 @dataclass(frozen=True)
 class EngineLimits:
     """How much the engine takes on. Times in seconds."""
@@ -47,6 +56,11 @@ class EngineLimits:
     guessed_tokens: int = field(
         default=2, metadata={"help": "tokens guessed ahead of a conversation that decodes alone; 0 for none"}
     )
+
+    def __post_init__(self) -> None:
+        positive(self, "max_batch", "max_waiting", "prefill_tokens", "wait_seconds", "request_seconds")
+        if self.guessed_tokens < 0:
+            raise ValueError(f"guessed_tokens is {self.guessed_tokens}: it must be 0 or more")
 
 
 @dataclass(frozen=True)

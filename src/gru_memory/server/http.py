@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import ipaddress
 import json
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
+from starlette.datastructures import Headers
+from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -94,6 +98,58 @@ def as_answer(error: ApiError, headers: dict[str, str] | None = None) -> JSONRes
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
     return JSONResponse(error.body, error.status, headers)
+
+
+def only_known_parameters(request: Request) -> None:
+    """A dependency of every route: a parameter of the address that the route does not know is refused, never ignored."""
+    route = request.scope["route"]
+    if route.path.startswith("/v1/"):
+        known = {parameter.alias for parameter in route.dependant.query_params}
+        for name in request.query_params:
+            if name not in known:
+                raise ApiError(400, f"{name[:200]}: this parameter is not supported here", "invalid_value", name[:200])
+
+
+class OwnNames:
+    """Answers only under names that are the server's own, and no page but its own and those of `origins`.
+
+    For servers without keys: a page from elsewhere, in the browser of whoever runs the server, could otherwise read and write
+    every session, under a name of its own that it lets point here (DNS rebinding), or by a form.
+
+    Args:
+        app: what answers.
+        names: host names besides those of the loopback; "*" for any, which leaves origins to browsers, too.
+        origins: of pages from elsewhere that may ask.
+    """
+
+    def __init__(self, app: ASGIApp, names: Sequence[str] = (), origins: Sequence[str] = ()) -> None:
+        self.app, self.names, self.origins = app, {name.lower() for name in names}, set(origins)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refused = None if scope["type"] != "http" or "*" in self.names else self._refusal(Headers(scope=scope))
+        await (self.app if refused is None else as_answer(refused))(scope, receive, send)
+
+    def _refusal(self, headers: Headers) -> ApiError | None:
+        host, origin = headers.get("host", ""), headers.get("origin")
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:  # no host at all, such as "["
+            name = ""
+        if not is_loopback(name) and name not in self.names:
+            message = "this server has no API keys, so it answers only under its own names, and this is none of them"
+            return ApiError(403, f"{message}: --allow-host lets another one in", "host_not_allowed")
+        if origin is not None and origin not in self.origins and origin.partition("://")[2] != host:
+            message = "this server has no API keys, so it answers no page from elsewhere: --cors-origin lets one in"
+            return ApiError(403, message, "origin_not_allowed")
+        return None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether this is an address or a name of the machine itself, which no other can reach."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 class Observed:

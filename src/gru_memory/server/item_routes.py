@@ -9,7 +9,6 @@ from fastapi import APIRouter, Depends, Query
 
 from ..store import Session, SessionNotFound, TurnRecord
 from .errors import ApiError
-from .kept_routes import only_parameters
 from .openai_format import item_list, turn_items
 from .protocol import ItemsRequest, conversation_of
 from .service import Service, in_thread
@@ -18,7 +17,7 @@ from .service import Service, in_thread
 def item_router(service: Service, owner: Callable[..., str]) -> APIRouter:
     """The routes, for conversations of whoever `owner` says a request is from."""
     router = APIRouter(prefix="/v1/conversations/{conversation}/items", tags=["openai"])
-    store, Owner, plain = service.store, Depends(owner), [Depends(only_parameters())]
+    store, Owner = service.store, Depends(owner)
 
     def items(conversation: str, owner: str) -> list[dict[str, Any]]:
         """The messages that led to where the conversation is, oldest first."""
@@ -31,7 +30,7 @@ def item_router(service: Service, owner: Callable[..., str]) -> APIRouter:
                 return known
         raise SessionNotFound("this conversation has no such item")
 
-    @router.get("", dependencies=[Depends(only_parameters("after", "limit", "order"))])
+    @router.get("")
     async def list_items(
         conversation: str,
         owner: str = Owner,
@@ -55,7 +54,7 @@ def item_router(service: Service, owner: Callable[..., str]) -> APIRouter:
 
         return await in_thread(page)
 
-    @router.post("", dependencies=plain)
+    @router.post("")
     async def create_items(conversation: str, body: ItemsRequest, owner: str = Owner) -> dict[str, Any]:
         """Take messages into memory, up to 20 at a time. Nothing is answered."""
         system, turns = conversation_of(body.items)
@@ -77,12 +76,12 @@ def item_router(service: Service, owner: Callable[..., str]) -> APIRouter:
         made = zip(records, turns, strict=True)
         return item_list([item for record, turn in made for item in turn_items(record, *turn)], more=False)
 
-    @router.get("/{item}", dependencies=plain)
+    @router.get("/{item}")
     async def show_item(conversation: str, item: str, owner: str = Owner) -> dict[str, Any]:
         """One message."""
         return await in_thread(find, conversation, item, owner)
 
-    @router.delete("/{item}", dependencies=plain)
+    @router.delete("/{item}")
     async def delete_item(conversation: str, item: str, owner: str = Owner) -> dict[str, Any]:
         """Always refused: memory has taken the message in, and what a single one has left there cannot be told apart."""
         await in_thread(find, conversation, item, owner)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends
 
 from ..store import Session, SessionNotFound, TurnRecord
-from .errors import ApiError
 from .openai_format import kept_response
 from .protocol import ConversationRequest, MetadataRequest, conversation_of
 from .service import Service, in_thread, response_id
@@ -16,7 +15,7 @@ from .service import Service, in_thread, response_id
 
 def kept_router(service: Service, owner: Callable[..., str]) -> APIRouter:
     """The routes, for what belongs to whoever `owner` says a request is from."""
-    router = APIRouter(prefix="/v1", tags=["openai"], dependencies=[Depends(only_parameters())])
+    router = APIRouter(prefix="/v1", tags=["openai"])
     store, Owner = service.store, Depends(owner)
 
     def find(identity: str, owner: str) -> TurnRecord:
@@ -86,17 +85,6 @@ def kept_router(service: Service, owner: Callable[..., str]) -> APIRouter:
         return {"id": conversation, "object": "conversation.deleted", "deleted": True}
 
     return router
-
-
-def only_parameters(*known: str) -> Callable[[Request], None]:
-    """A dependency that refuses all others: `stream`, `include` and their like are not supported here."""
-
-    def check(request: Request) -> None:
-        for name in request.query_params:
-            if name not in known:
-                raise ApiError(400, f"{name[:200]}: this parameter is not supported here", "invalid_value", name[:200])
-
-    return check
 
 
 def _conversation(session: Session) -> dict[str, Any]:

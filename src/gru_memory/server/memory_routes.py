@@ -152,6 +152,7 @@ def memory_router(service: Service, owner: Callable[..., str]) -> APIRouter:
     @router.post("/{session}/remember")
     async def remember(session: str, body: TextRequest, owner: str = Owner) -> dict[str, Any]:
         """Tell the memory something; nothing is answered."""
+        check_path_name(session)
 
         def begin() -> Any:
             return store.get_or_begin(session, owner, service.keep_text)

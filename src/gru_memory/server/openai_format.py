@@ -87,7 +87,7 @@ def response_object(
         "previous_response_id": request.previous_response_id,
         "conversation": {"id": conversation} if conversation else None,
         "store": request.store,
-        "temperature": request.temperature if request.temperature is not None else 0.0,
+        "temperature": request.heat,
         "top_p": request.top_p,
         "text": {"format": {"type": "text"}},
         "tool_choice": request.tool_choice,

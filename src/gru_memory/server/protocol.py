@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 MAX_TEXT = 262_144  # characters of one message
 MAX_MESSAGES = 2_000
 
-Text = Annotated[str, Field(max_length=MAX_TEXT)]
+
+def _keepable(text: str) -> str:
+    """Raise ValueError for a text that no database keeps, before a model works on it in vain."""
+    if "\0" in text:
+        raise ValueError("the text holds a NUL character, which no database keeps: leave it out")
+    return text
+
+
+Text = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_keepable)]
 Id = Annotated[str, Field(min_length=1, max_length=200)]
 User = Annotated[str, Field(min_length=1, max_length=195)]  # its session's name is 5 characters longer
 Metadata = Annotated[
@@ -18,7 +26,7 @@ Metadata = Annotated[
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), strict=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -65,6 +73,11 @@ class _Sampled(_Strict):
     user: User | None = None
     session_id: Id | None = None
 
+    @property
+    def heat(self) -> float:
+        """The temperature: 0, which takes the likeliest token, unless one is given, or a `top_p`, which asks for a draw."""
+        return self.temperature if self.temperature is not None else float(self.top_p < 1)
+
 
 class ChatRequest(_Sampled):
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
@@ -75,7 +88,7 @@ class ChatRequest(_Sampled):
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
-    n: Literal[1] = 1
+    n: Annotated[int, Field(ge=1, le=1)] = 1
     logprobs: Literal[False] = False
     response_format: _Format | None = None
     store: Literal[False] = False
@@ -88,6 +101,12 @@ class ChatRequest(_Sampled):
     def _options_of_a_stream(self) -> ChatRequest:
         if self.stream_options and not self.stream:
             raise ValueError("stream_options are those of a stream: leave them out, or set stream")
+        return self
+
+    @model_validator(mode="after")
+    def _one_length(self) -> ChatRequest:
+        if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
+            raise ValueError("max_tokens and max_completion_tokens say two different things: give one of them")
         return self
 
     @property

@@ -172,7 +172,7 @@ class Service:
                 conversation.load(snapshot.state)
             except ValueError as error:
                 raise ApiError(409, f"this conversation cannot go on: {error}", "memory_changed") from error
-            if turns.system is not None:
+            if turns.system is not None or branch:  # as with OpenAI, a response's instructions are those of no other
                 conversation.use_system(turns.system)
         return _Plan(session, parent, branch, conversation, read)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..store import Limits
-from .engine import EngineLimits
+from .engine import EngineLimits, positive
 
 MIN_KEY = 16  # characters
 
@@ -19,6 +19,12 @@ class ServerSettings:
     model_name: str = field(default="gru-memory", metadata={"help": "name of the model for clients"})
     api_keys: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "help": 'names under which a server without keys answers, besides those of the loopback; "*" for any'
+        },
+    )
     context_turns: int = field(default=1, metadata={"help": "turns that attention sees, the current one included"})
     default_new_tokens: int = field(
         default=256, metadata={"help": "longest reply, in tokens, where a request does not say"}
@@ -38,6 +44,12 @@ class ServerSettings:
     limits: Limits = field(default_factory=lambda: Limits(max_sessions=100_000, ttl_seconds=30 * 86_400))
 
     def __post_init__(self) -> None:
+        positive(
+            self, "context_turns", "default_new_tokens", "most_new_tokens", "max_body_bytes", "max_import_bytes", "body_seconds",
+            "purge_seconds",
+        )  # fmt: skip
+        if not 0 <= self.grace_seconds < 86_400:
+            raise ValueError(f"grace_seconds is {self.grace_seconds}: it must be 0 to a day")
         for key in self.api_keys:
             if len(key) < MIN_KEY or not key.isascii() or not key.isprintable() or " " in key:
                 raise ValueError(f"an API key has at least {MIN_KEY} printable ASCII characters without spaces")
