@@ -19,7 +19,7 @@ from stored import (
 )
 
 from gru_memory import MemoryState
-from gru_memory.store import LimitExceeded, SessionExists, SessionNotFound, SessionStore
+from gru_memory.store import LimitExceeded, Limits, SessionExists, SessionNotFound, SessionStore
 
 # Forks
 
@@ -72,11 +72,54 @@ def test_export_and_import_carry_the_whole_tree(store, states, keep_text):
     assert empty.head is None
 
 
+def _header(data: bytes) -> dict:
+    return json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+
+
+def _tensor(data: bytes) -> torch.Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
 def _changed(data: bytes, change) -> bytes:
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-    about, tensors = json.loads(header["session"]), load(data)
+    header, tensors = _header(data), load(data)
+    about = json.loads(bytes(tensors.pop("session").numpy()))
     change(header, about, tensors)
-    return save(tensors, {**header, "session": header.get("raw") or json.dumps(about)})
+    raw = header.pop("raw", None) or json.dumps(about)
+    return save({"session": _tensor(raw.encode()), **tensors}, header)
+
+
+def _in_format_1(data: bytes) -> bytes:
+    """The same file as it was written when the JSON was in the header."""
+    tensors = load(data)
+    header = {**_header(data), "version": "1", "session": bytes(tensors.pop("session").numpy()).decode()}
+    return save(tensors or {"state/none": torch.zeros(1, dtype=torch.uint8)}, header)
+
+
+def test_files_of_format_1_can_be_read(store, states):
+    session, _ = talk(store, states)
+    copy = store.import_file(_in_format_1(store.export(session)), name="copy")
+    assert store.head(copy).state == states[3]
+    assert [(turn.user, turn.reply) for turn in store.transcript(copy)] == TURNS
+    assert store.import_file(_in_format_1(store.export(store.create("empty"))), name="empty too").head is None
+
+
+def test_a_session_with_more_text_than_a_header_can_hold(tmp_path, states):
+    """The header of a safetensors file is 100 MB at most."""
+    with SessionStore(str(tmp_path / "s"), Limits(max_text_bytes=60 << 20)) as store:
+        session = store.create("long")
+        for number in range(2):
+            turn = (f"{number}" + "x" * (55 << 20), None)
+            session = store.commit(session, [turn], states[1], session.head).session
+        copy = store.import_file(store.export(session), name="copy")
+        assert [len(turn.user) for turn in store.transcript(copy)] == [1 + (55 << 20)] * 2
+
+
+def test_nothing_is_exported_that_could_not_be_imported(tmp_path, states, monkeypatch):
+    monkeypatch.setattr("gru_memory.store.files.MAX_FILE_BYTES", 1_000)
+    with SessionStore(str(tmp_path / "s")) as store:
+        session, _ = talk(store, states)
+        with pytest.raises(LimitExceeded, match="a file at most 1000"):
+            store.export(session)
 
 
 def _counts_too_much(header, about, tensors):
@@ -90,9 +133,10 @@ def _counts_too_much(header, about, tensors):
     ("change", "message"),
     [
         (lambda h, a, t: h.update(kind="else"), "no session"),
-        (lambda h, a, t: h.update(version="2"), "newer version"),
+        (lambda h, a, t: h.update(version="3"), "newer version"),
         (lambda h, a, t: h.update(raw="[" * 100_000), "damaged"),
         (lambda h, a, t: h.update(raw="[]"), "damaged"),
+        (lambda h, a, t: h.update(version="1"), "damaged"),
         (lambda h, a, t: a.pop("salt"), "damaged"),
         (lambda h, a, t: a.update(salt="zz"), "damaged"),
         (lambda h, a, t: a.update(head=7), "damaged"),

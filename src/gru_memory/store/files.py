@@ -1,4 +1,4 @@
-"""A session as one file: safetensors, with every state as bytes and everything else as JSON in the header."""
+"""A session as one file: safetensors, with every state as bytes and everything else as JSON, a tensor of bytes, too."""
 
 from __future__ import annotations
 
@@ -14,13 +14,18 @@ from .digests import DIGEST_BYTES
 from .errors import LimitExceeded
 from .records import Limits, Session
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1: the JSON was in the header, of which safetensors reads no more than 100 MB
 _KIND = "gru-memory session"
+_ABOUT = "session"  # of the header in version 1, a tensor since
 MAX_FILE_BYTES = 1 << 30  # read no further
 
 
 def pack(session: Session, rows: Sequence[Any]) -> bytes:
-    """The bytes of a file that holds the session and its rows."""
+    """The bytes of a file that holds the session and its rows.
+
+    Raises:
+        LimitExceeded: it would be larger than `unpack` reads.
+    """
     place = {row["id"]: number for number, row in enumerate(rows)}
     about = {
         "name": session.name,
@@ -43,13 +48,14 @@ def pack(session: Session, rows: Sequence[Any]) -> bytes:
             for row in rows
         ],
     }
-    states = {
-        f"state/{number}": torch.frombuffer(bytearray(row["state"]), dtype=torch.uint8)
-        for number, row in enumerate(rows)
-        if row["state"] is not None
-    }
-    header = {"kind": _KIND, "version": str(FORMAT_VERSION), "session": json.dumps(about)}
-    return save(states or {"state/none": torch.zeros(1, dtype=torch.uint8)}, header)
+    contents = {_ABOUT: json.dumps(about).encode()}
+    contents |= {f"state/{number}": row["state"] for number, row in enumerate(rows) if row["state"] is not None}
+    if (size := sum(map(len, contents.values()))) > MAX_FILE_BYTES:
+        raise LimitExceeded(
+            f"the session has {size} bytes, and a file at most {MAX_FILE_BYTES}: fork it from an early turn"
+        )
+    tensors = {name: torch.frombuffer(bytearray(content), dtype=torch.uint8) for name, content in contents.items()}
+    return save(tensors, {"kind": _KIND, "version": str(FORMAT_VERSION)})
 
 
 def unpack(
@@ -69,7 +75,7 @@ def unpack(
     if not (version := header.get("version", "")).isdecimal() or int(version) > FORMAT_VERSION:
         raise ValueError("this session was exported by a newer version of gru-memory: upgrade to read it")
     try:
-        about = json.loads(header["session"])
+        about = json.loads(header[_ABOUT] if int(version) == 1 else _bytes(tensors.pop(_ABOUT)).decode())
         rows = [_row(number, row, limits) for number, row in enumerate(about["rows"])]
         about = _about(about, len(rows))
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
@@ -78,13 +84,13 @@ def unpack(
         raise LimitExceeded(f"the session has {len(rows)} turns: at most {limits.max_turns} are kept")
     for name, tensor in tensors.items():
         number = name.removeprefix("state/")
-        if number == "none":
+        if number == "none":  # in version 1, which wrote no file without a tensor
             continue
-        if not number.isdecimal() or int(number) >= len(rows) or tensor.dtype != torch.uint8 or tensor.dim() != 1:
+        if not number.isdecimal() or int(number) >= len(rows) or not _is_bytes(tensor):
             raise ValueError(_damaged(f"{name} is not a state of it"))
         if tensor.numel() > limits.max_state_bytes:
             raise LimitExceeded(f"a state has {tensor.numel()} bytes: at most {limits.max_state_bytes} are kept")
-        state = bytes(tensor.numpy())
+        state = _bytes(tensor)
         held = check_state(state)
         if held["fingerprint"] != about["fingerprint"]:
             raise ValueError(_damaged("its states are not of one memory"))
@@ -101,6 +107,16 @@ def _open(data: bytes) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(_damaged(error)) from error
     return tensors, header
+
+
+def _is_bytes(tensor: torch.Tensor) -> bool:
+    return tensor.dtype == torch.uint8 and tensor.dim() == 1
+
+
+def _bytes(tensor: torch.Tensor) -> bytes:
+    if not _is_bytes(tensor):
+        raise TypeError("a tensor is not bytes")
+    return bytes(tensor.numpy())
 
 
 def _row(number: int, row: dict[str, Any], limits: Limits) -> dict[str, Any]:
