@@ -17,9 +17,11 @@ from stored import (
     talk,
     url_of_a_new_store,  # noqa: F401 (a fixture)
 )
+from talking import talking_model, talking_tokenizer
 
-from gru_memory import MemoryState
+from gru_memory import Conversation, MemoryState
 from gru_memory.store import LimitExceeded, Limits, SessionExists, SessionNotFound, SessionStore
+from gru_memory.store.digests import turn_digest
 
 # Forks
 
@@ -70,6 +72,47 @@ def test_export_and_import_carry_the_whole_tree(store, states, keep_text):
     assert (b"Marigold" in data) is keep_text
     empty = store.import_file(store.export(store.create("empty")), name="empty too")
     assert empty.head is None
+
+
+@pytest.mark.parametrize("whose", ["the file", "the caller"])
+def test_an_import_without_text_keeps_none(tmp_path, whose):
+    """Neither in rows nor in states, of which attention would see the last turns again."""
+    conversation = Conversation(talking_model("llama"), talking_tokenizer("llama"), context_turns=3)
+    with SessionStore(str(tmp_path / "s")) as store:
+        session = store.create("boat")
+        for turn in TURNS:
+            conversation.read(*turn)
+            session = store.commit(session, [turn], conversation.to_bytes(), session.head).session
+        data = store.export(session)
+        if whose == "the file":
+            data = _changed(data, lambda header, about, tensors: about.update(keep_text=False))
+    with SessionStore(str(tmp_path / "other" / "s")) as store:
+        copy = store.import_file(data, keep_text=whose == "the file")
+        assert (copy.keep_text, copy.turns) == (False, 3)
+        assert [turn.user for turn in store.transcript(copy)] == [None] * 3
+        assert store.turns(copy)[0].turn_digest == turn_digest(copy.salt, *TURNS[0])
+        conversation.load(store.head(copy).state)
+        assert conversation.turns == 3
+    kept = b"".join(path.read_bytes() for path in (tmp_path / "other").iterdir())
+    assert b"Marigold" in data and b"Marigold" not in kept
+
+
+def test_what_a_store_can_hold_can_be_imported(tmp_path, states):
+    """The head survives newer branches, however many: there is one turn more than is kept otherwise."""
+    with SessionStore(str(tmp_path / "s"), Limits(max_turns=3)) as store:
+        session, ids = talk(store, states, turns=2)
+        parent = ids[0]
+        for number in range(4):
+            parent = store.commit(session, [(f"branch {number}", None)], states[2], parent, branch=True).id
+        session = store.get("boat")
+        assert (session.head, len(store.turns(session))) == (ids[1], 4)
+        copy = store.import_file(store.export(session), name="copy")
+        assert [turn.user for turn in store.turns(copy)] == [turn.user for turn in store.turns(session)]
+        assert store.head(copy).state == states[2]
+        assert store.transcript(copy)[-1].user == TURNS[1][0]
+        more = _changed(store.export(session), lambda h, about, t: about["rows"].append(about["rows"][-1]))
+        with pytest.raises(LimitExceeded, match="5 turns"):
+            store.import_file(more, name="more")
 
 
 def _header(data: bytes) -> dict:
@@ -144,7 +187,18 @@ def _counts_too_much(header, about, tensors):
         (lambda h, a, t: a.update(name=3), "damaged"),
         (lambda h, a, t: a.update(name="a\nb"), "printable"),
         (lambda h, a, t: a.update(settings=[]), "damaged"),
+        (lambda h, a, t: a["settings"].update(metadata="text"), "damaged.*a mapping of at most 16"),
+        (lambda h, a, t: a["settings"].update(metadata={str(n): "" for n in range(17)}), "a mapping of at most 16"),
+        (lambda h, a, t: a["settings"].update(metadata={"k" * 65: ""}), "keys of at most 64"),
+        (lambda h, a, t: a["settings"].update(metadata={"k": "v" * 513}), "values of at most 512"),
+        (lambda h, a, t: a["settings"].update(metadata={"k": 1}), "values of at most 512"),
+        (lambda h, a, t: a["settings"].update(metadata={"k": "nul\0"}), "NUL"),
+        (lambda h, a, t: a["settings"].update(deep=[{"nul\0": 1}]), "the settings holds a NUL"),
+        (lambda h, a, t: a["settings"].update(deep=["\ud800"]), "no valid Unicode"),
         (lambda h, a, t: a.update(fingerprint="other"), "not of one memory"),
+        (lambda h, a, t: a.update(fingerprint="nul\0"), "the fingerprint holds a NUL"),
+        (lambda h, a, t: a.update(fingerprint="\ud800"), "the fingerprint is no valid Unicode"),
+        (lambda h, a, t: a["rows"][0].update(reply="\ud800"), "damaged.*no valid Unicode"),
         (lambda h, a, t: a["rows"][0].update(parent=1), "damaged"),
         (lambda h, a, t: a["rows"][0].update(user=3), "damaged"),
         (lambda h, a, t: a["rows"][0].update(user="nul\0"), "damaged"),

@@ -13,6 +13,7 @@ from safetensors.torch import load, save
 from .digests import DIGEST_BYTES
 from .errors import LimitExceeded
 from .records import Limits, Session
+from .settings import check_metadata, check_strings
 
 FORMAT_VERSION = 2  # 1: the JSON was in the header, of which safetensors reads no more than 100 MB
 _KIND = "gru-memory session"
@@ -80,7 +81,7 @@ def unpack(
         about = _about(about, len(rows))
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
         raise ValueError(_damaged(f"{type(error).__name__}: {error}")) from error
-    if len(rows) > limits.max_turns:
+    if len(rows) > limits.max_turns + (about["head"] == 0):  # the head stays, however old it is
         raise LimitExceeded(f"the session has {len(rows)} turns: at most {limits.max_turns} are kept")
     for name, tensor in tensors.items():
         number = name.removeprefix("state/")
@@ -121,8 +122,9 @@ def _bytes(tensor: torch.Tensor) -> bytes:
 
 def _row(number: int, row: dict[str, Any], limits: Limits) -> dict[str, Any]:
     texts = (row["user"], row["reply"])
-    if not all(text is None or isinstance(text, str) for text in texts) or any("\0" in (text or "") for text in texts):
+    if not all(text is None or isinstance(text, str) for text in texts):
         raise TypeError("a message is not text")
+    check_strings(texts, "a message")
     if any(len((text or "").encode()) > limits.max_text_bytes for text in texts):
         raise LimitExceeded(f"a message is too large: at most {limits.max_text_bytes} bytes are kept")
     parent = row["parent"]
@@ -148,8 +150,12 @@ def _about(about: dict[str, Any], rows: int) -> dict[str, Any]:
         raise TypeError("the turn to go on from is not in it")
     if not isinstance(about["settings"], dict) or not isinstance(about["keep_text"], bool):
         raise TypeError("settings of the wrong types")
+    check_strings(about["settings"], "the settings")
+    if (metadata := about["settings"].get("metadata")) is not None:
+        check_metadata(metadata)
     if fingerprint is not None and (not isinstance(fingerprint, str) or len(fingerprint) > 64):
         raise TypeError("the fingerprint is not one")
+    check_strings(fingerprint, "the fingerprint")
     if not isinstance(about["name"], str):
         raise TypeError("the name is not text")
     return {

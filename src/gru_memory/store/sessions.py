@@ -299,12 +299,14 @@ class SessionStore:
         owner: str = "",
         name: str | None = None,
         check: Callable[[str], None] = lambda name: None,
+        keep_text: bool = True,
     ) -> Session:
         """Take in what `export` wrote, as a new session. Its snapshots get new ids.
 
         Args:
             name: instead of the one it was exported under.
             check: raises an error if the name, wherever it is from, is none that the caller can use.
+            keep_text: False leaves the messages out, and the session keeps none; it keeps none either if it kept none before.
 
         Raises:
             ValueError: not such a file, or damaged. Nothing was changed.
@@ -314,17 +316,21 @@ class SessionStore:
         about, rows = files.unpack(data, self._check_state, self.limits)
         check_name(name := name if name is not None else about["name"])
         check(name)
+        if not (keep_text := keep_text and about["keep_text"]):
+            rows = [_without_text(row) for row in rows]
         with transaction(self.engine) as connection:
             settings = _of_a_copy(about["settings"])
-            new = self._create(connection, name, owner, about["keep_text"], settings, about["salt"])
+            new = self._create(connection, name, owner, keep_text, settings, about["salt"])
             return self._fill(connection, new, rows, about["fingerprint"], about["head"])
 
-    def import_path(self, path: str | Path, owner: str = "", name: str | None = None) -> Session:
+    def import_path(
+        self, path: str | Path, owner: str = "", name: str | None = None, keep_text: bool = True
+    ) -> Session:
         """`import_file` from a file; one that is too large is not read."""
         path = Path(path)
         if path.stat().st_size > files.MAX_FILE_BYTES:
             raise LimitExceeded(f"{path} has {path.stat().st_size} bytes: no session is that large, nothing was read")
-        return self.import_file(path.read_bytes(), owner, name)
+        return self.import_file(path.read_bytes(), owner, name, keep_text=keep_text)
 
     # Within a transaction
 
@@ -450,7 +456,7 @@ class SessionStore:
         copies = [
             {**row, "id": renamed[row["id"]], "parent": renamed.get(row["parent"]), "about": None} for row in rows
         ]
-        at = next(row for row in copies if row["id"] == renamed[head or rows[-1]["id"]])
+        at = next(row for row in copies if row["id"] == renamed[rows[-1]["id"] if head is None else head])
         now = self.clock()
         held = {"turns": at["turns"], "tokens": at["tokens"], "fingerprint": fingerprint}
         self._advance(connection, session, None, at["id"], held, len(at["state"]), now, branch=False)
@@ -569,3 +575,9 @@ def _conflict(session: Session) -> SessionConflict:
 def _of_a_copy(settings: dict[str, Any]) -> dict[str, Any]:
     """A session that was given a name stays, whatever becomes of its responses."""
     return {name: value for name, value in settings.items() if name != "only_responses"}
+
+
+def _without_text(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with its digests alone."""
+    state = None if row["state"] is None else without_turns(row["state"])
+    return {**row, "user_text": None, "reply_text": None, "state": state}
