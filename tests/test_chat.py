@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from gru_memory import Conversation, MemoryState, shipped
 from gru_memory.cli.app import app
+from gru_memory.cli.output import harmless
 from gru_memory.cli.reference import reference
 from gru_memory.editing import forget, forget_slot, kept_share
 from gru_memory.evaluation.full_history import kv_bytes_per_token
@@ -52,7 +53,7 @@ def test_in_a_pipe_each_line_is_a_turn_and_only_replies_are_printed(run, loaded)
     assert result.exit_code == 0, result.output
     wanted = Conversation(*loaded, max_new_tokens=5)
     replies = [wanted.say("My boat is called Marigold."), wanted.say("Where do I live?")]
-    assert result.stdout == "".join(f"{reply}\n" for reply in replies)
+    assert result.stdout == "".join(f"{harmless(reply)}\n" for reply in replies)
     assert kept() == [("My boat is called Marigold.", replies[0]), ("Where do I live?", replies[1])]
 
 
@@ -62,8 +63,8 @@ def test_a_session_goes_on_and_others_are_others(run, loaded):
     again = chat(run, "Where do I live?")
     wanted = Conversation(*loaded, max_new_tokens=5)
     wanted.say("My boat is called Marigold.")
-    assert again.stdout == wanted.say("Where do I live?") + "\n"
-    assert other.stdout == Conversation(*loaded, max_new_tokens=5).say("Where do I live?") + "\n"
+    assert again.stdout == harmless(wanted.say("Where do I live?")) + "\n"
+    assert other.stdout == harmless(Conversation(*loaded, max_new_tokens=5).say("Where do I live?")) + "\n"
     with SessionStore() as store:
         assert_same_state(MemoryState.from_bytes(store.head(store.get("default")).state), wanted.state)
         assert sorted(session.name for session in store.list()) == ["default", "other"]
@@ -96,6 +97,23 @@ def test_commands(run, tmp_path, loaded):
         before, after = (MemoryState.from_bytes(store.head(store.get(name)).state) for name in ("default", "copy"))
     assert_same_state(before, MemoryState.load(tmp_path / "talk.safetensors"), tolerance=0)
     assert_differ(after, before)  # forgotten there alone
+
+
+def test_what_a_session_holds_is_no_command_to_a_terminal(run, loaded):
+    evil, safe = "My boat\x1b]0;title\x07 is\x9b2J called\x7f.\ttab", r"My boat\x1b]0;title\x07 is\x9b2J called\x7f."
+    conversation = Conversation(*loaded)
+    conversation.read("My boat.", "Lovely.")
+    with SessionStore() as store:
+        store.commit(store.create("default"), [(evil, evil)], conversation.to_bytes(), None)
+    for result in (run("sessions", "show", "default"), chat(run, "/history", "/facts")):
+        assert result.exit_code == 0, result.output
+        assert result.stdout.count(safe) == (3 if "%" in result.stdout else 2)
+        assert not set(result.output) & {*map(chr, range(9)), *"\x0b\x0c\r\x1b\x7f", *map(chr, range(0x80, 0xA0))}
+
+
+def test_a_reply_is_no_command_to_a_terminal(run, monkeypatch):
+    monkeypatch.setattr(StoredConversation, "say", lambda self, text, **settings: "\x1b[2J")
+    assert chat(run, "Hello.").stdout == "\\x1b[2J\n"
 
 
 def _facts(out):
@@ -166,7 +184,7 @@ def test_a_terminal_streams_and_survives_mistakes(run, monkeypatch, loaded):
     assert "error: there is no command /nothing" in result.stderr
     (first, reply), (second, _) = kept()
     assert (first, second) == ("My boat.", "Where?")
-    assert reply in result.stdout
+    assert harmless(reply) in result.stdout
 
 
 def test_a_terminal_goes_on_where_even_the_store_is_away(run, monkeypatch):

@@ -25,6 +25,7 @@ from .output import (
     STORE_HELP,
     console,
     errors,
+    harmless,
     kilobytes,
     load,
     one_line_errors,
@@ -83,7 +84,7 @@ class _Printer(TextStreamer):
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        sys.stdout.write(text + ("\n" if stream_end else ""))
+        sys.stdout.write(harmless(text) + ("\n" if stream_end else ""))
         sys.stdout.flush()
 
 
@@ -213,7 +214,7 @@ class Chat:
         shares = {turn.user: kept_share(self.model, self.tokenizer, state, turn.user, None, system) for turn in turns}
         table = Table(box=None, show_header=False)
         for text, share in sorted(shares.items(), key=lambda item: item[1], reverse=True)[:FACTS_SHOWN]:
-            table.add_row(Text(_bar(share)), Text(f"{100 * share:.0f}%"), Text(text))
+            table.add_row(Text(_bar(share)), Text(f"{100 * share:.0f}%"), Text(harmless(text)))
         if shares:
             console.print(table)
         else:
@@ -275,7 +276,7 @@ class Chat:
 
 
 def _plain(line: str) -> None:
-    sys.stdout.write(line + "\n")
+    sys.stdout.write(harmless(line) + "\n")
     sys.stdout.flush()
 
 

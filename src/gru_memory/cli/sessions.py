@@ -10,10 +10,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from ..state import write_whole
 from ..store import SessionStore
 from ..store.database import sqlite_file
-from .output import STORE_HELP, console, kilobytes, one_line_errors
+from .output import STORE_HELP, console, harmless, kilobytes, one_line_errors, write_new
 
 app = typer.Typer(help="The conversations that are kept.", no_args_is_help=True)
 
@@ -33,7 +32,7 @@ def list_command(store: Store = None) -> None:
     with _existing(store) as opened:
         for session in opened.list():
             counts = (str(session.turns), f"{session.tokens:,}", kilobytes(session.state_bytes))
-            table.add_row(Text(session.name), _when(session.updated_at), *counts)
+            table.add_row(Text(harmless(session.name)), _when(session.updated_at), *counts)
     if table.row_count:
         console.print(table)
     else:
@@ -60,12 +59,13 @@ def show(name: Name, store: Store = None) -> None:
     }
     table = Table(box=None, show_header=False)
     for label, value in rows.items():
-        table.add_row(label, Text(value))
+        table.add_row(label, Text(harmless(value)))
     console.print(table)
     for turn in turns:
-        console.print(Text(f"\n> {turn.user}" if turn.user is not None else "\n> (not kept)"), soft_wrap=True)
+        user = "(not kept)" if turn.user is None else harmless(turn.user)
+        console.print(Text(f"\n> {user}"), soft_wrap=True)
         if turn.reply:
-            console.print(Text(turn.reply), soft_wrap=True)
+            console.print(Text(harmless(turn.reply)), soft_wrap=True)
 
 
 @app.command()
@@ -74,11 +74,9 @@ def export(
     name: Name, file: Annotated[Path, typer.Argument(help="to write; must not be there yet")], store: Store = None
 ) -> None:
     """Write a session, with all its snapshots, as one file."""
-    if file.exists():
-        raise ValueError(f"{file} is there already: choose another name")
     with _existing(store) as opened:
         data = opened.export(opened.get(name))
-    write_whole(file, data)
+    write_new(file, data)
     console.print(Text(f"{file}: {kilobytes(len(data))}"), soft_wrap=True)
 
 
