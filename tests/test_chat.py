@@ -87,16 +87,110 @@ def test_commands(run, tmp_path, loaded):
     out = result.stdout
     facts = _facts(out)
     assert 0 < facts["My boat is called Marigold."] < facts["I live in Porto."] <= 100
-    assert f"tokens   {_tokens(tmp_path / 'talk.safetensors', loaded)}" in out
+    with SessionStore() as store:
+        saved = store.import_path("talk.safetensors", name="saved")
+        assert f"tokens   {saved.tokens}\n" in out
+        assert [turn.user for turn in store.transcript(saved)] == ["My boat is called Marigold.", "I live in Porto."]
     assert "> I live in Porto." in out and "> Gone." in out
     assert "/ephemeral" in out and "Never said." not in out
     assert "1 message(s)" in result.stderr
     assert [user for user, _ in kept()] == [user for user, _ in kept("copy")]
     assert [user for user, _ in kept()] == ["My boat is called Marigold.", "I live in Porto."]
     with SessionStore() as store:
-        before, after = (MemoryState.from_bytes(store.head(store.get(name)).state) for name in ("default", "copy"))
-    assert_same_state(before, MemoryState.load(tmp_path / "talk.safetensors"), tolerance=0)
+        names = ("default", "copy", "saved")
+        before, after, saved = (MemoryState.from_bytes(store.head(store.get(name)).state) for name in names)
+    assert_same_state(before, saved, tolerance=0)
     assert_differ(after, before)  # forgotten there alone
+
+
+@pytest.mark.parametrize("text", [True, False])
+def test_what_was_kept_nowhere_can_be_saved_and_gone_on_with(run, loaded, text):
+    options = ["--ephemeral", "--text" if text else "--no-text"]
+    result = chat(run, "My boat is called Marigold.", "/remember I live in Porto.", "/save boat.x", options=options)
+    assert result.exit_code == 0, result.output
+    assert "session 'boat', 2 turns" in run("sessions", "import", "boat.x").stdout
+    users = [user for user, _ in kept("boat")]
+    assert users == (["My boat is called Marigold.", "I live in Porto."] if text else [None, None])
+    wanted = Conversation(*loaded, max_new_tokens=5)
+    wanted.say("My boat is called Marigold.")
+    wanted.read("I live in Porto.")
+    with SessionStore() as store:
+        state = store.head(store.get("boat")).state
+        assert_same_state(MemoryState.from_bytes(state), MemoryState.from_bytes(wanted.to_bytes()), tolerance=0)
+    assert chat(run, "Where do I live?", options=["--session", "boat"]).exit_code == 0
+
+
+def test_a_session_without_text_has_none_in_its_file_when_it_is_ephemeral(run, tmp_path):
+    lines = ("My boat is called Marigold.", "/ephemeral", "I live in Porto.", "/history", "/save x")
+    result = chat(run, *lines, options=["--no-text"])
+    assert result.exit_code == 0, result.output
+    assert "> (not kept)\n" in result.stdout
+    assert "session 'x', 2 turns" in run("sessions", "import", "x").stdout
+    assert kept("x") == [(None, None)] * 2
+    assert b"Porto" not in (tmp_path / "x").read_bytes()
+
+
+def test_save_writes_over_no_file(run, tmp_path):
+    (tmp_path / "there").write_text("mine")
+    result = chat(run, "Hello.", "/save there")
+    assert (result.exit_code, "there is there already: choose another name" in result.stderr) == (1, True)
+    assert (tmp_path / "there").read_text() == "mine"
+
+
+@pytest.mark.parametrize("options", [[], ["--ephemeral"]])
+@pytest.mark.parametrize("line", ["/save x", "/fork x"])
+def test_there_is_nothing_to_save_or_fork_before_the_first_turn(run, tmp_path, options, line):
+    result = chat(run, line, options=options)
+    assert (result.exit_code, "error:" in result.stderr, "Traceback" in result.output) == (1, True, False)
+    assert not (tmp_path / "x").exists()
+    assert "no sessions" in run("sessions", "list").stdout
+
+
+def test_a_chat_without_a_turn_leaves_no_session(run, monkeypatch):
+    assert chat(run, "/stats", "/history", "/memory", "/facts", options=["--session", "empty"]).exit_code == 0
+
+    def fail(*_):
+        raise ValueError("no such model")
+
+    monkeypatch.setattr("gru_memory.cli.chat.load", fail)
+    assert chat(run, "Hello.", options=["--session", "other"]).exit_code == 1
+    assert "no sessions" in run("sessions", "list").stdout
+
+
+def test_a_session_that_somebody_else_made_meanwhile_is_gone_on_with(loaded, tmp_path):
+    with SessionStore(str(tmp_path / "s")) as store:
+        talks = [StoredConversation(*loaded, store, store.get_or_begin("boat"), max_new_tokens=5) for _ in range(2)]
+        talks[0].refresh()
+        talks[0].read("My boat.")
+        with pytest.raises(SessionConflict):
+            talks[1].read("I live in Porto.")
+        talks[1].refresh()
+        talks[1].read("I live in Porto.")
+        assert [turn.user for turn in talks[1].transcript()] == ["My boat.", "I live in Porto."]
+
+
+@pytest.mark.parametrize("line", ["Caf\xe9.", "/remember Caf\xe9.", "/history Caf\xe9."])
+def test_a_line_that_is_no_utf_8_ends_a_pipe_after_those_before_it(run, line):
+    data = b"Hello.\n" + line.encode("latin-1") + b"\nNever said.\n"
+    result = CliRunner().invoke(app, ["chat", "--max-new-tokens", "5"], input=data)
+    assert result.exit_code == 1
+    assert result.stderr == "error: this line is no valid UTF-8: convert it, with iconv for example\n"
+    assert [user for user, _ in kept()] == ["Hello."]
+
+
+def test_a_line_that_is_no_utf_8_is_refused_at_a_terminal(run, monkeypatch):
+    at_a_terminal(monkeypatch, ["Caf\udce9.", "Where?"])
+    result = chat(run)
+    assert result.exit_code == 0, result.output
+    assert "error: this line is no valid UTF-8" in result.stderr
+    assert [user for user, _ in kept()] == ["Where?"]
+
+
+def test_two_slashes_say_one(run):
+    result = chat(run, "//quit is a command.", "/help")
+    assert result.exit_code == 0, result.output
+    assert [user for user, _ in kept()] == ["/quit is a command."]
+    assert "//TEXT" in result.stdout
 
 
 def test_what_a_session_holds_is_no_command_to_a_terminal(run, loaded):
@@ -121,16 +215,12 @@ def _facts(out):
     return {text.strip(): int(share) for share, text in re.findall(r"(\d+)%\s+(.+)", out)}
 
 
-def _tokens(path, loaded):
-    conversation = Conversation(*loaded)
-    conversation.load(path)
-    return conversation.state.tokens.item()
-
-
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         ("/nothing", "there is no command /nothing"),
+        ("/stats please", "/stats takes no argument: type /stats alone"),
+        ("/quit now", "/quit takes no argument"),
         ("/fork", "/fork needs more: /fork NAME"),
         ("/memory all", "takes a number of slots"),
         ("/memory 0", "at least 1, not '0'"),

@@ -199,3 +199,7 @@ def _is_conversation(turns: object, system: object, context: list[tuple]) -> boo
 def _require_text(text: str) -> None:
     if not isinstance(text, str) or not text.strip():
         raise ValueError("the turn is empty: give some text")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("the turn is no valid Unicode text: leave lone surrogates out") from error

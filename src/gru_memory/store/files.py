@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import secrets
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,7 +12,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from .digests import DIGEST_BYTES
+from ..state import MemoryState
+from .digests import DIGEST_BYTES, turn_digest, user_digest
 from .errors import LimitExceeded
 from .records import Limits, Session
 from .settings import check_metadata, check_strings
@@ -57,6 +60,37 @@ def pack(session: Session, rows: Sequence[Any]) -> bytes:
         )
     tensors = {name: torch.frombuffer(bytearray(content), dtype=torch.uint8) for name, content in contents.items()}
     return save(tensors, {"kind": _KIND, "version": str(FORMAT_VERSION)})
+
+
+def pack_turns(name: str, turns: Sequence[tuple[str | None, str | None]], state: bytes, keep_text: bool) -> bytes:
+    """The bytes of a file that holds a session of these turns, and its memory after them.
+
+    Args:
+        turns: user message and reply; None is a text that is not known.
+        state: `Conversation.to_bytes`.
+        keep_text: False writes the digests of messages alone.
+    """
+    now, salt, held = time.time(), secrets.token_bytes(16), MemoryState.from_bytes(state)
+    rows = [
+        {
+            "id": number,
+            "parent": number - 1,  # of the first there is none
+            "created_at": now,
+            "turn_digest": turn_digest(salt, user or "", reply),
+            "user_digest": user_digest(salt, user or ""),
+            "user_text": user if keep_text else None,
+            "reply_text": reply if keep_text else None,
+            "turns": int(held.turns),
+            "tokens": int(held.tokens),
+            "state": state if number == len(turns) - 1 else None,
+        }
+        for number, (user, reply) in enumerate(turns)
+    ]
+    counts = (int(held.turns), int(held.tokens), len(state))
+    session = Session(
+        "", "", name, 0, len(turns) - 1, keep_text, {}, *counts, held.fingerprint, now, now, None, salt
+    )  # fmt: skip
+    return pack(session, rows)
 
 
 def unpack(
