@@ -20,7 +20,7 @@ from gru_memory.cli.output import harmless
 from gru_memory.cli.reference import reference
 from gru_memory.editing import forget, forget_slot, kept_share
 from gru_memory.evaluation.full_history import kv_bytes_per_token
-from gru_memory.store import SessionConflict, SessionStore, StoredConversation, StoreUnavailable
+from gru_memory.store import Limits, SessionConflict, SessionStore, StoredConversation, StoreUnavailable
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +143,8 @@ def test_there_is_nothing_to_save_or_fork_before_the_first_turn(run, tmp_path, o
     result = chat(run, line, options=options)
     assert (result.exit_code, "error:" in result.stderr, "Traceback" in result.output) == (1, True, False)
     assert not (tmp_path / "x").exists()
-    assert "no sessions" in run("sessions", "list").stdout
+    with SessionStore() as store:
+        assert store.list() == []
 
 
 def test_a_chat_without_a_turn_leaves_no_session(run, monkeypatch):
@@ -401,7 +402,24 @@ def test_a_session_that_is_made_anew_has_nothing_of_the_old_one(loaded, tmp_path
         assert_same_state(talk.conversation.state, wanted.state, tolerance=0)
 
 
+@pytest.mark.parametrize("command", [["list"], ["show", "default"], ["rm", "default"], ["export", "default", "x"]])
+def test_looking_makes_no_store(run, tmp_path, command):
+    result = run("sessions", *command)
+    assert result.exit_code == 1
+    assert "there is no store" in result.stderr and "give $GRU_MEMORY_STORE as it was" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_session_that_lives_longer_than_calendars_is_shown(run):
+    with SessionStore(limits=Limits(ttl_seconds=1e13)) as store:
+        store.create("default")
+    result = run("sessions", "show", "default")
+    assert result.exit_code == 0, result.output
+    assert re.search(r"expires +after the year 9999", result.stdout)
+
+
 def test_sessions_list_show_export_import_rm(run, tmp_path):
+    SessionStore().close()
     assert "no sessions yet" in run("sessions", "list").stdout
     chat(run, "My boat is called Marigold.")
     chat(run, "Hello.", options=["--session", "other", "--no-text"])

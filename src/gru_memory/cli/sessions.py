@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..store import SessionStore
-from ..store.database import sqlite_file
+from ..store.database import sqlite_file, url_of_environment
 from .output import STORE_HELP, console, harmless, kilobytes, one_line_errors, write_new
 
 app = typer.Typer(help="The conversations that are kept.", no_args_is_help=True)
@@ -102,12 +102,16 @@ def rm(name: Name, store: Store = None) -> None:
 
 
 def _existing(store: str | None) -> SessionStore:
-    """The store, if there is one where somebody said that it is: looking makes none."""
-    path = None if store is None else sqlite_file(store)
+    """The store, if there is one where somebody said that it is, by option or variable: looking makes none."""
+    told, how = (store, "--store") if store is not None else (url_of_environment(), "$GRU_MEMORY_STORE")
+    path = None if told is None else sqlite_file(told)
     if path is not None and not path.exists():
-        raise FileNotFoundError(f"there is no store {path}: give --store as it was when the sessions were made")
-    return SessionStore(store)
+        raise FileNotFoundError(f"there is no store {path}: give {how} as it was when the sessions were made")
+    return SessionStore(told)
 
 
 def _when(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
+    try:
+        return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
+    except (ValueError, OverflowError, OSError):  # which of them depends on the machine
+        return "after the year 9999"
