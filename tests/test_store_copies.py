@@ -1,6 +1,7 @@
 """Forks of a session, and sessions as files."""
 
 import json
+import os
 
 import pytest
 
@@ -226,3 +227,12 @@ def test_a_file_that_is_no_session_is_refused(tmp_path, states, change, message)
             with pytest.raises(ValueError, match="damaged"):
                 store.import_file(data[:cut], owner="ada")
         assert store.list("ada") == []
+
+
+def test_a_pipe_is_not_read(tmp_path):
+    """It would not say how much it holds."""
+    os.mkfifo(tmp_path / "pipe")
+    with SessionStore(str(tmp_path / "sessions.sqlite3")) as store:
+        for path in (tmp_path / "pipe", "/dev/zero", tmp_path):
+            with pytest.raises(ValueError, match="no regular file"):
+                store.import_path(path)

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Row, and_, case, delete, func, insert, or_, s
 from sqlalchemy.exc import IntegrityError
 
 from ..conversation import without_turns
-from ..state import MemoryState
+from ..state import MemoryState, regular_size
 from . import files
 from .database import connect, migrate, scrub, transaction
 from .digests import turn_digest, user_digest
@@ -25,6 +25,7 @@ from .schema import sessions, snapshots
 Turn = tuple[str, "str | None"]  # user message, reply
 
 MAX_NAME = 200
+_JOINERS = {0x200C: None, 0x200D: None}  # ZERO WIDTH NON-JOINER and JOINER
 MAX_SETTINGS_BYTES = 64 << 10
 
 
@@ -326,10 +327,10 @@ class SessionStore:
     def import_path(
         self, path: str | Path, owner: str = "", name: str | None = None, keep_text: bool = True
     ) -> Session:
-        """`import_file` from a file; one that is too large is not read."""
+        """`import_file` from a regular file; another kind, or one that is too large, is not read."""
         path = Path(path)
-        if path.stat().st_size > files.MAX_FILE_BYTES:
-            raise LimitExceeded(f"{path} has {path.stat().st_size} bytes: no session is that large, nothing was read")
+        if (size := regular_size(path)) > files.MAX_FILE_BYTES:
+            raise LimitExceeded(f"{path} has {size} bytes: no session is that large, nothing was read")
         return self.import_file(path.read_bytes(), owner, name, keep_text=keep_text)
 
     # Within a transaction
@@ -557,8 +558,14 @@ class SessionStore:
 
 def check_name(name: str) -> None:
     """Raise ValueError unless this can be the name of a session."""
-    if not isinstance(name, str) or not name.strip() or len(name) > MAX_NAME or not name.isprintable():
+    if not isinstance(name, str) or len(name) > MAX_NAME or not _is_printable(name):
         raise ValueError(f"a session's name is 1 to {MAX_NAME} printable characters, and {str(name)[:40]!r} is not")
+
+
+def _is_printable(name: str) -> bool:
+    """Joiners, which emoji and Persian words have within them, count where something is on either side."""
+    bare = name.translate(_JOINERS)
+    return bool(bare.strip()) and bare.isprintable() and name == name.strip("".join(map(chr, _JOINERS)))
 
 
 def new_id(kind: str) -> str:
