@@ -16,10 +16,11 @@ from typer.testing import CliRunner
 
 from gru_memory import Conversation, MemoryState, shipped
 from gru_memory.cli.app import app
+from gru_memory.cli.output import harmless
 from gru_memory.cli.reference import reference
 from gru_memory.editing import forget, forget_slot, kept_share
 from gru_memory.evaluation.full_history import kv_bytes_per_token
-from gru_memory.store import SessionConflict, SessionStore, StoredConversation, StoreUnavailable
+from gru_memory.store import Limits, SessionConflict, SessionStore, StoredConversation, StoreUnavailable
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def test_in_a_pipe_each_line_is_a_turn_and_only_replies_are_printed(run, loaded)
     assert result.exit_code == 0, result.output
     wanted = Conversation(*loaded, max_new_tokens=5)
     replies = [wanted.say("My boat is called Marigold."), wanted.say("Where do I live?")]
-    assert result.stdout == "".join(f"{reply}\n" for reply in replies)
+    assert result.stdout == "".join(f"{harmless(reply)}\n" for reply in replies)
     assert kept() == [("My boat is called Marigold.", replies[0]), ("Where do I live?", replies[1])]
 
 
@@ -62,8 +63,8 @@ def test_a_session_goes_on_and_others_are_others(run, loaded):
     again = chat(run, "Where do I live?")
     wanted = Conversation(*loaded, max_new_tokens=5)
     wanted.say("My boat is called Marigold.")
-    assert again.stdout == wanted.say("Where do I live?") + "\n"
-    assert other.stdout == Conversation(*loaded, max_new_tokens=5).say("Where do I live?") + "\n"
+    assert again.stdout == harmless(wanted.say("Where do I live?")) + "\n"
+    assert other.stdout == harmless(Conversation(*loaded, max_new_tokens=5).say("Where do I live?")) + "\n"
     with SessionStore() as store:
         assert_same_state(MemoryState.from_bytes(store.head(store.get("default")).state), wanted.state)
         assert sorted(session.name for session in store.list()) == ["default", "other"]
@@ -86,16 +87,128 @@ def test_commands(run, tmp_path, loaded):
     out = result.stdout
     facts = _facts(out)
     assert 0 < facts["My boat is called Marigold."] < facts["I live in Porto."] <= 100
-    assert f"tokens   {_tokens(tmp_path / 'talk.safetensors', loaded)}" in out
+    with SessionStore() as store:
+        saved = store.import_path("talk.safetensors", name="saved")
+        assert f"tokens   {saved.tokens}\n" in out
+        assert [turn.user for turn in store.transcript(saved)] == ["My boat is called Marigold.", "I live in Porto."]
     assert "> I live in Porto." in out and "> Gone." in out
     assert "/ephemeral" in out and "Never said." not in out
     assert "1 message(s)" in result.stderr
     assert [user for user, _ in kept()] == [user for user, _ in kept("copy")]
     assert [user for user, _ in kept()] == ["My boat is called Marigold.", "I live in Porto."]
     with SessionStore() as store:
-        before, after = (MemoryState.from_bytes(store.head(store.get(name)).state) for name in ("default", "copy"))
-    assert_same_state(before, MemoryState.load(tmp_path / "talk.safetensors"), tolerance=0)
+        names = ("default", "copy", "saved")
+        before, after, saved = (MemoryState.from_bytes(store.head(store.get(name)).state) for name in names)
+    assert_same_state(before, saved, tolerance=0)
     assert_differ(after, before)  # forgotten there alone
+
+
+@pytest.mark.parametrize("text", [True, False])
+def test_what_was_kept_nowhere_can_be_saved_and_gone_on_with(run, loaded, text):
+    options = ["--ephemeral", "--text" if text else "--no-text"]
+    result = chat(run, "My boat is called Marigold.", "/remember I live in Porto.", "/save boat.x", options=options)
+    assert result.exit_code == 0, result.output
+    assert "session 'boat', 2 turns" in run("sessions", "import", "boat.x").stdout
+    users = [user for user, _ in kept("boat")]
+    assert users == (["My boat is called Marigold.", "I live in Porto."] if text else [None, None])
+    wanted = Conversation(*loaded, max_new_tokens=5)
+    wanted.say("My boat is called Marigold.")
+    wanted.read("I live in Porto.")
+    with SessionStore() as store:
+        state = store.head(store.get("boat")).state
+        assert_same_state(MemoryState.from_bytes(state), MemoryState.from_bytes(wanted.to_bytes()), tolerance=0)
+    assert chat(run, "Where do I live?", options=["--session", "boat"]).exit_code == 0
+
+
+def test_a_session_without_text_has_none_in_its_file_when_it_is_ephemeral(run, tmp_path):
+    lines = ("My boat is called Marigold.", "/ephemeral", "I live in Porto.", "/history", "/save x")
+    result = chat(run, *lines, options=["--no-text"])
+    assert result.exit_code == 0, result.output
+    assert "> (not kept)\n" in result.stdout
+    assert "session 'x', 2 turns" in run("sessions", "import", "x").stdout
+    assert kept("x") == [(None, None)] * 2
+    assert b"Porto" not in (tmp_path / "x").read_bytes()
+
+
+def test_save_writes_over_no_file(run, tmp_path):
+    (tmp_path / "there").write_text("mine")
+    result = chat(run, "Hello.", "/save there")
+    assert (result.exit_code, "there is there already: choose another name" in result.stderr) == (1, True)
+    assert (tmp_path / "there").read_text() == "mine"
+
+
+@pytest.mark.parametrize("options", [[], ["--ephemeral"]])
+@pytest.mark.parametrize("line", ["/save x", "/fork x"])
+def test_there_is_nothing_to_save_or_fork_before_the_first_turn(run, tmp_path, options, line):
+    result = chat(run, line, options=options)
+    assert (result.exit_code, "error:" in result.stderr, "Traceback" in result.output) == (1, True, False)
+    assert not (tmp_path / "x").exists()
+    with SessionStore() as store:
+        assert store.list() == []
+
+
+def test_a_chat_without_a_turn_leaves_no_session(run, monkeypatch):
+    assert chat(run, "/stats", "/history", "/memory", "/facts", options=["--session", "empty"]).exit_code == 0
+
+    def fail(*_):
+        raise ValueError("no such model")
+
+    monkeypatch.setattr("gru_memory.cli.chat.load", fail)
+    assert chat(run, "Hello.", options=["--session", "other"]).exit_code == 1
+    assert "no sessions" in run("sessions", "list").stdout
+
+
+def test_a_session_that_somebody_else_made_meanwhile_is_gone_on_with(loaded, tmp_path):
+    with SessionStore(str(tmp_path / "s")) as store:
+        talks = [StoredConversation(*loaded, store, store.get_or_begin("boat"), max_new_tokens=5) for _ in range(2)]
+        talks[0].refresh()
+        talks[0].read("My boat.")
+        with pytest.raises(SessionConflict):
+            talks[1].read("I live in Porto.")
+        talks[1].refresh()
+        talks[1].read("I live in Porto.")
+        assert [turn.user for turn in talks[1].transcript()] == ["My boat.", "I live in Porto."]
+
+
+@pytest.mark.parametrize("line", ["Caf\xe9.", "/remember Caf\xe9.", "/history Caf\xe9."])
+def test_a_line_that_is_no_utf_8_ends_a_pipe_after_those_before_it(run, line):
+    data = b"Hello.\n" + line.encode("latin-1") + b"\nNever said.\n"
+    result = CliRunner().invoke(app, ["chat", "--max-new-tokens", "5"], input=data)
+    assert result.exit_code == 1
+    assert result.stderr == "error: this line is no valid UTF-8: convert it, with iconv for example\n"
+    assert [user for user, _ in kept()] == ["Hello."]
+
+
+def test_a_line_that_is_no_utf_8_is_refused_at_a_terminal(run, monkeypatch):
+    at_a_terminal(monkeypatch, ["Caf\udce9.", "Where?"])
+    result = chat(run)
+    assert result.exit_code == 0, result.output
+    assert "error: this line is no valid UTF-8" in result.stderr
+    assert [user for user, _ in kept()] == ["Where?"]
+
+
+def test_two_slashes_say_one(run):
+    result = chat(run, "//quit is a command.", "/help")
+    assert result.exit_code == 0, result.output
+    assert [user for user, _ in kept()] == ["/quit is a command."]
+    assert "//TEXT" in result.stdout
+
+
+def test_what_a_session_holds_is_no_command_to_a_terminal(run, loaded):
+    evil, safe = "My boat\x1b]0;title\x07 is\x9b2J called\x7f.\ttab", r"My boat\x1b]0;title\x07 is\x9b2J called\x7f."
+    conversation = Conversation(*loaded)
+    conversation.read("My boat.", "Lovely.")
+    with SessionStore() as store:
+        store.commit(store.create("default"), [(evil, evil)], conversation.to_bytes(), None)
+    for result in (run("sessions", "show", "default"), chat(run, "/history", "/facts")):
+        assert result.exit_code == 0, result.output
+        assert result.stdout.count(safe) == (3 if "%" in result.stdout else 2)
+        assert not set(result.output) & {*map(chr, range(9)), *"\x0b\x0c\r\x1b\x7f", *map(chr, range(0x80, 0xA0))}
+
+
+def test_a_reply_is_no_command_to_a_terminal(run, monkeypatch):
+    monkeypatch.setattr(StoredConversation, "say", lambda self, text, **settings: "\x1b[2J")
+    assert chat(run, "Hello.").stdout == "\\x1b[2J\n"
 
 
 def _facts(out):
@@ -103,16 +216,12 @@ def _facts(out):
     return {text.strip(): int(share) for share, text in re.findall(r"(\d+)%\s+(.+)", out)}
 
 
-def _tokens(path, loaded):
-    conversation = Conversation(*loaded)
-    conversation.load(path)
-    return conversation.state.tokens.item()
-
-
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         ("/nothing", "there is no command /nothing"),
+        ("/stats please", "/stats takes no argument: type /stats alone"),
+        ("/quit now", "/quit takes no argument"),
         ("/fork", "/fork needs more: /fork NAME"),
         ("/memory all", "takes a number of slots"),
         ("/memory 0", "at least 1, not '0'"),
@@ -166,7 +275,7 @@ def test_a_terminal_streams_and_survives_mistakes(run, monkeypatch, loaded):
     assert "error: there is no command /nothing" in result.stderr
     (first, reply), (second, _) = kept()
     assert (first, second) == ("My boat.", "Where?")
-    assert reply in result.stdout
+    assert harmless(reply) in result.stdout
 
 
 def test_a_terminal_goes_on_where_even_the_store_is_away(run, monkeypatch):
@@ -293,7 +402,24 @@ def test_a_session_that_is_made_anew_has_nothing_of_the_old_one(loaded, tmp_path
         assert_same_state(talk.conversation.state, wanted.state, tolerance=0)
 
 
+@pytest.mark.parametrize("command", [["list"], ["show", "default"], ["rm", "default"], ["export", "default", "x"]])
+def test_looking_makes_no_store(run, tmp_path, command):
+    result = run("sessions", *command)
+    assert result.exit_code == 1
+    assert "there is no store" in result.stderr and "give $GRU_MEMORY_STORE as it was" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_session_that_lives_longer_than_calendars_is_shown(run):
+    with SessionStore(limits=Limits(ttl_seconds=1e13)) as store:
+        store.create("default")
+    result = run("sessions", "show", "default")
+    assert result.exit_code == 0, result.output
+    assert re.search(r"expires +after the year 9999", result.stdout)
+
+
 def test_sessions_list_show_export_import_rm(run, tmp_path):
+    SessionStore().close()
     assert "no sessions yet" in run("sessions", "list").stdout
     chat(run, "My boat is called Marigold.")
     chat(run, "Hello.", options=["--session", "other", "--no-text"])

@@ -195,6 +195,14 @@ def test_an_empty_turn_is_refused(model, tokenizer, text):
     assert conversation.turns == 0
 
 
+def test_a_turn_that_is_no_text_is_refused(model, tokenizer):
+    conversation = Conversation(model, tokenizer)
+    for call in (conversation.say, conversation.read):
+        with pytest.raises(ValueError, match="no valid Unicode"):
+            call("Caf\udce9.")
+    assert conversation.turns == 0
+
+
 def test_a_turn_that_does_not_fit_is_refused_before_it_is_taken_in(model, tokenizer):
     conversation = read_all(Conversation(model, tokenizer))
     state = conversation.state

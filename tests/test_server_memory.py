@@ -25,6 +25,7 @@ from clients import (
     state_of,
     user,
 )
+from serving import KEYS, running
 from talking import talking_model, talking_tokenizer
 from tiny import assert_same_state
 
@@ -90,7 +91,7 @@ def test_looking_into_a_session_and_changing_it(server, client, http, loaded):
     file = http.get("/v1/memory/look/export").content
     assert http.post("/v1/memory/import", params={"name": "copy"}, content=file).json()["turns"] == 3
     assert_same_state(state_of(server, "copy"), state_of(server, "look"), tolerance=0)
-    timeless = re.sub(rb'(created_at\\": )([\d.]+)', lambda found: found[1] + b"NaN".ljust(len(found[2])), file)
+    timeless = re.sub(rb'(created_at": )([\d.]+)', lambda found: found[1] + b"NaN".ljust(len(found[2])), file)
     for damaged in (file[:-1], b"", b"junk", timeless):
         answer = http.post("/v1/memory/import", params={"name": "damaged"}, content=damaged)
         assert (answer.status_code, "damaged" in answer.text) == (400, True)
@@ -99,6 +100,19 @@ def test_looking_into_a_session_and_changing_it(server, client, http, loaded):
     assert http.delete("/v1/memory/look").json()["deleted"] is True
     assert http.get("/v1/memory/look").status_code == 404
     assert http.get("/v1/memory/copy").status_code == 200
+
+
+def test_a_server_without_text_imports_none(server, client, loaded, tmp_path):
+    chat(client, BOAT, **in_session("to be told elsewhere"))
+    data = server.store.export(server.store.get("to be told elsewhere", ADA))
+    httpx = pytest.importorskip("httpx2", reason="comes with openai")
+    with running(tmp_path / "s", loaded, keep_text=False) as other:
+        headers = {"authorization": f"Bearer {KEYS[0]}"}
+        answer = httpx.post(f"{other.url}/v1/memory/import", content=data, headers=headers, timeout=60)
+        assert answer.json()["turns"] == 1
+        copy = other.store.get("to be told elsewhere", ADA)
+        assert copy.keep_text is False
+        assert [turn.user for turn in other.store.transcript(copy)] == [None]
 
 
 def test_a_last_turn_whose_beginning_is_not_kept_is_not_traced(client, http):

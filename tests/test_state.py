@@ -1,6 +1,7 @@
 """`MemoryState`: a value that is sliced, moved, saved, and refused where it does not belong."""
 
 import json
+import os
 from dataclasses import FrozenInstanceError, replace
 
 import pytest
@@ -322,6 +323,13 @@ def test_a_file_too_large_to_be_a_state_is_not_read(state, tmp_path, monkeypatch
     monkeypatch.setattr(gru_memory.state, "MAX_FILE_BYTES", 100)
     with pytest.raises(ValueError, match="no memory state is that large"):
         MemoryState.load(tmp_path / "state")
+
+
+def test_a_pipe_is_no_state(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero"):
+        with pytest.raises(ValueError, match="no regular file"):
+            MemoryState.load(path)
 
 
 def test_a_save_that_fails_leaves_what_was_there(model, state, tmp_path, monkeypatch):

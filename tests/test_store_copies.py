@@ -1,6 +1,7 @@
 """Forks of a session, and sessions as files."""
 
 import json
+import os
 
 import pytest
 
@@ -17,9 +18,11 @@ from stored import (
     talk,
     url_of_a_new_store,  # noqa: F401 (a fixture)
 )
+from talking import talking_model, talking_tokenizer
 
-from gru_memory import MemoryState
-from gru_memory.store import LimitExceeded, SessionExists, SessionNotFound, SessionStore
+from gru_memory import Conversation, MemoryState
+from gru_memory.store import LimitExceeded, Limits, SessionExists, SessionNotFound, SessionStore
+from gru_memory.store.digests import turn_digest
 
 # Forks
 
@@ -72,11 +75,95 @@ def test_export_and_import_carry_the_whole_tree(store, states, keep_text):
     assert empty.head is None
 
 
+@pytest.mark.parametrize("whose", ["the file", "the caller"])
+def test_an_import_without_text_keeps_none(tmp_path, whose):
+    """Neither in rows nor in states, of which attention would see the last turns again."""
+    conversation = Conversation(talking_model("llama"), talking_tokenizer("llama"), context_turns=3)
+    with SessionStore(str(tmp_path / "s")) as store:
+        session = store.create("boat")
+        for turn in TURNS:
+            conversation.read(*turn)
+            session = store.commit(session, [turn], conversation.to_bytes(), session.head).session
+        data = store.export(session)
+        if whose == "the file":
+            data = _changed(data, lambda header, about, tensors: about.update(keep_text=False))
+    with SessionStore(str(tmp_path / "other" / "s")) as store:
+        copy = store.import_file(data, keep_text=whose == "the file")
+        assert (copy.keep_text, copy.turns) == (False, 3)
+        assert [turn.user for turn in store.transcript(copy)] == [None] * 3
+        assert store.turns(copy)[0].turn_digest == turn_digest(copy.salt, *TURNS[0])
+        conversation.load(store.head(copy).state)
+        assert conversation.turns == 3
+    kept = b"".join(path.read_bytes() for path in (tmp_path / "other").iterdir())
+    assert b"Marigold" in data and b"Marigold" not in kept
+
+
+def test_what_a_store_can_hold_can_be_imported(tmp_path, states):
+    """The head survives newer branches, however many: there is one turn more than is kept otherwise."""
+    with SessionStore(str(tmp_path / "s"), Limits(max_turns=3)) as store:
+        session, ids = talk(store, states, turns=2)
+        parent = ids[0]
+        for number in range(4):
+            parent = store.commit(session, [(f"branch {number}", None)], states[2], parent, branch=True).id
+        session = store.get("boat")
+        assert (session.head, len(store.turns(session))) == (ids[1], 4)
+        copy = store.import_file(store.export(session), name="copy")
+        assert [turn.user for turn in store.turns(copy)] == [turn.user for turn in store.turns(session)]
+        assert store.head(copy).state == states[2]
+        assert store.transcript(copy)[-1].user == TURNS[1][0]
+        more = _changed(store.export(session), lambda h, about, t: about["rows"].append(about["rows"][-1]))
+        with pytest.raises(LimitExceeded, match="5 turns"):
+            store.import_file(more, name="more")
+
+
+def _header(data: bytes) -> dict:
+    return json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+
+
+def _tensor(data: bytes) -> torch.Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
 def _changed(data: bytes, change) -> bytes:
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-    about, tensors = json.loads(header["session"]), load(data)
+    header, tensors = _header(data), load(data)
+    about = json.loads(bytes(tensors.pop("session").numpy()))
     change(header, about, tensors)
-    return save(tensors, {**header, "session": header.get("raw") or json.dumps(about)})
+    raw = header.pop("raw", None) or json.dumps(about)
+    return save({"session": _tensor(raw.encode()), **tensors}, header)
+
+
+def _in_format_1(data: bytes) -> bytes:
+    """The same file as it was written when the JSON was in the header."""
+    tensors = load(data)
+    header = {**_header(data), "version": "1", "session": bytes(tensors.pop("session").numpy()).decode()}
+    return save(tensors or {"state/none": torch.zeros(1, dtype=torch.uint8)}, header)
+
+
+def test_files_of_format_1_can_be_read(store, states):
+    session, _ = talk(store, states)
+    copy = store.import_file(_in_format_1(store.export(session)), name="copy")
+    assert store.head(copy).state == states[3]
+    assert [(turn.user, turn.reply) for turn in store.transcript(copy)] == TURNS
+    assert store.import_file(_in_format_1(store.export(store.create("empty"))), name="empty too").head is None
+
+
+def test_a_session_with_more_text_than_a_header_can_hold(tmp_path, states):
+    """The header of a safetensors file is 100 MB at most."""
+    with SessionStore(str(tmp_path / "s"), Limits(max_text_bytes=60 << 20)) as store:
+        session = store.create("long")
+        for number in range(2):
+            turn = (f"{number}" + "x" * (55 << 20), None)
+            session = store.commit(session, [turn], states[1], session.head).session
+        copy = store.import_file(store.export(session), name="copy")
+        assert [len(turn.user) for turn in store.transcript(copy)] == [1 + (55 << 20)] * 2
+
+
+def test_nothing_is_exported_that_could_not_be_imported(tmp_path, states, monkeypatch):
+    monkeypatch.setattr("gru_memory.store.files.MAX_FILE_BYTES", 1_000)
+    with SessionStore(str(tmp_path / "s")) as store:
+        session, _ = talk(store, states)
+        with pytest.raises(LimitExceeded, match="a file at most 1000"):
+            store.export(session)
 
 
 def _counts_too_much(header, about, tensors):
@@ -90,9 +177,10 @@ def _counts_too_much(header, about, tensors):
     ("change", "message"),
     [
         (lambda h, a, t: h.update(kind="else"), "no session"),
-        (lambda h, a, t: h.update(version="2"), "newer version"),
+        (lambda h, a, t: h.update(version="3"), "newer version"),
         (lambda h, a, t: h.update(raw="[" * 100_000), "damaged"),
         (lambda h, a, t: h.update(raw="[]"), "damaged"),
+        (lambda h, a, t: h.update(version="1"), "damaged"),
         (lambda h, a, t: a.pop("salt"), "damaged"),
         (lambda h, a, t: a.update(salt="zz"), "damaged"),
         (lambda h, a, t: a.update(head=7), "damaged"),
@@ -100,7 +188,18 @@ def _counts_too_much(header, about, tensors):
         (lambda h, a, t: a.update(name=3), "damaged"),
         (lambda h, a, t: a.update(name="a\nb"), "printable"),
         (lambda h, a, t: a.update(settings=[]), "damaged"),
+        (lambda h, a, t: a["settings"].update(metadata="text"), "damaged.*a mapping of at most 16"),
+        (lambda h, a, t: a["settings"].update(metadata={str(n): "" for n in range(17)}), "a mapping of at most 16"),
+        (lambda h, a, t: a["settings"].update(metadata={"k" * 65: ""}), "keys of at most 64"),
+        (lambda h, a, t: a["settings"].update(metadata={"k": "v" * 513}), "values of at most 512"),
+        (lambda h, a, t: a["settings"].update(metadata={"k": 1}), "values of at most 512"),
+        (lambda h, a, t: a["settings"].update(metadata={"k": "nul\0"}), "NUL"),
+        (lambda h, a, t: a["settings"].update(deep=[{"nul\0": 1}]), "the settings holds a NUL"),
+        (lambda h, a, t: a["settings"].update(deep=["\ud800"]), "no valid Unicode"),
         (lambda h, a, t: a.update(fingerprint="other"), "not of one memory"),
+        (lambda h, a, t: a.update(fingerprint="nul\0"), "the fingerprint holds a NUL"),
+        (lambda h, a, t: a.update(fingerprint="\ud800"), "the fingerprint is no valid Unicode"),
+        (lambda h, a, t: a["rows"][0].update(reply="\ud800"), "damaged.*no valid Unicode"),
         (lambda h, a, t: a["rows"][0].update(parent=1), "damaged"),
         (lambda h, a, t: a["rows"][0].update(user=3), "damaged"),
         (lambda h, a, t: a["rows"][0].update(user="nul\0"), "damaged"),
@@ -128,3 +227,12 @@ def test_a_file_that_is_no_session_is_refused(tmp_path, states, change, message)
             with pytest.raises(ValueError, match="damaged"):
                 store.import_file(data[:cut], owner="ada")
         assert store.list("ada") == []
+
+
+def test_a_pipe_is_not_read(tmp_path):
+    """It would not say how much it holds."""
+    os.mkfifo(tmp_path / "pipe")
+    with SessionStore(str(tmp_path / "sessions.sqlite3")) as store:
+        for path in (tmp_path / "pipe", "/dev/zero", tmp_path):
+            with pytest.raises(ValueError, match="no regular file"):
+                store.import_path(path)

@@ -153,6 +153,13 @@ def test_bounds(url, states):
         with pytest.raises(LimitExceeded, match="settings"):
             store.create("three", owner="third", settings={"system": "x" * 100_000})
         assert store.get("one") == session
-    for wrong in ({"max_states": 0}, {"ttl_seconds": -1}, {"max_turns": None}):
+    for wrong in (
+        {"max_states": 0},
+        {"ttl_seconds": -1},
+        {"max_turns": None},
+        {"ttl_seconds": float("nan")},
+        {"ttl_seconds": float("inf")},
+        {"max_sessions": float("nan")},
+    ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Limits(**wrong)

@@ -159,13 +159,32 @@ def test_only_what_can_be_read_again_is_kept(store, states):
 # Names
 
 
-@pytest.mark.parametrize("name", ["", " ", "x" * 201, "a\nb", "nul\0", None])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        " ",
+        "x" * 201,
+        "a\nb",
+        "nul\0",
+        None,
+        "\ud800",
+        "a\u202eb",
+        "a\ufeffb",
+        "\u200da",
+        "a\u200c",
+        "\u200d",
+        " \u200d ",
+    ],
+)
 def test_what_cannot_be_a_name(store, name):
     with pytest.raises(ValueError, match="printable"):
         store.create(name)
 
 
-@pytest.mark.parametrize("name", ["../../etc/passwd", "Ü ✓", "'; DROP TABLE sessions; --", "x" * 200])
+@pytest.mark.parametrize(
+    "name", ["../../etc/passwd", "Ü ✓", "'; DROP TABLE sessions; --", "x" * 200, "👩\u200d🚀", "می\u200cخواهم"]
+)
 def test_names_are_only_names(store, name):
     assert store.create(name) == store.get(name)
 

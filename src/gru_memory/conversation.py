@@ -172,12 +172,15 @@ class Conversation:
         return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "memory_mask": memory_mask}
 
 
-def without_turns(data: bytes, said: str) -> bytes:
-    """What `to_bytes` returned, where attention does not see turns in which the user said this. Memory stays as it is."""
+def without_turns(data: bytes, said: str | None = None) -> bytes:
+    """What `to_bytes` returned, where attention does not see turns in which the user said this. Memory stays as it is.
+
+    None is any turn: no text of one is left then.
+    """
     metadata = MemoryState.read_metadata(data)
     try:
         about = json.loads(metadata["conversation"])
-        context = [turn for turn in about["context"] if turn[0] != said]
+        context = [turn for turn in about["context"] if said is not None and turn[0] != said]
         if len(context) == len(about["context"]):
             return data
     except (KeyError, TypeError, IndexError, RecursionError, json.JSONDecodeError):  # a state, but no conversation
@@ -196,3 +199,7 @@ def _is_conversation(turns: object, system: object, context: list[tuple]) -> boo
 def _require_text(text: str) -> None:
     if not isinstance(text, str) or not text.strip():
         raise ValueError("the turn is empty: give some text")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("the turn is no valid Unicode text: leave lone surrogates out") from error

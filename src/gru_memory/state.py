@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -385,13 +386,21 @@ def write_whole(path: str | Path, data: bytes) -> None:
         part.unlink(missing_ok=True)
 
 
+def regular_size(path: Path) -> int:
+    """Bytes of a file. Raises ValueError for a pipe or device, which does not say how much it holds, and for a folder."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"{path} is no regular file, nothing was read: copy what it holds to one")
+    return status.st_size
+
+
 def _read(source: str | Path | bytes) -> tuple[bytes, str]:
     """The bytes of a state and what to call it; a file that is too large is not read."""
     if isinstance(source, bytes):
         return source, "this state"
     path = Path(source)
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise ValueError(f"{path} is {path.stat().st_size} bytes: no memory state is that large, nothing was read")
+    if (size := regular_size(path)) > MAX_FILE_BYTES:
+        raise ValueError(f"{path} is {size} bytes: no memory state is that large, nothing was read")
     return path.read_bytes(), str(path)
 
 

@@ -25,10 +25,12 @@ from .output import (
     STORE_HELP,
     console,
     errors,
+    harmless,
     kilobytes,
     load,
     one_line_errors,
     set_threads,
+    write_new,
 )
 
 SLOTS_SHOWN = 12
@@ -59,18 +61,19 @@ def chat_command(
     set_threads(threads)
     if temperature < 0:
         raise ValueError(f"temperature is {temperature}: it must be at least 0")
+    _require_unicode(system or "", "the system prompt")
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
     with contextlib.ExitStack() as stack:
         kept = None
         if not ephemeral:
             opened = stack.enter_context(SessionStore(store))
-            kept = opened.get_or_create(session, keep_text=text)
+            kept = opened.get_or_begin(session, keep_text=text)  # made with its first turn
             if kept.head is not None and (system is not None or kept.keep_text != text):
                 told = "--system and --no-text are for new conversations"
                 errors.print(Text(f"session {session!r} goes on as it began: {told}", style="yellow"), soft_wrap=True)
         loaded, tokenizer = load(model, memory, device)
         talk = StoredConversation(
-            loaded, tokenizer, None if ephemeral else opened, kept, system,
+            loaded, tokenizer, None if ephemeral else opened, kept, system, text,
             context_turns=context_turns, max_new_tokens=max_new_tokens, **sampling,
         )  # fmt: skip
         Chat(talk, loaded, tokenizer).run()
@@ -83,12 +86,12 @@ class _Printer(TextStreamer):
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        sys.stdout.write(text + ("\n" if stream_end else ""))
+        sys.stdout.write(harmless(text) + ("\n" if stream_end else ""))
         sys.stdout.flush()
 
 
 class Chat:
-    """Reads lines and answers them. A line that begins with / is a command."""
+    """Reads lines and answers them. A line that begins with / is a command, one with // is said without the first."""
 
     def __init__(self, talk: StoredConversation, model: Any, tokenizer: Any) -> None:
         self.talk, self.model, self.tokenizer = talk, model, tokenizer
@@ -105,7 +108,7 @@ class Chat:
                 self._forget,
             ),
             "fork": ("NAME", "go on in a new session that begins as this one is now", self._fork),
-            "save": ("FILE", "write the conversation as one file", self._save),
+            "save": ("FILE", "write the conversation as one file, for `gru-memory sessions import`", self._save),
             "ephemeral": ("", "keep nothing from here on", self._ephemeral),
             "stats": ("", "turns, tokens and bytes", self._stats),
             "quit": ("", "leave; so does Ctrl-D", self._quit),
@@ -113,16 +116,19 @@ class Chat:
 
     def run(self) -> None:
         """Until the input ends."""
+        with contextlib.suppress(AttributeError, OSError):  # not every input can; a wrong byte then ends it
+            sys.stdin.reconfigure(errors="surrogateescape")  # or one would hide the good lines that were read with it
         if self.interactive:
             self._greet()
         while (line := self._line()) is not None:
             if not line.strip():
                 continue
             try:
-                if line.startswith("/"):
+                _require_unicode(line, "this line")
+                if line.startswith("/") and not line.startswith("//"):
                     self._command(line[1:].strip())
                 else:
-                    self._say(line)
+                    self._say(line.removeprefix("/"))
             except (ValueError, OSError, StoreError, FloatingPointError) as error:
                 if not self.interactive or isinstance(error, BrokenPipeError):
                     raise
@@ -175,12 +181,15 @@ class Chat:
         usage, _, call = self.commands[name]
         if usage and not usage.startswith("[") and not rest.strip():
             raise ValueError(f"/{name} needs more: /{name} {usage}")
+        if not usage and rest.strip():
+            raise ValueError(f"/{name} takes no argument: type /{name} alone, or //{name} ... to say it to the model")
         call(rest.strip())
 
     def _help(self, rest: str) -> None:
         table = Table(box=None, show_header=False)
         for name, (usage, what, _) in self.commands.items():
             table.add_row(Text(f"/{name} {usage}".strip()), Text(what))
+        table.add_row(Text("//TEXT"), Text("say /TEXT to the model"))
         console.print(table)
 
     def _history(self, rest: str) -> None:
@@ -213,7 +222,7 @@ class Chat:
         shares = {turn.user: kept_share(self.model, self.tokenizer, state, turn.user, None, system) for turn in turns}
         table = Table(box=None, show_header=False)
         for text, share in sorted(shares.items(), key=lambda item: item[1], reverse=True)[:FACTS_SHOWN]:
-            table.add_row(Text(_bar(share)), Text(f"{100 * share:.0f}%"), Text(text))
+            table.add_row(Text(_bar(share)), Text(f"{100 * share:.0f}%"), Text(harmless(text)))
         if shares:
             console.print(table)
         else:
@@ -248,8 +257,9 @@ class Chat:
         self._done(f"In session {rest!r} now.")
 
     def _save(self, rest: str) -> None:
-        self.talk.conversation.save(Path(rest).expanduser())
-        self._done(f"Written to {rest}.")
+        file = Path(rest).expanduser()
+        write_new(file, self.talk.export(file.stem))
+        self._done(f"Written to {rest}: `gru-memory sessions import` takes it in.")
 
     def _ephemeral(self, rest: str) -> None:
         self.talk.make_ephemeral()
@@ -274,8 +284,15 @@ class Chat:
         (console if self.interactive else errors).print(Text(message), soft_wrap=True)
 
 
+def _require_unicode(text: str, what: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{what} is no valid UTF-8: convert it, with iconv for example") from error
+
+
 def _plain(line: str) -> None:
-    sys.stdout.write(line + "\n")
+    sys.stdout.write(harmless(line) + "\n")
     sys.stdout.flush()
 
 

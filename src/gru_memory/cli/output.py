@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from rich.text import Text
 from .. import embedded
 from ..embedded import EmbeddedModelError
 from ..placement import device_for
+from ..state import write_whole
 from ..store import StoreError
 
 MODEL_HELP = "'smollm2' (embedded), a folder, a .gguf file or a hub name"
@@ -28,6 +30,9 @@ STORE_HELP = "where sessions are: a SQLite file or postgresql://...; $GRU_MEMORY
 
 console = Console()
 errors = Console(stderr=True)
+
+# C0 and C1 but line feeds and tabs: to a terminal these are commands.
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
 
 # What a wrong argument, file or machine can lead to. Everything else is a bug, and shows its traceback.
 _EXPECTED = (ValueError, OSError, ModuleNotFoundError, EmbeddedModelError, FloatingPointError, StoreError)
@@ -117,6 +122,18 @@ def set_threads(threads: int | None) -> None:
         if threads < 1:
             raise ValueError(f"threads is {threads}: it must be at least 1")
         torch.set_num_threads(threads)
+
+
+def harmless(text: str) -> str:
+    """Text that somebody else may have written, with its control characters written out, as a terminal may see it."""
+    return text.translate(_CONTROLS)
+
+
+def write_new(file: Path, data: bytes) -> None:
+    """Write a file that is not there yet."""
+    if file.exists():
+        raise ValueError(f"{file} is there already: choose another name")
+    write_whole(file, data)
 
 
 def command_line() -> str:

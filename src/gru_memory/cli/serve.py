@@ -105,7 +105,7 @@ def serve_command(
     )  # fmt: skip
     _log_to_stderr(JsonLines())
     if ray:
-        spec = (model, memory, store or default_url(), settings, threads, device)
+        spec = (model, memory, default_url() if store is None else store, settings, threads, device)
         _serve_with_ray(spec, (min_replicas, max_replicas, target_chats, replica_cpus, replica_gpus), host, port)
         return
     _check_port(host, port)

@@ -10,10 +10,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from ..state import write_whole
 from ..store import SessionStore
-from ..store.database import sqlite_file
-from .output import STORE_HELP, console, kilobytes, one_line_errors
+from ..store.database import sqlite_file, url_of_environment
+from .output import STORE_HELP, console, harmless, kilobytes, one_line_errors, write_new
 
 app = typer.Typer(help="The conversations that are kept.", no_args_is_help=True)
 
@@ -33,7 +32,7 @@ def list_command(store: Store = None) -> None:
     with _existing(store) as opened:
         for session in opened.list():
             counts = (str(session.turns), f"{session.tokens:,}", kilobytes(session.state_bytes))
-            table.add_row(Text(session.name), _when(session.updated_at), *counts)
+            table.add_row(Text(harmless(session.name)), _when(session.updated_at), *counts)
     if table.row_count:
         console.print(table)
     else:
@@ -60,12 +59,13 @@ def show(name: Name, store: Store = None) -> None:
     }
     table = Table(box=None, show_header=False)
     for label, value in rows.items():
-        table.add_row(label, Text(value))
+        table.add_row(label, Text(harmless(value)))
     console.print(table)
     for turn in turns:
-        console.print(Text(f"\n> {turn.user}" if turn.user is not None else "\n> (not kept)"), soft_wrap=True)
+        user = "(not kept)" if turn.user is None else harmless(turn.user)
+        console.print(Text(f"\n> {user}"), soft_wrap=True)
         if turn.reply:
-            console.print(Text(turn.reply), soft_wrap=True)
+            console.print(Text(harmless(turn.reply)), soft_wrap=True)
 
 
 @app.command()
@@ -74,11 +74,9 @@ def export(
     name: Name, file: Annotated[Path, typer.Argument(help="to write; must not be there yet")], store: Store = None
 ) -> None:
     """Write a session, with all its snapshots, as one file."""
-    if file.exists():
-        raise ValueError(f"{file} is there already: choose another name")
     with _existing(store) as opened:
         data = opened.export(opened.get(name))
-    write_whole(file, data)
+    write_new(file, data)
     console.print(Text(f"{file}: {kilobytes(len(data))}"), soft_wrap=True)
 
 
@@ -104,12 +102,16 @@ def rm(name: Name, store: Store = None) -> None:
 
 
 def _existing(store: str | None) -> SessionStore:
-    """The store, if there is one where somebody said that it is: looking makes none."""
-    path = None if store is None else sqlite_file(store)
+    """The store, if there is one where somebody said that it is, by option or variable: looking makes none."""
+    told, how = (store, "--store") if store is not None else (url_of_environment(), "$GRU_MEMORY_STORE")
+    path = None if told is None else sqlite_file(told)
     if path is not None and not path.exists():
-        raise FileNotFoundError(f"there is no store {path}: give --store as it was when the sessions were made")
-    return SessionStore(store)
+        raise FileNotFoundError(f"there is no store {path}: give {how} as it was when the sessions were made")
+    return SessionStore(told)
 
 
 def _when(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
+    try:
+        return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
+    except (ValueError, OverflowError, OSError):  # which of them depends on the machine
+        return "after the year 9999"

@@ -37,7 +37,7 @@ def memory_router(service: Service, owner: Callable[..., str]) -> APIRouter:
     async def import_session(request: Request, name: str | None = None, owner: str = Owner) -> dict[str, Any]:
         """Take in a file that `export` gave; the body is the file."""
         data = await request.body()
-        return _session(await in_thread(store.import_file, data, owner, name, check_path_name))
+        return _session(await in_thread(store.import_file, data, owner, name, check_path_name, service.keep_text))
 
     @router.get("/{session}")
     async def read(

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from ..store.settings import MAX_METADATA, MAX_METADATA_KEY, MAX_METADATA_VALUE, check_metadata
+
 MAX_TEXT = 262_144  # characters of one message
 MAX_MESSAGES = 2_000
 
@@ -21,7 +23,9 @@ Text = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_keepable)]
 Id = Annotated[str, Field(min_length=1, max_length=200)]
 User = Annotated[str, Field(min_length=1, max_length=195)]  # its session's name is 5 characters longer
 Metadata = Annotated[
-    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
+    dict[Annotated[str, Field(max_length=MAX_METADATA_KEY)], Annotated[str, Field(max_length=MAX_METADATA_VALUE)]],
+    Field(max_length=MAX_METADATA),
+    AfterValidator(check_metadata),
 ]
 
 

@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 from ..conversation import Conversation
 from ..state import MemoryState
+from . import files
+from .errors import SessionNotFound
 from .records import Session, TurnRecord
 from .sessions import SessionStore
 
@@ -24,6 +26,7 @@ class StoredConversation:
         store: where sessions are.
         session: which of them to go on with; None is a conversation that is kept nowhere.
         system: system prompt of a conversation that is new; one that goes on keeps its own.
+        keep_text: of a conversation that is kept nowhere, whether `export` writes its messages; a session says so itself.
         **settings: of the `Conversation` (context_turns, max_new_tokens, ...).
 
     Raises:
@@ -37,11 +40,13 @@ class StoredConversation:
         store: SessionStore | None,
         session: Session | None,
         system: str | None = None,
+        keep_text: bool = True,
         **settings: Any,
     ) -> None:
         self.conversation = Conversation(model, tokenizer, system, **settings)
         self.store, self.session = store, session
-        self._told: list[tuple[str, str | None]] = []  # where nothing is kept
+        self._keep_text = keep_text
+        self._told: list[tuple[str | None, str | None]] = []  # where nothing is kept; None is a text that was not kept
         if session is not None and (head := store.head(session)) is not None:
             self.conversation.load(head.state)
 
@@ -76,18 +81,39 @@ class StoredConversation:
 
     def fork(self, name: str) -> None:
         """Go on in a new session that begins as this conversation is now."""
+        if not self.session.id:
+            raise SessionNotFound("nothing was said in this session yet, so there is nothing to fork")
         self.session = self.store.fork(self.session, name)
 
     def make_ephemeral(self) -> None:
         """Keep nothing from here on. The session stays as it is now."""
-        self._told = [(turn.user, turn.reply) for turn in self.transcript() if turn.user is not None]
-        self.session = None
+        self._told = [(turn.user, turn.reply) for turn in self.transcript()]
+        self._keep_text, self.session = self.session.keep_text, None
+
+    def export(self, name: str) -> bytes:
+        """The session as one file that `SessionStore.import_file` takes in; one that is kept nowhere is called `name` there.
+
+        Of a session that is what the store holds; of a conversation that is kept nowhere, its turns and its memory now.
+
+        Raises:
+            SessionNotFound: nothing was said yet.
+        """
+        if self.session is not None and self.session.id:
+            return self.store.export(self.session)
+        if self.session is not None or not self._told:
+            raise SessionNotFound("nothing was said yet, so there is nothing to save")
+        state = self.conversation.to_bytes(self._keep_text)
+        return files.pack_turns(name, self._told, state, self._keep_text)
 
     def refresh(self) -> None:
         """Go on from what the store holds now, where somebody else wrote to the session or made it anew."""
         if self.session is None:
             return
-        now = self.store.get(self.session.name, self.session.owner)
+        was = self.session
+        if was.id:
+            now = self.store.get(was.name, was.owner)
+        else:  # begun, unless somebody else made it
+            now = self.store.get_or_begin(was.name, was.owner, was.keep_text, was.settings)
         if now.head is None:
             self.conversation.reset()
         elif now.head != self.session.head:

@@ -28,9 +28,15 @@ _MIGRATION_LOCK = 0x6772756D  # of PostgreSQL's advisory locks: any number nobod
 
 def default_url() -> str:
     """$GRU_MEMORY_STORE, else a SQLite file in the user's data folder."""
-    if url := os.environ.get("GRU_MEMORY_STORE"):
-        return url
-    return f"sqlite:///{platformdirs.user_data_path('gru-memory', appauthor=False) / 'sessions.sqlite3'}"
+    return (
+        url_of_environment()
+        or f"sqlite:///{platformdirs.user_data_path('gru-memory', appauthor=False) / 'sessions.sqlite3'}"
+    )
+
+
+def url_of_environment() -> str | None:
+    """$GRU_MEMORY_STORE; None where it is not set or empty."""
+    return os.environ.get("GRU_MEMORY_STORE") or None
 
 
 def connect(url: str | None = None) -> Engine:
@@ -40,7 +46,7 @@ def connect(url: str | None = None) -> Engine:
         ValueError: a URL of another kind.
         StoreError: the folder of the file cannot be made.
     """
-    parsed = _parse(url or default_url())
+    parsed = _parse(default_url() if url is None else url)
     if parsed.get_backend_name() == "sqlite":
         return _connect_sqlite(parsed)
     try:
@@ -120,6 +126,8 @@ def sqlite_file(url: str) -> Path | None:
 
 
 def _parse(url: str) -> URL:
+    if not url.strip():
+        raise ValueError("the store is empty: give the path of a SQLite file or a URL, or leave it out")
     if "://" not in url:
         return URL.create("sqlite", database=str(Path(url).expanduser()))
     try:

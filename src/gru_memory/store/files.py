@@ -1,8 +1,10 @@
-"""A session as one file: safetensors, with every state as bytes and everything else as JSON in the header."""
+"""A session as one file: safetensors, with every state as bytes and everything else as JSON, a tensor of bytes, too."""
 
 from __future__ import annotations
 
 import json
+import secrets
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,17 +12,24 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from .digests import DIGEST_BYTES
+from ..state import MemoryState
+from .digests import DIGEST_BYTES, turn_digest, user_digest
 from .errors import LimitExceeded
 from .records import Limits, Session
+from .settings import check_metadata, check_strings
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1: the JSON was in the header, of which safetensors reads no more than 100 MB
 _KIND = "gru-memory session"
+_ABOUT = "session"  # of the header in version 1, a tensor since
 MAX_FILE_BYTES = 1 << 30  # read no further
 
 
 def pack(session: Session, rows: Sequence[Any]) -> bytes:
-    """The bytes of a file that holds the session and its rows."""
+    """The bytes of a file that holds the session and its rows.
+
+    Raises:
+        LimitExceeded: it would be larger than `unpack` reads.
+    """
     place = {row["id"]: number for number, row in enumerate(rows)}
     about = {
         "name": session.name,
@@ -43,13 +52,45 @@ def pack(session: Session, rows: Sequence[Any]) -> bytes:
             for row in rows
         ],
     }
-    states = {
-        f"state/{number}": torch.frombuffer(bytearray(row["state"]), dtype=torch.uint8)
-        for number, row in enumerate(rows)
-        if row["state"] is not None
-    }
-    header = {"kind": _KIND, "version": str(FORMAT_VERSION), "session": json.dumps(about)}
-    return save(states or {"state/none": torch.zeros(1, dtype=torch.uint8)}, header)
+    contents = {_ABOUT: json.dumps(about).encode()}
+    contents |= {f"state/{number}": row["state"] for number, row in enumerate(rows) if row["state"] is not None}
+    if (size := sum(map(len, contents.values()))) > MAX_FILE_BYTES:
+        raise LimitExceeded(
+            f"the session has {size} bytes, and a file at most {MAX_FILE_BYTES}: fork it from an early turn"
+        )
+    tensors = {name: torch.frombuffer(bytearray(content), dtype=torch.uint8) for name, content in contents.items()}
+    return save(tensors, {"kind": _KIND, "version": str(FORMAT_VERSION)})
+
+
+def pack_turns(name: str, turns: Sequence[tuple[str | None, str | None]], state: bytes, keep_text: bool) -> bytes:
+    """The bytes of a file that holds a session of these turns, and its memory after them.
+
+    Args:
+        turns: user message and reply; None is a text that is not known.
+        state: `Conversation.to_bytes`.
+        keep_text: False writes the digests of messages alone.
+    """
+    now, salt, held = time.time(), secrets.token_bytes(16), MemoryState.from_bytes(state)
+    rows = [
+        {
+            "id": number,
+            "parent": number - 1,  # of the first there is none
+            "created_at": now,
+            "turn_digest": turn_digest(salt, user or "", reply),
+            "user_digest": user_digest(salt, user or ""),
+            "user_text": user if keep_text else None,
+            "reply_text": reply if keep_text else None,
+            "turns": int(held.turns),
+            "tokens": int(held.tokens),
+            "state": state if number == len(turns) - 1 else None,
+        }
+        for number, (user, reply) in enumerate(turns)
+    ]
+    counts = (int(held.turns), int(held.tokens), len(state))
+    session = Session(
+        "", "", name, 0, len(turns) - 1, keep_text, {}, *counts, held.fingerprint, now, now, None, salt
+    )  # fmt: skip
+    return pack(session, rows)
 
 
 def unpack(
@@ -69,22 +110,22 @@ def unpack(
     if not (version := header.get("version", "")).isdecimal() or int(version) > FORMAT_VERSION:
         raise ValueError("this session was exported by a newer version of gru-memory: upgrade to read it")
     try:
-        about = json.loads(header["session"])
+        about = json.loads(header[_ABOUT] if int(version) == 1 else _bytes(tensors.pop(_ABOUT)).decode())
         rows = [_row(number, row, limits) for number, row in enumerate(about["rows"])]
         about = _about(about, len(rows))
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
         raise ValueError(_damaged(f"{type(error).__name__}: {error}")) from error
-    if len(rows) > limits.max_turns:
+    if len(rows) > limits.max_turns + (about["head"] == 0):  # the head stays, however old it is
         raise LimitExceeded(f"the session has {len(rows)} turns: at most {limits.max_turns} are kept")
     for name, tensor in tensors.items():
         number = name.removeprefix("state/")
-        if number == "none":
+        if number == "none":  # in version 1, which wrote no file without a tensor
             continue
-        if not number.isdecimal() or int(number) >= len(rows) or tensor.dtype != torch.uint8 or tensor.dim() != 1:
+        if not number.isdecimal() or int(number) >= len(rows) or not _is_bytes(tensor):
             raise ValueError(_damaged(f"{name} is not a state of it"))
         if tensor.numel() > limits.max_state_bytes:
             raise LimitExceeded(f"a state has {tensor.numel()} bytes: at most {limits.max_state_bytes} are kept")
-        state = bytes(tensor.numpy())
+        state = _bytes(tensor)
         held = check_state(state)
         if held["fingerprint"] != about["fingerprint"]:
             raise ValueError(_damaged("its states are not of one memory"))
@@ -103,10 +144,21 @@ def _open(data: bytes) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     return tensors, header
 
 
+def _is_bytes(tensor: torch.Tensor) -> bool:
+    return tensor.dtype == torch.uint8 and tensor.dim() == 1
+
+
+def _bytes(tensor: torch.Tensor) -> bytes:
+    if not _is_bytes(tensor):
+        raise TypeError("a tensor is not bytes")
+    return bytes(tensor.numpy())
+
+
 def _row(number: int, row: dict[str, Any], limits: Limits) -> dict[str, Any]:
     texts = (row["user"], row["reply"])
-    if not all(text is None or isinstance(text, str) for text in texts) or any("\0" in (text or "") for text in texts):
+    if not all(text is None or isinstance(text, str) for text in texts):
         raise TypeError("a message is not text")
+    check_strings(texts, "a message")
     if any(len((text or "").encode()) > limits.max_text_bytes for text in texts):
         raise LimitExceeded(f"a message is too large: at most {limits.max_text_bytes} bytes are kept")
     parent = row["parent"]
@@ -132,8 +184,12 @@ def _about(about: dict[str, Any], rows: int) -> dict[str, Any]:
         raise TypeError("the turn to go on from is not in it")
     if not isinstance(about["settings"], dict) or not isinstance(about["keep_text"], bool):
         raise TypeError("settings of the wrong types")
+    check_strings(about["settings"], "the settings")
+    if (metadata := about["settings"].get("metadata")) is not None:
+        check_metadata(metadata)
     if fingerprint is not None and (not isinstance(fingerprint, str) or len(fingerprint) > 64):
         raise TypeError("the fingerprint is not one")
+    check_strings(fingerprint, "the fingerprint")
     if not isinstance(about["name"], str):
         raise TypeError("the name is not text")
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,8 +30,8 @@ class Limits:
             value = getattr(self, name)
             if value is None and name in ("max_sessions", "ttl_seconds"):
                 continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
-                raise ValueError(f"{name} is {value!r}: it must be a number above 0")
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+                raise ValueError(f"{name} is {value!r}: it must be a finite number above 0")
 
 
 @dataclass(frozen=True)

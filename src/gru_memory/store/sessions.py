@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Row, and_, case, delete, func, insert, or_, s
 from sqlalchemy.exc import IntegrityError
 
 from ..conversation import without_turns
-from ..state import MemoryState
+from ..state import MemoryState, regular_size
 from . import files
 from .database import connect, migrate, scrub, transaction
 from .digests import turn_digest, user_digest
@@ -25,6 +25,7 @@ from .schema import sessions, snapshots
 Turn = tuple[str, "str | None"]  # user message, reply
 
 MAX_NAME = 200
+_JOINERS = {0x200C: None, 0x200D: None}  # ZERO WIDTH NON-JOINER and JOINER
 MAX_SETTINGS_BYTES = 64 << 10
 
 
@@ -299,12 +300,14 @@ class SessionStore:
         owner: str = "",
         name: str | None = None,
         check: Callable[[str], None] = lambda name: None,
+        keep_text: bool = True,
     ) -> Session:
         """Take in what `export` wrote, as a new session. Its snapshots get new ids.
 
         Args:
             name: instead of the one it was exported under.
             check: raises an error if the name, wherever it is from, is none that the caller can use.
+            keep_text: False leaves the messages out, and the session keeps none; it keeps none either if it kept none before.
 
         Raises:
             ValueError: not such a file, or damaged. Nothing was changed.
@@ -314,17 +317,21 @@ class SessionStore:
         about, rows = files.unpack(data, self._check_state, self.limits)
         check_name(name := name if name is not None else about["name"])
         check(name)
+        if not (keep_text := keep_text and about["keep_text"]):
+            rows = [_without_text(row) for row in rows]
         with transaction(self.engine) as connection:
             settings = _of_a_copy(about["settings"])
-            new = self._create(connection, name, owner, about["keep_text"], settings, about["salt"])
+            new = self._create(connection, name, owner, keep_text, settings, about["salt"])
             return self._fill(connection, new, rows, about["fingerprint"], about["head"])
 
-    def import_path(self, path: str | Path, owner: str = "", name: str | None = None) -> Session:
-        """`import_file` from a file; one that is too large is not read."""
+    def import_path(
+        self, path: str | Path, owner: str = "", name: str | None = None, keep_text: bool = True
+    ) -> Session:
+        """`import_file` from a regular file; another kind, or one that is too large, is not read."""
         path = Path(path)
-        if path.stat().st_size > files.MAX_FILE_BYTES:
-            raise LimitExceeded(f"{path} has {path.stat().st_size} bytes: no session is that large, nothing was read")
-        return self.import_file(path.read_bytes(), owner, name)
+        if (size := regular_size(path)) > files.MAX_FILE_BYTES:
+            raise LimitExceeded(f"{path} has {size} bytes: no session is that large, nothing was read")
+        return self.import_file(path.read_bytes(), owner, name, keep_text=keep_text)
 
     # Within a transaction
 
@@ -450,7 +457,7 @@ class SessionStore:
         copies = [
             {**row, "id": renamed[row["id"]], "parent": renamed.get(row["parent"]), "about": None} for row in rows
         ]
-        at = next(row for row in copies if row["id"] == renamed[head or rows[-1]["id"]])
+        at = next(row for row in copies if row["id"] == renamed[rows[-1]["id"] if head is None else head])
         now = self.clock()
         held = {"turns": at["turns"], "tokens": at["tokens"], "fingerprint": fingerprint}
         self._advance(connection, session, None, at["id"], held, len(at["state"]), now, branch=False)
@@ -551,8 +558,14 @@ class SessionStore:
 
 def check_name(name: str) -> None:
     """Raise ValueError unless this can be the name of a session."""
-    if not isinstance(name, str) or not name.strip() or len(name) > MAX_NAME or not name.isprintable():
+    if not isinstance(name, str) or len(name) > MAX_NAME or not _is_printable(name):
         raise ValueError(f"a session's name is 1 to {MAX_NAME} printable characters, and {str(name)[:40]!r} is not")
+
+
+def _is_printable(name: str) -> bool:
+    """Joiners, which emoji and Persian words have within them, count where something is on either side."""
+    bare = name.translate(_JOINERS)
+    return bool(bare.strip()) and bare.isprintable() and name == name.strip("".join(map(chr, _JOINERS)))
 
 
 def new_id(kind: str) -> str:
@@ -569,3 +582,9 @@ def _conflict(session: Session) -> SessionConflict:
 def _of_a_copy(settings: dict[str, Any]) -> dict[str, Any]:
     """A session that was given a name stays, whatever becomes of its responses."""
     return {name: value for name, value in settings.items() if name != "only_responses"}
+
+
+def _without_text(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with its digests alone."""
+    state = None if row["state"] is None else without_turns(row["state"])
+    return {**row, "user_text": None, "reply_text": None, "state": state}
