@@ -50,7 +50,7 @@ def page(browser, server, request):
     context.add_init_script(f"localStorage.getItem('session') || localStorage.setItem('session', {name!r})")
     page = context.new_page()
     page.set_default_timeout(30_000)
-    wrong = []
+    wrong, page.refusals = [], ["404", "401"]  # a new session is not there yet; a test may add others
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
     page.session_name = name
@@ -59,7 +59,7 @@ def page(browser, server, request):
     if folder := os.environ.get("GRU_MEMORY_SCREENSHOTS"):
         page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
     context.close()
-    assert [text for text in wrong if "404" not in text and "401" not in text] == []  # a new session is not there yet
+    assert [text for text in wrong if not any(status in text for status in page.refusals)] == []
 
 
 def opened(page, server):
@@ -81,7 +81,7 @@ def tell(page, text):
     page.keyboard.type(text)
     page.keyboard.press("Enter")
     expect(page.locator("#turns li"), count + 1)
-    page.wait_for_selector("#stop", state="hidden")
+    page.wait_for_selector("#send:enabled")
     assert page.locator("#status").inner_text() == ""
     return page.locator("#turns li .reply").last.inner_text()
 
@@ -137,6 +137,36 @@ def test_the_answer_streams(page, server):
     seen = [text for text in page.evaluate("[...window.seen]") if text]
     assert len(seen) >= 2 and seen[-1] == reply
     assert all(reply.startswith(text) for text in seen)
+
+
+@pytest.mark.parametrize("refused", ["?slots=", "/trace"])
+def test_a_turn_that_was_kept_stays_though_its_memory_cannot_be_shown(page, server, refused):
+    tell(page, HOME)
+    page.refusals.append("429")
+    error = {"error": {"message": "too many requests at once"}}
+    page.route(lambda url: "/v1/memory/" in url and refused in url, lambda route: route.fulfill(status=429, json=error))
+    page.locator("#message").fill(BOAT)
+    page.keyboard.press("Enter")
+    page.get_by_text("This turn was kept, but its memory cannot be shown: too many requests at once").wait_for()
+    page.wait_for_selector("#send:enabled")
+    assert page.locator("#turns .user").all_inner_texts() == [HOME, BOAT]
+    assert page.locator("#message").input_value() == ""
+    assert page.locator("#status.error").count() == 1
+    session = server.store.get(page.session_name)
+    assert [turn.user for turn in server.store.transcript(session)] == [HOME, BOAT]
+    page.unroute_all()
+    tell(page, HOME)
+    assert len(server.store.transcript(server.store.get(page.session_name))) == 3
+
+
+def test_a_reply_that_breaks_off_takes_its_turn_back(page):
+    chunk = 'data: {"choices": [{"delta": {"content": "half a"}}]}\n\n'
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(content_type="text/event-stream", body=chunk))
+    page.locator("#message").fill(BOAT)
+    page.keyboard.press("Enter")
+    page.get_by_text("The reply broke off; this turn was not kept.").wait_for()
+    expect(page.locator("#turns li"), 0)
+    assert page.locator("#message").input_value() == BOAT
 
 
 def test_forget_empty_decay_fork_and_delete(page, server):

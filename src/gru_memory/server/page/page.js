@@ -88,29 +88,44 @@ async function* events(answer) {
   }
 }
 
+// A turn whose reply did not end is taken back, as the server does; one that did is kept, whatever happens after it.
 async function talk(text) {
   talking = new AbortController();
   $("send").disabled = true;
   $("stop").hidden = false;
-  const answer = addTurn(text, "");
   try {
-    const body = { model, messages: [{ role: "user", content: text }], stream: true };
-    if (!$("ephemeral").checked) body.session_id = $("session").value;
-    const stream = await call("v1/chat/completions", { method: "POST", body: JSON.stringify(body), signal: talking.signal });
-    for await (const event of events(stream)) {
-      if (event.error) throw new ApiError(500, event.error.message);
-      answer.textContent += event.choices?.[0]?.delta?.content ?? "";
-      $("turns").scrollTop = $("turns").scrollHeight;
+    await hear(text, talking.signal);
+    talking = null;
+    $("stop").hidden = true;
+    try { await showMemory(); } catch (error) {
+      throw new ApiError(error.status, `This turn was kept, but its memory cannot be shown: ${error.message}`);
     }
-    await showMemory();
-  } catch (error) {
-    answer.parentElement.remove();
-    if (!$("message").value) $("message").value = text;
-    throw error;
   } finally {
     talking = null;
     $("send").disabled = false;
     $("stop").hidden = true;
+  }
+}
+
+async function hear(text, signal) {
+  const answer = addTurn(text, "");
+  let finished = false;
+  try {
+    const body = { model, messages: [{ role: "user", content: text }], stream: true };
+    if (!$("ephemeral").checked) body.session_id = $("session").value;
+    const stream = await call("v1/chat/completions", { method: "POST", body: JSON.stringify(body), signal });
+    for await (const event of events(stream)) {
+      if (event.error) throw new ApiError(500, event.error.message);
+      answer.textContent += event.choices?.[0]?.delta?.content ?? "";
+      finished ||= Boolean(event.choices?.[0]?.finish_reason);
+      $("turns").scrollTop = $("turns").scrollHeight;
+    }
+    if (!finished) throw new ApiError(0, "The reply broke off; this turn was not kept.");
+  } catch (error) {
+    if (finished) return;
+    answer.parentElement.remove();
+    if (!$("message").value) $("message").value = text;
+    throw error;
   }
 }
 
@@ -222,7 +237,7 @@ async function begin() {
 $("say").addEventListener("submit", (event) => {
   event.preventDefault();
   const text = $("message").value.trim();
-  if (!text || talking) return;
+  if (!text || $("send").disabled) return;
   $("message").value = "";
   doing(() => talk(text));
 });
