@@ -3,6 +3,8 @@
 import os
 import re
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -139,6 +141,78 @@ def test_the_answer_streams(page, server):
     assert all(reply.startswith(text) for text in seen)
 
 
+def test_what_was_said_before_is_said_again(page, server):
+    for _ in range(2):
+        tell(page, "hello")
+    session = server.store.get(page.session_name)
+    assert [turn.user for turn in server.store.transcript(session)] == ["hello", "hello"]
+    shown = page.locator("#turns").inner_text()
+    page.reload()
+    page.wait_for_selector("body[data-ready=yes]")
+    assert page.locator("#turns .user").all_inner_texts() == ["hello", "hello"]
+    assert page.locator("#turns").inner_text() == shown
+
+
+@pytest.fixture
+def slow(server, monkeypatch):
+    """Replies of a token or so in a fifth of a second."""
+    monkeypatch.setattr(server.engine, "on_step", lambda rows, tokens: time.sleep(0.2))
+
+
+def begin_to_tell(page, text):
+    """Send, and wait until some of the reply is there."""
+    page.locator("#message").fill(text)
+    page.keyboard.press("Enter")
+    page.locator("#turns li:last-child .reply:not(:empty)").wait_for()
+
+
+def idle(server):
+    """Wait until no reply is in progress."""
+    while server.engine.active or server.engine.waiting:
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("stop", ["button", "Escape"])
+def test_what_is_stopped_is_not_kept(page, server, slow, stop):
+    tell(page, HOME)
+    before = server.store.get(page.session_name)
+    begin_to_tell(page, BOAT)
+    page.get_by_role("button", name="Stop").click() if stop == "button" else page.keyboard.press("Escape")
+    page.get_by_text("Stopped; this turn was not kept.").wait_for()
+    page.wait_for_selector("#stop", state="hidden")
+    assert page.locator("#turns .user").all_inner_texts() == [HOME]
+    assert page.locator("#message").input_value() == BOAT
+    idle(server)
+    assert server.store.get(page.session_name) == before
+    page.keyboard.press("Enter") if stop == "Escape" else page.locator("#send").click()
+    expect(page.locator("#turns li"), 2)
+    page.wait_for_selector("#send:enabled")
+    said = server.store.transcript(server.store.get(page.session_name))
+    assert [turn.user for turn in said] == [HOME, BOAT]
+
+
+def test_what_is_stopped_after_it_was_kept_is_shown_as_it_is_stored(page, server, monkeypatch):
+    commit, kept, noticed = server.store.commit, threading.Event(), threading.Event()
+
+    def slow(*arguments):
+        made = commit(*arguments)
+        kept.set()
+        noticed.wait(10)
+        return made
+
+    monkeypatch.setattr(server.store, "commit", slow)
+    page.locator("#message").fill(BOAT)
+    page.keyboard.press("Enter")
+    assert kept.wait(30)
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#send:enabled")
+    noticed.set()
+    [turn] = server.store.transcript(server.store.get(page.session_name))
+    assert page.locator("#turns .user").all_inner_texts() == [turn.user] == [BOAT]
+    assert page.locator("#turns .reply").all_text_contents() == [turn.reply]
+    assert page.locator("#message").input_value() == ""
+
+
 @pytest.mark.parametrize("refused", ["?slots=", "/trace"])
 def test_a_turn_that_was_kept_stays_though_its_memory_cannot_be_shown(page, server, refused):
     tell(page, HOME)
@@ -160,8 +234,8 @@ def test_a_turn_that_was_kept_stays_though_its_memory_cannot_be_shown(page, serv
 
 
 def test_a_reply_that_breaks_off_takes_its_turn_back(page):
-    chunk = 'data: {"choices": [{"delta": {"content": "half a"}}]}\n\n'
-    page.route("**/v1/chat/completions", lambda route: route.fulfill(content_type="text/event-stream", body=chunk))
+    chunk = 'data: {"type": "response.output_text.delta", "delta": "half a"}\n\n'
+    page.route("**/v1/responses", lambda route: route.fulfill(content_type="text/event-stream", body=chunk))
     page.locator("#message").fill(BOAT)
     page.keyboard.press("Enter")
     page.get_by_text("The reply broke off; this turn was not kept.").wait_for()

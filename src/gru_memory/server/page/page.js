@@ -109,24 +109,36 @@ async function talk(text) {
 
 async function hear(text, signal) {
   const answer = addTurn(text, "");
+  let id = null;
   let finished = false;
   try {
-    const body = { model, messages: [{ role: "user", content: text }], stream: true };
-    if (!$("ephemeral").checked) body.session_id = $("session").value;
-    const stream = await call("v1/chat/completions", { method: "POST", body: JSON.stringify(body), signal });
-    for await (const event of events(stream)) {
-      if (event.error) throw new ApiError(500, event.error.message);
-      answer.textContent += event.choices?.[0]?.delta?.content ?? "";
-      finished ||= Boolean(event.choices?.[0]?.finish_reason);
+    // New messages alone are sent: `conversation` takes every one as new, also one that was said before.
+    const memory = $("ephemeral").checked ? { store: false } : { conversation: $("session").value };
+    const body = JSON.stringify({ model, input: text, stream: true, ...memory });
+    for await (const event of events(await call("v1/responses", { method: "POST", body, signal }))) {
+      if (event.type === "error") throw new ApiError(500, event.message);
+      if (event.type === "response.created" && !$("ephemeral").checked) id = event.response.id;
+      if (event.type === "response.output_text.delta") answer.textContent += event.delta;
+      finished ||= event.type === "response.completed" || event.type === "response.incomplete";
       $("turns").scrollTop = $("turns").scrollHeight;
     }
     if (!finished) throw new ApiError(0, "The reply broke off; this turn was not kept.");
   } catch (error) {
     if (finished) return;
+    const kept = id && await keptResponse(id);
+    if (kept) {
+      answer.textContent = kept.output[0]?.content[0]?.text ?? answer.textContent;
+      return;
+    }
     answer.parentElement.remove();
     if (!$("message").value) $("message").value = text;
     throw error;
   }
+}
+
+// A reply may have been kept without its end having come here.
+async function keptResponse(id) {
+  try { return await get(`v1/responses/${encodeURIComponent(id)}`); } catch { return null; }
 }
 
 function bytes(count) {
