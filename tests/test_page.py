@@ -16,6 +16,7 @@ from postgres import require
 from serving import KEYS, running
 from talking import talking_model, talking_tokenizer
 
+from gru_memory.server import memory_routes
 from gru_memory.server.settings import owner_of
 
 BOAT, HOME = "My boat is called Marigold.", "I live in Porto."
@@ -40,6 +41,12 @@ def browser():
 @pytest.fixture(scope="module")
 def server(loaded, tmp_path_factory):
     with running(tmp_path_factory.mktemp("page") / "s", loaded, api_keys=()) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def server_without_text(loaded, tmp_path_factory):
+    with running(tmp_path_factory.mktemp("no text") / "s", loaded, api_keys=(), keep_text=False) as server:
         yield server
 
 
@@ -241,6 +248,47 @@ def test_a_reply_that_breaks_off_takes_its_turn_back(page):
     page.get_by_text("The reply broke off; this turn was not kept.").wait_for()
     expect(page.locator("#turns li"), 0)
     assert page.locator("#message").input_value() == BOAT
+
+
+def no_map(page):
+    """Why there is no map, as it is read out; it is to be seen, too."""
+    said = page.locator("#map").get_attribute("aria-label")
+    assert page.locator("#map-note").inner_text() == said
+    return said
+
+
+def test_without_a_map_it_is_said_why(page, monkeypatch):
+    assert no_map(page) == "Nothing was said yet."
+    tell(page, BOAT)
+    assert page.locator("#map-note").inner_text().startswith("Rows are the slots")
+    page.refusals.append("413")
+    monkeypatch.setattr(memory_routes, "MOST_TRACED", len(HOME) - 1)
+    tell(page, HOME)
+    assert no_map(page) == f"There is no map of the last turn: at most {len(HOME) - 1} characters are traced at once."
+
+
+def test_a_session_without_text(page, server_without_text):
+    page.refusals.append("409")
+    opened(page, server_without_text)
+    reply = tell(page, BOAT)
+    assert page.locator("#turns .user").inner_text() == BOAT and reply
+    assert "the text of this session is not kept" in no_map(page)
+    slots = page.locator("#slots li").count()
+    assert slots and all(page.locator("#slots .words").all_inner_texts())
+
+    page.reload()
+    page.wait_for_selector("body[data-ready=yes]")
+    assert page.locator("#turns .user").inner_text() == "(not kept)"
+    assert page.locator("#turns .reply").text_content() == ""
+    assert page.locator("#turns .forget").count() == 0
+    assert "the text of this session is not kept" in no_map(page)
+    assert page.locator("#slots li").count() == slots
+    tell(page, BOAT)
+    store = server_without_text.store
+    said = store.transcript(store.get(page.session_name))
+    assert [(turn.user, turn.reply) for turn in said] == [(None, None)] * 2
+    page.get_by_role("button", name=f"Forget: {BOAT}").click()
+    page.wait_for_selector("#turns li.faded")
 
 
 def test_forget_empty_decay_fork_and_delete(page, server):

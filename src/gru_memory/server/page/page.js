@@ -4,6 +4,7 @@ const $ = (id) => document.getElementById(id);
 const SLOTS_SHOWN = 24;
 const NEARLY = 0.9; // of the likest word's likeness, for others to be shown beside it
 const DECAY_TURNS = 10;
+const NOTHING_SAID = "Nothing was said yet.";
 let model = null;
 let talking = null; // AbortController of the reply that is coming
 let lastTrace = null;
@@ -159,12 +160,16 @@ async function showMemory(withTrace = true) {
   showSlots(memory.slots);
   if (!withTrace) return;
   lastTrace = null;
+  noMap = NOTHING_SAID;
+  let wrong = null;
   if (memory.turns) {
     try { lastTrace = await get(sessionPath("/trace")); } catch (error) {
-      if (error.status !== 409 && error.status !== 413) throw error; // no text is kept, or too much of it to trace
+      noMap = `There is no map of the last turn: ${error.message}.`;
+      if (error.status !== 409 && error.status !== 413) wrong = error; // no text is kept, or too much of it to trace
     }
   }
   drawMap();
+  if (wrong) throw wrong;
 }
 
 function showSlots(slots) {
@@ -192,6 +197,7 @@ function showSlots(slots) {
 }
 
 let mapNote = ""; // what stands below the map, unless there is nothing in it
+let noMap = NOTHING_SAID; // why there is none
 
 function drawMap() {
   const canvas = $("map");
@@ -219,9 +225,9 @@ function drawMap() {
     .filter(([token]) => token).sort((a, b) => b[1] - a[1]).slice(0, 5).map(([token]) => token);
   const what = shown === "write" ? "written" : "read";
   canvas.setAttribute("aria-label", tokens.length
-    ? `${tokens.length} tokens, ${rows} slots; most strongly ${what}: ${strongest.join(", ")}` : "Nothing was said yet");
+    ? `${tokens.length} tokens, ${rows} slots; most strongly ${what}: ${strongest.join(", ")}` : noMap);
   mapNote ||= $("map-note").textContent;
-  $("map-note").textContent = tokens.length && !rows ? `Nothing of the last turn was ${what}.` : mapNote;
+  $("map-note").textContent = !tokens.length ? noMap : rows ? mapNote : `Nothing of the last turn was ${what}.`;
 }
 
 async function showSession() {
