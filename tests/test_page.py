@@ -387,3 +387,15 @@ def test_the_page_asks_nobody_else(page, server):
     opened(page, server)
     assert len(asked) >= 4
     assert all(url.startswith((server.url, "data:")) for url in asked)
+
+
+def test_whatever_of_the_page_is_served_has_its_policy(page, server):
+    ask = page.context.request.get
+    for path in ("/", "/page/page.js", "/page/page.css"):
+        answer = ask(server.url + path)
+        assert answer.status == 200
+        assert answer.headers["content-security-policy"].startswith("default-src 'none'; script-src 'self'")
+        assert answer.headers["x-content-type-options"] == "nosniff"
+    for path in ("/page/index.html", "/page//index.html", "/page/", "/page/other.js"):
+        answer = ask(server.url + path)
+        assert (answer.status, answer.json()["error"]["message"]) == (404, "this server has no such route")
