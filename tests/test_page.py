@@ -329,11 +329,17 @@ def test_ephemeral_keeps_nothing(page, server):
     page.get_by_text("nothing is kept").wait_for()
     page.locator("#message").fill(BOAT)
     page.keyboard.press("Enter")
-    page.wait_for_selector("#stop", state="hidden")
+    page.wait_for_selector("#send:enabled")
+    assert page.locator("#turns .reply").inner_text()
     assert page.get_by_role("button", name="Fork").is_disabled()
+    nothing = page.get_by_text("An ephemeral chat keeps nothing between messages, so there is nothing to show here.")
+    assert nothing.is_visible()
+    assert not any(page.locator(part).is_visible() for part in ("#size", "#map", "#slots", "#map-note"))
     assert page.session_name not in [session.name for session in server.store.list()]
     page.get_by_label("Ephemeral").uncheck()
     expect(page.locator("#turns li"), 0)
+    page.wait_for_selector("#size")
+    assert not nothing.is_visible()
 
 
 def test_what_is_said_is_text_and_never_markup(page):

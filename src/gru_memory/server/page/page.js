@@ -149,7 +149,10 @@ function bytes(count) {
 
 async function showMemory(withTrace = true) {
   let memory = { bytes: 0, kv_cache_bytes: 0, slots: [], turns: 0 };
-  if (!$("ephemeral").checked) {
+  const ephemeral = $("ephemeral").checked;
+  $("no-memory").hidden = !ephemeral;
+  $("contents").hidden = ephemeral;
+  if (!ephemeral) {
     try { memory = await get(sessionPath(`?slots=${SLOTS_SHOWN}`)); } catch (error) { if (error.status !== 404) throw error; }
   }
   $("state-size").textContent = bytes(memory.bytes);
