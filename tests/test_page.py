@@ -1,5 +1,6 @@
 """The page, in a real browser: Debian's chromium, driven by Playwright."""
 
+import json
 import os
 import re
 import shutil
@@ -240,14 +241,33 @@ def test_a_turn_that_was_kept_stays_though_its_memory_cannot_be_shown(page, serv
     assert len(server.store.transcript(server.store.get(page.session_name))) == 3
 
 
-def test_a_reply_that_breaks_off_takes_its_turn_back(page):
-    chunk = 'data: {"type": "response.output_text.delta", "delta": "half a"}\n\n'
-    page.route("**/v1/responses", lambda route: route.fulfill(content_type="text/event-stream", body=chunk))
+def answers(page, *events):
+    """Let every message be answered with these events."""
+    body = "".join(f"data: {json.dumps(event)}\n\n" for event in events)
+    page.route("**/v1/responses", lambda route: route.fulfill(content_type="text/event-stream", body=body))
+
+
+HALF = {"type": "response.output_text.delta", "delta": "half a"}
+
+
+@pytest.mark.parametrize(
+    ("last", "said"),
+    [([], "The reply broke off; this turn was not kept."), ([{"type": "error", "message": "it burns"}], "it burns")],
+)
+def test_a_reply_that_breaks_off_takes_its_turn_back(page, last, said):
+    answers(page, HALF, *last)
     page.locator("#message").fill(BOAT)
     page.keyboard.press("Enter")
-    page.get_by_text("The reply broke off; this turn was not kept.").wait_for()
+    page.get_by_text(said).wait_for()
     expect(page.locator("#turns li"), 0)
     assert page.locator("#message").input_value() == BOAT
+
+
+@pytest.mark.parametrize("end", ["completed", "incomplete"])
+def test_a_reply_that_ends_stays(page, end):
+    answers(page, HALF, {"type": f"response.{end}"})
+    assert tell(page, BOAT) == "half a"
+    assert page.locator("#message").input_value() == ""
 
 
 def no_map(page):
