@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from fastapi import FastAPI
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, Response
+from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
 
 FOLDER = Path(__file__).parent / "page"
 # Nothing from elsewhere, no script in the page itself: text that a model wrote could not run if it got there.
@@ -17,6 +19,17 @@ _POLICY = (
 _HEADERS = {"content-security-policy": _POLICY, "x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
 
 
+class _Parts(StaticFiles):
+    """What the page loads. The page itself is at `/` alone, where its links lead to them."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        if path == "index.html":
+            raise HTTPException(404)
+        answer = await super().get_response(path, scope)
+        answer.headers.update(_HEADERS)
+        return answer
+
+
 def add_page(app: FastAPI) -> None:
     """Serve the page."""
 
@@ -24,4 +37,4 @@ def add_page(app: FastAPI) -> None:
     async def page() -> FileResponse:
         return FileResponse(FOLDER / "index.html", headers=_HEADERS)
 
-    app.mount("/page", StaticFiles(directory=FOLDER), name="page")
+    app.mount("/page", _Parts(directory=FOLDER), name="page")

@@ -4,6 +4,7 @@ const $ = (id) => document.getElementById(id);
 const SLOTS_SHOWN = 24;
 const NEARLY = 0.9; // of the likest word's likeness, for others to be shown beside it
 const DECAY_TURNS = 10;
+const NOTHING_SAID = "Nothing was said yet.";
 let model = null;
 let talking = null; // AbortController of the reply that is coming
 let lastTrace = null;
@@ -88,30 +89,57 @@ async function* events(answer) {
   }
 }
 
+// A turn whose reply did not end is taken back, as the server does; one that did is kept, whatever happens after it.
 async function talk(text) {
   talking = new AbortController();
   $("send").disabled = true;
   $("stop").hidden = false;
-  const answer = addTurn(text, "");
   try {
-    const body = { model, messages: [{ role: "user", content: text }], stream: true };
-    if (!$("ephemeral").checked) body.session_id = $("session").value;
-    const stream = await call("v1/chat/completions", { method: "POST", body: JSON.stringify(body), signal: talking.signal });
-    for await (const event of events(stream)) {
-      if (event.error) throw new ApiError(500, event.error.message);
-      answer.textContent += event.choices?.[0]?.delta?.content ?? "";
-      $("turns").scrollTop = $("turns").scrollHeight;
+    await hear(text, talking.signal);
+    talking = null;
+    $("stop").hidden = true;
+    try { await showMemory(); } catch (error) {
+      throw new ApiError(error.status, `This turn was kept, but its memory cannot be shown: ${error.message}`);
     }
-    await showMemory();
-  } catch (error) {
-    answer.parentElement.remove();
-    if (!$("message").value) $("message").value = text;
-    throw error;
   } finally {
     talking = null;
     $("send").disabled = false;
     $("stop").hidden = true;
   }
+}
+
+async function hear(text, signal) {
+  const answer = addTurn(text, "");
+  let id = null;
+  let finished = false;
+  try {
+    // New messages alone are sent: `conversation` takes every one as new, also one that was said before.
+    const memory = $("ephemeral").checked ? { store: false } : { conversation: $("session").value };
+    const body = JSON.stringify({ model, input: text, stream: true, ...memory });
+    for await (const event of events(await call("v1/responses", { method: "POST", body, signal }))) {
+      if (event.type === "error") throw new ApiError(500, event.message);
+      if (event.type === "response.created" && !$("ephemeral").checked) id = event.response.id;
+      if (event.type === "response.output_text.delta") answer.textContent += event.delta;
+      finished ||= event.type === "response.completed" || event.type === "response.incomplete";
+      $("turns").scrollTop = $("turns").scrollHeight;
+    }
+    if (!finished) throw new ApiError(0, "The reply broke off; this turn was not kept.");
+  } catch (error) {
+    if (finished) return;
+    const kept = id && await keptResponse(id);
+    if (kept) {
+      answer.textContent = kept.output[0]?.content[0]?.text ?? answer.textContent;
+      return;
+    }
+    answer.parentElement.remove();
+    if (!$("message").value) $("message").value = text;
+    throw error;
+  }
+}
+
+// A reply may have been kept without its end having come here.
+async function keptResponse(id) {
+  try { return await get(`v1/responses/${encodeURIComponent(id)}`); } catch { return null; }
 }
 
 function bytes(count) {
@@ -121,7 +149,10 @@ function bytes(count) {
 
 async function showMemory(withTrace = true) {
   let memory = { bytes: 0, kv_cache_bytes: 0, slots: [], turns: 0 };
-  if (!$("ephemeral").checked) {
+  const ephemeral = $("ephemeral").checked;
+  $("no-memory").hidden = !ephemeral;
+  $("contents").hidden = ephemeral;
+  if (!ephemeral) {
     try { memory = await get(sessionPath(`?slots=${SLOTS_SHOWN}`)); } catch (error) { if (error.status !== 404) throw error; }
   }
   $("state-size").textContent = bytes(memory.bytes);
@@ -132,12 +163,16 @@ async function showMemory(withTrace = true) {
   showSlots(memory.slots);
   if (!withTrace) return;
   lastTrace = null;
+  noMap = NOTHING_SAID;
+  let wrong = null;
   if (memory.turns) {
     try { lastTrace = await get(sessionPath("/trace")); } catch (error) {
-      if (error.status !== 409 && error.status !== 413) throw error; // no text is kept, or too much of it to trace
+      noMap = `There is no map of the last turn: ${error.message}.`;
+      if (error.status !== 409 && error.status !== 413) wrong = error; // no text is kept, or too much of it to trace
     }
   }
   drawMap();
+  if (wrong) throw wrong;
 }
 
 function showSlots(slots) {
@@ -165,6 +200,7 @@ function showSlots(slots) {
 }
 
 let mapNote = ""; // what stands below the map, unless there is nothing in it
+let noMap = NOTHING_SAID; // why there is none
 
 function drawMap() {
   const canvas = $("map");
@@ -192,9 +228,9 @@ function drawMap() {
     .filter(([token]) => token).sort((a, b) => b[1] - a[1]).slice(0, 5).map(([token]) => token);
   const what = shown === "write" ? "written" : "read";
   canvas.setAttribute("aria-label", tokens.length
-    ? `${tokens.length} tokens, ${rows} slots; most strongly ${what}: ${strongest.join(", ")}` : "Nothing was said yet");
+    ? `${tokens.length} tokens, ${rows} slots; most strongly ${what}: ${strongest.join(", ")}` : noMap);
   mapNote ||= $("map-note").textContent;
-  $("map-note").textContent = tokens.length && !rows ? `Nothing of the last turn was ${what}.` : mapNote;
+  $("map-note").textContent = !tokens.length ? noMap : rows ? mapNote : `Nothing of the last turn was ${what}.`;
 }
 
 async function showSession() {
@@ -222,7 +258,7 @@ async function begin() {
 $("say").addEventListener("submit", (event) => {
   event.preventDefault();
   const text = $("message").value.trim();
-  if (!text || talking) return;
+  if (!text || $("send").disabled) return;
   $("message").value = "";
   doing(() => talk(text));
 });
