@@ -23,6 +23,7 @@ from clients import (
     plain_http,  # noqa: F401 (a fixture)
     shared_server,  # noqa: F401 (a fixture)
     state_of,
+    text_of,
     user,
 )
 from serving import KEYS, running
@@ -30,6 +31,7 @@ from talking import talking_model, talking_tokenizer
 from tiny import assert_same_state
 
 from gru_memory import Conversation
+from gru_memory.editing import forget, kept_share
 from gru_memory.evaluation.full_history import kv_bytes_per_token
 
 
@@ -76,7 +78,15 @@ def test_looking_into_a_session_and_changing_it(server, client, http, loaded):
     http.post("/v1/memory/look/forget", json={"head": top["head"], "slot": top["slot"]})
     left = [(slot["head"], slot["slot"]) for slot in http.get("/v1/memory/look").json()["slots"]]
     assert (top["head"], top["slot"]) not in left
-    for wrong in ({}, {"head": 0}, {"text": " "}, {"text": "a", "head": 0, "slot": 0}, {"head": 99, "slot": 0}):
+    for wrong in (
+        {},
+        {"head": 0},
+        {"text": " "},
+        {"reply": "a"},
+        {"head": 0, "slot": 0, "reply": "a"},
+        {"text": "a", "head": 0, "slot": 0},
+        {"head": 99, "slot": 0},
+    ):
         assert http.post("/v1/memory/look/forget", json=wrong).status_code == 400
 
     before = state_of(server, "look")
@@ -100,6 +110,18 @@ def test_looking_into_a_session_and_changing_it(server, client, http, loaded):
     assert http.delete("/v1/memory/look").json()["deleted"] is True
     assert http.get("/v1/memory/look").status_code == 404
     assert http.get("/v1/memory/copy").status_code == 200
+
+
+def test_what_was_replied_is_forgotten_with_the_message(server, client, http, loaded):
+    """As the terminal does: a reply repeats what it was told."""
+    reply = text_of(chat(client, BOAT, **in_session("replied")))
+    before = state_of(server, "replied")
+    answer = http.post("/v1/memory/replied/forget", json={"text": BOAT, "reply": reply})
+    assert answer.status_code == 200, answer.text
+    assert_same_state(state_of(server, "replied"), forget(*loaded, before, BOAT, reply))
+    assert (
+        kept_share(*loaded, state_of(server, "replied"), BOAT, reply) < 0.01 < kept_share(*loaded, before, BOAT, reply)
+    )
 
 
 def test_a_server_without_text_imports_none(server, client, loaded, tmp_path):

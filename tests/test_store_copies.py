@@ -75,6 +75,13 @@ def test_export_and_import_carry_the_whole_tree(store, states, keep_text):
     assert empty.head is None
 
 
+def test_what_was_edited_by_hand_is_known_as_such_in_every_copy(store, states):
+    session, _ = talk(store, states)
+    edited = store.replace_state(session, states[1])
+    copies = [edited, store.fork(edited, "fork"), store.import_file(store.export(edited), name="import")]
+    assert [[turn.is_edit for turn in store.transcript(copy)] for copy in copies] == [[False, False, True]] * 3
+
+
 @pytest.mark.parametrize("whose", ["the file", "the caller"])
 def test_an_import_without_text_keeps_none(tmp_path, whose):
     """Neither in rows nor in states, of which attention would see the last turns again."""

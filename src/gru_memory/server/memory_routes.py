@@ -132,13 +132,13 @@ def memory_router(service: Service, owner: Callable[..., str]) -> APIRouter:
 
     @router.post("/{session}/forget")
     async def forget_text(session: str, body: ForgetRequest, owner: str = Owner) -> dict[str, Any]:
-        """Take a message out of memory, word for word as it was told, or empty a slot."""
+        """Take a message out of memory, word for word as it was told, and what was replied to it, or empty a slot."""
         found, conversation = await in_thread(service.head_of, session, owner)
         state, system = conversation.state, conversation.system
         if body.text is None:
             state = forget_slot(state, body.head, body.slot)
         else:
-            state = await service.with_model(lambda: forget(model, tokenizer, state, body.text, None, system))
+            state = await service.with_model(lambda: forget(model, tokenizer, state, body.text, body.reply, system))
         conversation.state = state
         return _session(await in_thread(store.replace_state, found, conversation.to_bytes(context=False)))
 

@@ -180,6 +180,7 @@ class ForkRequest(_Strict):
 
 class ForgetRequest(_Strict):
     text: Text | None = None
+    reply: Text | None = None  # to that text: what it wrote goes, too
     head: Annotated[int, Field(ge=0)] | None = None
     slot: Annotated[int, Field(ge=0)] | None = None
 
@@ -187,6 +188,8 @@ class ForgetRequest(_Strict):
     def _one_of_both(self) -> ForgetRequest:
         if (self.text is None) == (self.head is None) or (self.head is None) != (self.slot is None):
             raise ValueError("say what to forget: text, or head and slot")
+        if self.reply is not None and self.text is None:
+            raise ValueError("a reply is forgotten with the message it answered: give its text as well")
         if self.text is not None and not self.text.strip():
             raise ValueError("the text to forget is empty: give a message word for word")
         return self

@@ -15,7 +15,7 @@ from safetensors.torch import load, save
 from ..state import MemoryState
 from .digests import DIGEST_BYTES, turn_digest, user_digest
 from .errors import LimitExceeded
-from .records import Limits, Session
+from .records import Limits, Session, is_edit
 from .settings import check_metadata, check_strings
 
 FORMAT_VERSION = 2  # 1: the JSON was in the header, of which safetensors reads no more than 100 MB
@@ -48,6 +48,7 @@ def pack(session: Session, rows: Sequence[Any]) -> bytes:
                 "reply": row["reply_text"],
                 "turns": row["turns"],
                 "tokens": row["tokens"],
+                "edited": is_edit(row["id"]),
             }
             for row in rows
         ],
@@ -174,6 +175,7 @@ def _row(number: int, row: dict[str, Any], limits: Limits) -> dict[str, Any]:
         "reply_text": row["reply"],
         "turns": _count(row["turns"]),
         "tokens": _count(row["tokens"]),
+        "edited": row.get("edited") is True,  # not there in version 1
         "state": None,
     }
 

@@ -11,7 +11,7 @@ EDIT = "edit"  # ids of states that were edited by hand begin with it
 
 def is_edit(snapshot_id: str) -> bool:
     """Whether this is the id of a state that was edited by hand."""
-    return str(snapshot_id).startswith(f"{EDIT}_")  # those of files are numbers
+    return str(snapshot_id).startswith(f"{EDIT}_")
 
 
 @dataclass(frozen=True)

@@ -453,10 +453,12 @@ class SessionStore:
         """Give a new session the rows of another one, under new ids."""
         if not rows:
             return session
-        renamed = {row["id"]: new_id(EDIT if is_edit(row["id"]) else "snap") for row in rows}
+        renamed = {row["id"]: new_id(EDIT if row.get("edited", is_edit(row["id"])) else "snap") for row in rows}
         copies = [
             {**row, "id": renamed[row["id"]], "parent": renamed.get(row["parent"]), "about": None} for row in rows
         ]
+        for copy in copies:
+            copy.pop("edited", None)  # its id says so
         at = next(row for row in copies if row["id"] == renamed[rows[-1]["id"] if head is None else head])
         now = self.clock()
         held = {"turns": at["turns"], "tokens": at["tokens"], "fingerprint": fingerprint}

@@ -61,7 +61,7 @@ function addTurn(user, reply) {
     const forget = element("button", "forget", "forget");
     forget.setAttribute("aria-label", `Forget: ${user.slice(0, 60)}`);
     forget.addEventListener("click", () => doing(async () => {
-      await post(sessionPath("/forget"), { text: user });
+      await post(sessionPath("/forget"), { text: user, reply: answer.textContent || null });
       item.classList.add("faded");
       await showMemory(false);
       say("Forgotten. The text stays until the session is deleted.");
