@@ -77,6 +77,7 @@ def test_the_version_is_that_of_the_library(run):
         (["sessions", "rm", "a", "--store", ""], "error: the store is empty"),
         (["sessions", "import", "a", "--store", " "], "error: the store is empty"),
         (["chat", "--store", ""], "error: the store is empty"),
+        (["chat", "--ephemeral", "--system", "Caf\udce9."], "error: the system prompt is no valid UTF-8"),
         (["train", "--out", "x", "--data", "nowhere"], "error: nowhere: No such file or directory"),
         (["serve", "--ttl-days", "nan"], "error: ttl_seconds is nan"),
         (["train", "--out", "x", "--cell", "gru"], "error: addressing by content compares signatures"),

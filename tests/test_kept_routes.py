@@ -180,6 +180,7 @@ def test_a_conversation_can_begin_with_items(client, loaded):
     "fields",
     [
         {"metadata": {"k": "v" * 513}},
+        {"metadata": {"k": "nul\0"}},
         {"metadata": {"k" * 65: "v"}},
         {"metadata": {str(number): "v" for number in range(17)}},
         {"items": [{"type": "message", "role": "user", "content": BOAT}] * 21},
