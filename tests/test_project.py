@@ -1,5 +1,7 @@
 """The files around the code agree with each other, and with being public."""
 
+import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -14,6 +16,16 @@ try:
     import tomllib
 except ModuleNotFoundError:  # Python 3.10, where pytest brings tomli along
     import tomli as tomllib
+
+
+@pytest.mark.skipif(not os.environ.get("CI"), reason="elsewhere tests are skipped whose packages are missing")
+def test_in_ci_no_test_is_skipped_for_a_package_that_is_missing(repository):
+    names = set()
+    for path in (repository / "tests").glob("*.py"):
+        names |= set(re.findall(r'importorskip\(\s*"([\w.]+)"', path.read_text()))
+    assert {"openai", "fastapi", "playwright.sync_api"} <= names
+    for name in sorted(names):
+        assert importlib.util.find_spec(name), f"{name} is not installed, so tests would be skipped in silence"
 
 
 @pytest.fixture(scope="module")

@@ -140,7 +140,7 @@ def render(sizes: Sizes, model_name: str) -> str:
         "",
         "- **Memory of the machine** does not grow with the number of conversations: a state is in it only while its turn is",
         f"  answered. A replica needs the model, and {_bytes(sizes.history / TURNS)} of KV cache for each turn in progress.",
-        "- **Disk** is set by `Limits(max_states=...)`, 64 unless set: how many responses of a session can be gone on from.",
+        "- **Disk** is set by `--max-states`, 64 unless set: how many responses of a session can be gone on from.",
         "  Text takes what it takes; `--no-text` keeps none.",
         "- **Write rate**: a turn writes its state and its text once, and SQLite writes both twice (log and file).",
         "",

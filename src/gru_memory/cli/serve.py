@@ -50,6 +50,10 @@ def serve_command(
     text: Annotated[bool, typer.Option(help="keep the messages of new sessions, not their memory alone")] = True,
     ttl_days: Annotated[float, typer.Option(help="days a session lives after its last turn")] = 30.0,
     max_sessions: Annotated[int, typer.Option(help="sessions a key may have")] = 100_000,
+    max_states: Annotated[
+        int, typer.Option(help="responses of a session that can be gone on from; older ones lose their states")
+    ] = Limits.max_states,
+    max_turns: Annotated[int, typer.Option(help="turns of which a session remembers the text")] = Limits.max_turns,
     max_batch: Annotated[int, typer.Option(help="conversations in one forward pass")] = 32,
     max_waiting: Annotated[int, typer.Option(help="requests that may wait; further ones get status 429")] = 64,
     guessed_tokens: Annotated[
@@ -96,7 +100,7 @@ def serve_command(
             f"{host} can be reached from elsewhere: give --api-keys FILE, or --no-auth if everybody may come in"
         )
     set_threads(threads)
-    limits = Limits(max_sessions=max_sessions, ttl_seconds=ttl_days * DAY)
+    limits = Limits(max_sessions=max_sessions, ttl_seconds=ttl_days * DAY, max_states=max_states, max_turns=max_turns)
     settings = ServerSettings(
         model_name=model_name or model, api_keys=keys, cors_origins=tuple(cors_origin or ()), context_turns=context_turns,
         default_new_tokens=max_new_tokens, keep_text=text, grace_seconds=grace,
