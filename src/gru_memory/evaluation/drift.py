@@ -159,7 +159,14 @@ def plot_drift(runs: Sequence[dict[str, Any]], path: Any, title: str) -> None:
         place.set_ylim(bottom=0)
     axes[1].axhline(1, color="0.3", linestyle=":", linewidth=1.2)
     axes[1].annotate(
-        "bound of the memory", (0.99, 1), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
+        "bound of the memory",
+        (0.99, 1),
+        (0, 8),
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+        ha="right",
+        va="bottom",
+        fontsize=8,
     )
     axes[2].axhline(0, color="0.3", linestyle=":", linewidth=1.2)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9, frameon=False)
