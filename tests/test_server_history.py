@@ -103,9 +103,10 @@ def test_what_was_forgotten_stays_so_when_a_message_is_sent_again(server, client
     client.post("../v1/memory/forgetful/forget", body={"text": BOAT}, cast_to=object)
     conversation = Conversation(*loaded, max_new_tokens=8)
     conversation.load(server.store.head(server.store.get("forgetful", ADA)).state)
-    chat(client, *history, HOME, **settings)
     conversation.say(HOME)
-    assert_same_state(state_of(server, "forgetful"), conversation.state)
+    for _ in range(2):
+        chat(client, *history, HOME, **settings)
+        assert_same_state(state_of(server, "forgetful"), conversation.state)
     session = server.store.get("forgetful", ADA)
     assert [turn.user for turn in server.store.transcript(session)] == [BOAT, HOME, HOME]
 
@@ -148,6 +149,7 @@ def tree(*rows):
 LINE = tree(("a", None, "A", "1"), ("b", "a", "B", "2"), ("c", "b", "C", "3"))
 READ_IN = tree(("A", None, "A", "1"), ("B", "A", "B", "2"), ("c", "B", "C", "3"))
 EDITED = tree(("a", None, "A", "1"), ("b", "a", "B", "2"), ("edit_b", "a", "B", "2"))
+ONCE_MORE = [*EDITED, *tree(("d", "edit_b", "B", "2"))]
 TOLD = tree(("a", None, "A", "1"), ("r", "a", "R", None))
 TOLD_BETWEEN = tree(("a", None, "A", "1"), ("r", "a", "R", None), ("b", "r", "B", "2"))
 A, B, C = ("A", "1"), ("B", "2"), ("C", "3")
@@ -193,6 +195,9 @@ A, B, C = ("A", "1"), ("B", "2"), ("C", "3")
         (EDITED, "edit_b", [A, B], "X", False, ("edit_b", [])),
         (EDITED, "edit_b", [A], "B", False, ("edit_b", [])),  # regenerated, after an edit by hand, which stays
         (EDITED, "edit_b", [A], "X", False, ("edit_b", [])),
+        (ONCE_MORE, "d", [A], "B", False, ("edit_b", [])),  # and again: in place of what was said once more
+        (ONCE_MORE, "d", [A, B], "X", False, ("d", [])),
+        (ONCE_MORE, "d", [], "B", False, ("d", [])),
         ([*EDITED, *LINE[2:]], "c", [A, B], "C", False, ("b", [])),  # an edit that did not lead here
         ([*EDITED, *tree(("c", "edit_b", "C", "3"))], "c", [A, B], "C", False, ("edit_b", [])),
     ],

@@ -82,6 +82,7 @@ def test_looking_into_a_session_and_changing_it(server, client, http, loaded):
         {},
         {"head": 0},
         {"text": " "},
+        {"text": "never said"},
         {"reply": "a"},
         {"head": 0, "slot": 0, "reply": "a"},
         {"text": "a", "head": 0, "slot": 0},

@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from ..editing import forget, forget_slot
 from ..inspection import said_tokens, slot_words, trace
 from ..store import Session, SessionNotFound
+from ..store.digests import user_digest
 from .errors import ApiError
 from .protocol import DecayRequest, ForgetRequest, ForkRequest, TextRequest
 from .service import Service, check_path_name, in_thread
@@ -138,6 +139,10 @@ def memory_router(service: Service, owner: Callable[..., str]) -> APIRouter:
         if body.text is None:
             state = forget_slot(state, body.head, body.slot)
         else:
+            said = user_digest(found.salt, body.text)
+            if all(turn.user_digest != said for turn in await in_thread(store.transcript, found)):
+                message = "no message of this conversation reads so, word for word, so nothing was changed"
+                raise ApiError(400, message, "invalid_value", "text")
             state = await service.with_model(lambda: forget(model, tokenizer, state, body.text, body.reply, system))
         conversation.state = state
         return _session(await in_thread(store.replace_state, found, conversation.to_bytes(context=False)))

@@ -42,7 +42,9 @@ def where_to_go_on(
     path, length = None, 0
     if chain and chain[-1].user_digest == user_digest(salt, message) and (digests or not linear):
         before = chain[:-1]
-        same = known[before[-1].id] >> len(digests) & 1 if before else not digests and chain[0].parent is None
+        # A message that was said once more after an edit of its own turn stands after that.
+        known_to = before[:-1] if _is_said_once_more(chain[-1], before[-1:]) else before
+        same = known[known_to[-1].id] >> len(digests) & 1 if known_to else not digests and chain[0].parent is None
         if same and (digests or all(_is_told(record, salt) for record in before)):
             path, length = before, len(digests)
     if path is None and records and not linear:
@@ -69,10 +71,18 @@ def _known(records: Sequence[TurnRecord], salt: bytes, digests: Sequence[bytes])
     for place, digest in enumerate(digests, start=1):
         places[digest] = places.get(digest, 0) | 1 << place
     known: dict[str, int] = {}
+    by_id = {record.id: record for record in records}
     for record in records:
-        before = known.get(record.parent, 1)
+        before, parent = known.get(record.parent, 1), by_id.get(record.parent)
+        if parent is not None and _is_said_once_more(record, [parent]):
+            before |= known.get(parent.parent, 1)
         known[record.id] = 1 | before << 1 & places.get(record.turn_digest, 0) | before * _is_told(record, salt)
     return known
+
+
+def _is_said_once_more(record: TurnRecord, before: Sequence[TurnRecord]) -> bool:
+    """Whether a turn repeats the message of the one before it, after which memory was edited by hand."""
+    return any(turn.is_edit and not record.is_edit and turn.user_digest == record.user_digest for turn in before)
 
 
 def _is_told(record: TurnRecord, salt: bytes) -> bool:
