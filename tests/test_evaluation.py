@@ -201,7 +201,7 @@ def test_full_history_holds_every_turn_of_the_session_and_no_other(llama, monkey
 def test_the_rows_of_the_suite_draw_from_the_side_of_the_split_they_name():
     tokenizer = talking_tokenizer("llama")
     rows = standard_suite(sessions=2, seed=7)
-    assert len({row.label for row in rows}) == len(rows) == 8
+    assert len({row.label for row in rows}) == len(rows) == 9
     for row in rows:
         assert row.seed == 7
         sessions = row.make_sessions(tokenizer)
