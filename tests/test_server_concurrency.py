@@ -35,7 +35,7 @@ from serving import KEYS, MODEL, running
 from tiny import assert_same_state
 
 from gru_memory.server.app import _while_there
-from gru_memory.server.engine import EngineLimits
+from gru_memory.server.engine import EngineLimits, TimedOut
 from gru_memory.server.errors import ApiError
 
 # Many at once
@@ -252,3 +252,17 @@ def test_what_is_being_done_goes_on_unless_the_client_has_left(says, status):
             return error.status, ended
 
     assert asyncio.run(run()) == (status or "done", [True])
+
+
+def test_what_waits_for_the_model_too_long_is_told_so_and_never_runs(loaded, tmp_path):
+    with running(tmp_path / "s", loaded, engine=EngineLimits(request_seconds=0.3)) as server:
+        service, ran = server.app.state.service, []
+
+        async def both():
+            first = asyncio.ensure_future(service.with_model(lambda: time.sleep(1)))
+            second = asyncio.ensure_future(service.with_model(lambda: ran.append(True)))
+            return await asyncio.gather(first, second, return_exceptions=True)
+
+        assert [type(found) for found in asyncio.run(both())] == [TimedOut, TimedOut]
+        time.sleep(1)
+        assert not ran and asyncio.run(service.with_model(lambda: "well")) == "well"

@@ -14,7 +14,7 @@ from ..conversation import Conversation
 from ..evaluation.full_history import kv_bytes_per_token
 from ..store import Session, SessionNotFound, SessionStore
 from ..store.sessions import new_id
-from .engine import Delta, Done, Engine, Event, Failed, Job
+from .engine import Delta, Done, Engine, Event, Failed, Job, TimedOut
 from .errors import ApiError
 from .metrics import Metrics
 from .recognition import where_to_go_on
@@ -219,8 +219,12 @@ class Service:
             self._busy.discard(name)
 
     async def with_model(self, function: Callable[[], Result]) -> Result:
-        """Run something that needs the model, between two of its steps."""
-        return await asyncio.wrap_future(self.engine.call(function))
+        """Run something that needs the model, between two of its steps; what does not come to its turn in time never runs."""
+        try:
+            waiting = asyncio.wrap_future(self.engine.call(function))
+            return await asyncio.wait_for(waiting, self.engine.limits.request_seconds)
+        except (TimeoutError, asyncio.TimeoutError) as error:
+            raise TimedOut("the model did not come to this in time: try again later") from error
 
     async def kv_bytes_per_token(self) -> int:
         """What a token would cost in a KV cache; measured once."""
