@@ -190,9 +190,7 @@ def plot_doubt(runs: Sequence[dict[str, Any]], path: Any, title: str) -> None:
         axes[2].plot(x, mean, color=PALETTE[0], marker=MARKERS[0])
         axes[2].fill_between(x, low, high, color=PALETTE[0], alpha=0.15, linewidth=0)
         axes[2].axhline(0, color="0.4", linewidth=0.8)
-        axes[2].set(
-            xlabel="added to the bias of trust", ylabel="books after facts: change of loss (nats)"
-        )
+        axes[2].set(xlabel="added to the bias of trust", ylabel="books after facts: change of loss (nats)")
     save(figure, path)
 
 
