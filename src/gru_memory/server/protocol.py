@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from ..store.settings import MAX_METADATA, MAX_METADATA_KEY, MAX_METADATA_VALUE, check_metadata
+from ..store.settings import MAX_METADATA, MAX_METADATA_KEY, MAX_METADATA_VALUE, check_metadata, check_strings
 
 MAX_TEXT = 262_144  # characters of one message
 MAX_MESSAGES = 2_000
@@ -14,8 +14,7 @@ MAX_MESSAGES = 2_000
 
 def _keepable(text: str) -> str:
     """Raise ValueError for a text that no database keeps, before a model works on it in vain."""
-    if "\0" in text:
-        raise ValueError("the text holds a NUL character, which no database keeps: leave it out")
+    check_strings(text, "the text")
     return text
 
 

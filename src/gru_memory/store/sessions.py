@@ -21,6 +21,7 @@ from .errors import LimitExceeded, SessionConflict, SessionExists, SessionNotFou
 from .queries import path_to, rows_of, session_of, turn_of, turns_in, turns_where
 from .records import EDIT, Limits, Session, Snapshot, TurnRecord, is_edit
 from .schema import sessions, snapshots
+from .settings import check_strings
 
 Turn = tuple[str, "str | None"]  # user message, reply
 
@@ -548,13 +549,8 @@ class SessionStore:
         for text in turn:
             if text is None:
                 continue
-            try:
-                size = len(text.encode())
-            except UnicodeEncodeError as error:
-                raise ValueError("the message is no valid Unicode text") from error
-            if "\0" in text:
-                raise ValueError("the message holds a NUL character, which no database keeps: leave it out")
-            if size > self.limits.max_text_bytes:
+            check_strings(text, "the message")
+            if (size := len(text.encode())) > self.limits.max_text_bytes:
                 raise LimitExceeded(f"a message has {size} bytes: at most {self.limits.max_text_bytes} are kept")
 
 
