@@ -46,6 +46,17 @@ def test_no_model_sees_a_later_token_and_all_see_the_first_one(kind):
         ).abs().max() > 1e-6  # through the memory of five segments, for RMT
 
 
+def test_attention_to_the_last_tokens_sees_those_whose_keys_and_values_fit_the_bytes():
+    torch.manual_seed(0)
+    model = build("window", **{**SIZE, "layers": 1})  # 16 tokens of 128 bytes, and two that a convolution sees
+    ids = torch.randint(1, 32, (2, 24), generator=torch.Generator().manual_seed(1))
+    other = ids.clone()
+    other[:, 0] = (other[:, 0] + 1) % 32
+    with torch.no_grad():
+        change = (model(ids) - model(other)).abs().amax(dim=(0, 2))
+    assert (change[:19] > 1e-6).all() and (change[19:] == 0).all()
+
+
 @pytest.mark.parametrize("kind", EVERY_KIND)
 def test_states_have_at_most_the_size_that_was_asked_for(kind):
     model = build(kind, **SIZE)

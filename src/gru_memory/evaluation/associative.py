@@ -22,6 +22,7 @@ NAMES = {
     "mingru": "ours, mingru",
     "rmt": "RMT memory tokens",
     "titans": "titans NeuralMemory",
+    "window": "attention to the last tokens",
     "attention": "attention",
 }
 GROWS = "grows"  # the state of attention

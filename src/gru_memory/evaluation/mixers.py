@@ -1,4 +1,5 @@
-"""Small sequence models that differ in one layer alone, how tokens meet: attention, our memory, RMT's memory tokens, titans.
+"""Small sequence models that differ in one layer alone, how tokens meet: attention to all tokens or the last ones, our memory,
+RMT's memory tokens, titans.
 
 All have the same frame: embeddings, `layers` times a short convolution and the layer in question, a norm, and a head tied to the
 embeddings. The convolution lets every kind see the token before, as those of Mamba and H3 do (Arora et al. 2023, 2312.04927).
@@ -18,11 +19,13 @@ HEADS = 4
 SLOT_SIZE = 16  # of our memory
 TITANS_HEADS, TITANS_CHUNK = 2, 8  # memories a layer, and tokens between two updates of one
 TITANS_MISSING = "titans-pytorch is not installed: pip install 'gru-memory[bench]'"
-KINDS = ("gru", "mingru", "rmt", "titans", "attention")
+KINDS = ("gru", "mingru", "rmt", "titans", "window", "attention")
 
 
 def build(kind: str, vocabulary: int, width: int, layers: int, state_bytes: int, segment: int) -> Mixer:
-    """A model whose state between two tokens takes at most `state_bytes`; that of attention grows instead.
+    """A model whose state between two tokens takes at most `state_bytes`; that of `attention` grows instead.
+
+    `window` is attention to as many of the last tokens as have keys and values in so many bytes.
 
     Args:
         kind: one of `KINDS`.
@@ -46,6 +49,10 @@ def build(kind: str, vocabulary: int, width: int, layers: int, state_bytes: int,
             vocabulary, width, [CausalAttention(width) for _ in range(layers)], tokens, segment
         )
     floats = state_bytes // (4 * layers)
+    if kind == "window":
+        tokens = floats // (2 * width)
+        _enough(tokens, kind, state_bytes)
+        return Mixer(vocabulary, width, [CausalAttention(width, tokens) for _ in range(layers)])
     if kind == "titans":
         return Mixer(vocabulary, width, [Titans(width, floats) for _ in range(layers)])
     if kind not in ("gru", "mingru"):
@@ -126,22 +133,29 @@ class ShortConvolution(nn.Module):
 
 
 class CausalAttention(nn.Module):
-    """Softmax attention of `HEADS` heads."""
+    """Softmax attention of `HEADS` heads, to all earlier tokens or to the last `window` of them, and to the token itself."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, window: int | None = None) -> None:
         super().__init__()
-        self.norm, self.width = nn.RMSNorm(width), width
+        self.norm, self.width, self.window = nn.RMSNorm(width), width, window
         self.project = nn.Linear(width, 3 * width, bias=False)
         self.output = nn.Linear(width, width, bias=False)
 
     def forward(self, x: Tensor, embeds: Tensor) -> Tensor:
         parts = self.project(self.norm(x)).chunk(3, dim=-1)
         query, key, value = (part.unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in parts)  # (B, H, T, D/H)
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        seen = self._seen(x.shape[1]) if self.window else None
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=seen, is_causal=seen is None)
         return x + self.output(mixed.transpose(1, 2).flatten(2))
 
+    def _seen(self, length: int) -> Tensor:
+        """(T, T): whether a token (row) sees another one (column)."""
+        place = torch.arange(length)
+        ago = place[:, None] - place
+        return (ago >= 0) & (ago <= self.window)
+
     def state_bytes(self, tokens: int) -> int:
-        return 4 * 2 * tokens * self.width
+        return 4 * 2 * min(tokens, self.window or tokens) * self.width
 
 
 class Remembering(nn.Module):
