@@ -115,18 +115,19 @@ def test_wrong_settings_are_one_line(options, message, run, tmp_path):
 
 def test_a_table_gives_mean_and_deviation_over_the_runs():
     figures = {"hit": Figure("hits", "share"), "loss": Figure("loss", "nats"), "seen": Figure("seen", shown=False)}
+    figures["theirs"] = Figure("theirs", "share", measured=False)
     evaluation = Columns(name="x", about="about", labels={"kind": "kind"}, figures=figures)
     runs = [
-        {"rows": [{"kind": "a", "hit": 0.5, "loss": 1.0, "seen": 1}, {"kind": "b", "hit": 1.0}]},
-        {"rows": [{"kind": "a", "hit": 0.7, "loss": 3.0}]},
+        {"rows": [{"kind": "a", "hit": 0.5, "loss": 1.0, "seen": 1, "theirs": 0.9}, {"kind": "b", "hit": 1.0}]},
+        {"rows": [{"kind": "a", "hit": 0.7, "loss": 3.0, "theirs": 0.9}]},
     ]
     (_, a), (_, b) = spread(runs, evaluation)
     assert (a["hit"].mean, a["hit"].runs) == (pytest.approx(0.6), 2)
     assert a["loss"].deviation == pytest.approx(math.sqrt(2))
     assert b["hit"].deviation is None and b["loss"] is None
     headings, cells = table(runs, evaluation)
-    assert headings == ["kind", "hits", "loss"]
-    assert cells == [["a", "60.0% ± 14.1", "2.0000 ± 1.4142"], ["b", "100.0%", ""]]
+    assert headings == ["kind", "hits", "loss", "theirs"]
+    assert cells == [["a", "60.0% ± 14.1", "2.0000 ± 1.4142", "90.0%"], ["b", "100.0%", "", ""]]
     assert curve([{"rows": [{"n": 2, "y": 1}, {"n": 1, "y": 0}]}, {"rows": [{"n": 1, "y": 4}]}], "n", "y") == (
         [1, 2], [2, 1], [0, 1], [4, 1],
     )  # fmt: skip

@@ -20,11 +20,15 @@ Row = dict[str, Any]  # labels and figures of one line of a table
 
 @dataclass(frozen=True)
 class Figure:
-    """A column of numbers: its heading, and how one of them is written; with `shown` False it is in the JSON alone."""
+    """A column of numbers: its heading, and how one of them is written.
+
+    With `shown` False it is in the JSON alone; with `measured` False it is somebody else's and has no spread over our runs.
+    """
 
     title: str
     form: str = "number"  # or one of FORMS
     shown: bool = True
+    measured: bool = True
 
     def text(self, value: float | None) -> str:
         return "" if value is None else FORMS[self.form](value)
@@ -194,7 +198,7 @@ def _with_spread(figure: Figure, found: Spread | None) -> str:
     if found is None:
         return ""
     some = f" ({found.runs} of {found.runs + found.missing} runs)" if found.missing else ""
-    if found.deviation is None or (found.deviation == 0 and figure.form in ("count", "bytes")):
+    if found.deviation is None or not figure.measured or (found.deviation == 0 and figure.form in ("count", "bytes")):
         return figure.text(found.mean) + some
     deviation = figure.text(found.deviation).lstrip("+").removesuffix("%").removesuffix(" s")
     return f"{figure.text(found.mean)} ± {deviation}{some}"
