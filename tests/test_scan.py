@@ -76,14 +76,46 @@ def test_gradients_of_chunks_are_numerical_gradients(monkeypatch):
 
 
 @pytest.mark.parametrize("decay", (1.0, 0.9))
-def test_float32_over_thousands_of_tokens(decay):
-    length = 2 * BLOCK_TOKENS + 77
-    inputs, slots = scan_inputs(length, decay)
-    wanted_reads, wanted_after = scan_reference(inputs, slots)
-    single = ScanInputs(*(field.float() for field in inputs))
-    reads, after = scan_chunked(single, slots.float())
-    assert_close(reads.double(), wanted_reads, 1e-5)
-    assert_close(after.double(), wanted_after, 1e-5)
+def test_float32_over_8192_tokens(decay):
+    """Outputs and gradients, against float64 step by step."""
+
+    def results(form, dtype):
+        inputs, slots = scan_inputs(8 * BLOCK_TOKENS, decay)
+        names = ("values", "write", "query")
+        leaves = {name: getattr(inputs, name).to(dtype).requires_grad_() for name in names}
+        inputs = ScanInputs(*(field.to(dtype) for field in inputs))._replace(**leaves)
+        reads, after = scan(inputs, slots.to(dtype), form=form)
+        generator = torch.Generator().manual_seed(5)
+        loss = sum((t * torch.randn(t.shape, generator=generator).to(dtype)).sum() for t in (reads, after))
+        return reads, after, *torch.autograd.grad(loss, list(leaves.values()))
+
+    steps = results("reference", torch.float64)
+    for form in ("chunked", "compiled"):
+        for got, wanted in zip(results(form, torch.float32), steps, strict=True):
+            assert wanted.abs().max() > 1e-3
+            assert_close(got.double(), wanted, 2e-5)
+
+
+@pytest.mark.parametrize("form", ("chunked", "one"))
+def test_bfloat16_is_as_close_as_rounding_allows(form):
+    inputs, slots = scan_inputs(1 if form == "one" else 5 * CHUNK_TOKENS + 3, 0.9)
+
+    def results(form, dtype):
+        leaves = [field.bfloat16().to(dtype).requires_grad_() for field in (*inputs, slots)]
+        reads, after = scan(ScanInputs(*leaves[:5]), leaves[5], form=form)
+        wanted = [leaves[0], *leaves[2:]]  # `mingru` does not look at the address
+        return reads, after, *torch.autograd.grad(reads.sum() + after.square().sum(), wanted)
+
+    for got, wanted in zip(results(form, torch.bfloat16), results("reference", torch.float64), strict=True):
+        assert got.dtype == torch.bfloat16
+        assert (got - wanted).abs().max() < 0.02 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("cell", ("gru", "mingru"))
+def test_no_tokens_leave_the_state_as_it_is(cell):
+    inputs, slots = scan_inputs(0, width=3 * D if cell == "gru" else D)
+    reads, after = scan(inputs, slots, gru_weights() if cell == "gru" else None)
+    assert reads.shape == (B, 0, N, D) and torch.equal(after, slots)
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float64))

@@ -3,13 +3,14 @@
 import multiprocessing
 import threading
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 from scans import FIELDS, assert_same, random_scan, results, run
 from tiny import one_thread  # noqa: F401
 
-from gru_memory.scan import CellWeights, ScanInputs, pick_form, registry, scan, scan_reference
+from gru_memory.scan import CellWeights, ScanInputs, kernels, pick_form, registry, scan, scan_reference
 from gru_memory.scan.compiled import scan_compiled
 from gru_memory.scan.fused import MIN_CHUNK_TOKENS
 
@@ -209,6 +210,42 @@ def test_without_numba_it_warns_once_and_goes_on(cell, monkeypatch):
         run(scan, tensors)
     wanted = run(scan_reference, tensors)
     assert_same({"reads": reads, "after": after}, dict(zip(("reads", "after"), wanted, strict=True)), 1e-11)
+
+
+@pytest.fixture
+def broken_numba(monkeypatch):
+    """A numba that is there and does not work."""
+
+    def fail():
+        raise ImportError("Numba needs NumPy 2.4 or less")
+
+    monkeypatch.setattr(kernels, "try_out", fail)
+    monkeypatch.setattr(registry, "_warned", set())
+    registry._numba_works.cache_clear()
+    yield
+    registry._numba_works.cache_clear()
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_numba_that_does_not_work_is_told_once_and_gone_without(cell, broken_numba):
+    tensors = random_scan((1, 20, 2, 3, 4), cell)
+    with pytest.warns(RuntimeWarning, match="needs NumPy 2.4 or less"):
+        reads, after = run(scan, tensors)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(scan, tensors)
+    wanted = run(scan_reference, tensors)
+    assert_same({"reads": reads, "after": after}, dict(zip(("reads", "after"), wanted, strict=True)), 1e-11)
+
+
+def test_on_a_full_disk_nothing_is_kept(monkeypatch):
+    def add(x):
+        return x + 1
+
+    assert kernels._compiled(add).stats.cache_path
+    monkeypatch.setattr(kernels.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    compiled = kernels._compiled(add)
+    assert compiled.stats.cache_path is None and compiled(1) == 2
 
 
 def test_a_form_can_be_asked_for_by_name():

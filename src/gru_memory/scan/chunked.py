@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -13,19 +15,21 @@ BLOCK_TOKENS = 1024  # bounds the memory of the chunked form
 
 
 def scan_chunked(inputs: ScanInputs, slots: Tensor, cell: None = None) -> tuple[Tensor, Tensor]:
-    """`mingru` in chunks of matrix products. Same arguments and results as `scan_reference`.
+    """`mingru` in chunks of matrix products. Same arguments and results as `scan_reference`, in float32 at least.
 
     Inside a chunk the weight of token u's content in token t's read is `sum_s r_ts exp(L_ts - L_us) z_us` with L the
     running sum of log kept. The differences are taken before the exponential, so nothing overflows whatever the decay.
     """
     if cell is not None:
         raise ValueError("the chunked form is for cell='mingru'; the gru cell depends on its state at every step")
-    reads = []
-    fields = (inputs.values, inputs.write, inputs.keep, inputs.query)
+    result = functools.reduce(torch.promote_types, (tensor.dtype for tensor in (*inputs, slots)))
+    dtype = torch.promote_types(result, torch.float32)
+    reads, slots = [], slots.to(dtype)
+    fields = [field.to(dtype) for field in (inputs.values, inputs.write, inputs.keep, inputs.query)]
     for block in zip(*(field.split(BLOCK_TOKENS, dim=1) for field in fields), strict=True):
         read, slots = _scan_block(*block, slots)
         reads.append(read)
-    return (reads[0] if len(reads) == 1 else torch.cat(reads, dim=1)), slots
+    return (reads[0] if len(reads) == 1 else torch.cat(reads, dim=1)).to(result), slots.to(result)
 
 
 def _scan_block(values: Tensor, write: Tensor, keep: Tensor, query: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ Literals are avoided in the loops: numba would take them for float64 and compute
 from __future__ import annotations
 
 import math
+import shutil
 
 import numpy as np
 from numba import njit, types
@@ -22,12 +23,23 @@ from numba.extending import overload
 _OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
 
 
+_CACHE_BYTES = (
+    50_000_000  # free on disk, or nothing is kept there: numba gives up in the middle of a call on a full one
+)
+
+
 def _compiled(function):
     """Compiled at the first call for its types; kept on disk wherever a place to write can be found."""
     try:
-        return njit(cache=True, **_OPTIONS)(function)
-    except RuntimeError:  # "no locator available": neither the package nor the user's cache folder can be written
-        return njit(**_OPTIONS)(function)
+        compiled = njit(cache=True, **_OPTIONS)(function)
+        if shutil.disk_usage(compiled.stats.cache_path).free >= _CACHE_BYTES:
+            return compiled
+    except (
+        RuntimeError,
+        OSError,
+    ):  # "no locator available": neither the package nor the user's cache folder can be written
+        pass
+    return njit(**_OPTIONS)(function)
 
 
 def _tanh(x):
@@ -66,6 +78,11 @@ def _load(state, slots):
     for s in range(slots.shape[0]):
         for j in range(slots.shape[1]):
             state[j, s] = slots[s, j]
+
+
+def try_out() -> None:
+    """Compile one small function and call it. Raises whatever keeps numba from it."""
+    _load(np.zeros((1, 1)), np.zeros((1, 1)))
 
 
 @_compiled
