@@ -323,6 +323,18 @@ def test_weights_that_do_not_lie_row_by_row_are_left_to_the_general_path():
         assert not one_token.can_run(site, torch.zeros(1, 1, D).double())
 
 
+def test_weights_that_are_transposed_where_they_lie_are_noticed():
+    site = make(embed_size=N * SIZE)
+    given = {**one(site), "token_embeds": torch.randn(3, 1, N * SIZE).double()}
+    assert site.value_embed.weight.shape == (N * SIZE, N * SIZE)
+    assert_same(*both(site, given), 1e-12)
+    for again in (False, True):
+        site.value_embed.weight.data = site.value_embed.weight.data.t()
+        with torch.no_grad():
+            assert one_token.can_run(site, given["hidden_states"]) == again
+    assert_same(*both(site, given), 1e-12)
+
+
 def test_a_state_kept_in_half_precision_is_taken():
     site = make(torch.float32)
     given = one(site)

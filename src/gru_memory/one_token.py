@@ -60,6 +60,7 @@ def can_run(site: GRUMemoryWithDecay, hidden_states: Tensor) -> bool:
         plan is not None
         and plan.floor == site.floor
         and plan.addresses == [parameter.data_ptr() for parameter in parameters]
+        and all(map(Tensor.is_contiguous, parameters))  # one that was transposed begins where it did
     ):
         return True
     return _make_plan(site, parameters)
