@@ -1,23 +1,26 @@
 """What a token, a prompt and a step of training cost in operations and bytes: guards that need no clock."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
 from scans import random_scan, run
-from tiny import CELLS, base_model, one_thread  # noqa: F401
+from tiny import CELLS, LAYERS, base_model, one_thread  # noqa: F401
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache
 
 from gru_memory import MemoryConfig, add_memory, one_token
 from gru_memory.bench.models import sharing_weights
 from gru_memory.scan import scan
+from gru_memory.training.run import conversation_memory
 
 # At most, of a site and token; `torch.compile` makes fewer of them.
 KERNELS = {"gru": 89, "mingru": 60}
 # None of them computes or copies: other views of what is there, and what type a result would have.
 _FREE = (
-    *("view", "detach", "t", "transpose", "slice", "select", "unsqueeze", "expand", "alias", "split", "_unsafe_view"),
+    *("view", "detach", "t", "transpose", "slice", "select", "unsqueeze", "squeeze", "expand", "alias", "split"),
+    "_unsafe_view",
     "promote_types",
 )
 
@@ -55,16 +58,37 @@ def with_memory(base, sites, cell, **changes):
     return add_memory(sharing_weights(base), MemoryConfig(sites=sites, cell=cell, decay_every="turn", **changes)).eval()
 
 
-@pytest.mark.parametrize("cell", CELLS)
-def test_a_decoded_token_takes_few_operations(cell):
-    base = base_model("llama")
+def site_and_call(base, remember):
+    """What a decoded token takes of each site, and of a call whatever its sites. `remember(sites)` is `base` with a memory."""
     alone = decoding(base).operations.total()
     one, three = (
-        decoding(with_memory(base, sites, cell)).operations.total() for sites in (("top",), ("input", "middle", "top"))
+        decoding(remember(sites)).operations.total() for sites in (("top",), ("middle", f"layer:{LAYERS - 1}", "top"))
     )
-    site, call = (three - one) / 2, one - alone - (three - one) / 2
+    site = (three - one) / 2
+    return site, one - alone - site
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_decoded_token_takes_few_operations(cell, dtype):
+    base = base_model("llama").to(dtype)
+    site, call = site_and_call(base, lambda sites: with_memory(base, sites, cell))
     assert site == 4, "of a site: what it returns is allocated, and nothing else"
-    assert 0 < call <= 10, "of a call of the model with a memory, whatever its sites"
+    assert 0 < call <= 8, "of a call of the model with a memory, whatever its sites"
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+@pytest.mark.parametrize("key_layers", ((0,), (0, 1)))
+def test_a_decoded_token_of_a_conversation_takes_few_operations(key_layers, dtype):
+    base = base_model("llama").to(dtype)
+    config = conversation_memory(LAYERS)
+    site, call = site_and_call(
+        base,
+        lambda sites: add_memory(sharing_weights(base), replace(config, sites=sites, key_layers=key_layers)).eval(),
+    )
+    assert config.addressing == "content"
+    assert site == 6 + (len(key_layers) > 1), "of a site: what it returns, and what it addresses by as one row"
+    assert 0 < call <= 8
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -82,7 +82,7 @@ def _ticks(starts: Tensor, visible: Tensor, pending: Tensor) -> tuple[Tensor, Te
     """
     if visible.shape[1] == 1:  # decoding: nothing to add up
         begun = starts | pending.unsqueeze(1)
-        return visible & begun, (begun & ~visible).squeeze(1)
+        return visible & begun, (begun > visible).squeeze(1)
     begun = starts.long().cumsum(dim=1) + pending.long().unsqueeze(1)  # turns begun up to here
     seen = torch.where(visible, begun, 0).cummax(dim=1).values  # turns of which a token was seen
     before = F.pad(seen[:, :-1], (1, 0))

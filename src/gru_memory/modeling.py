@@ -396,7 +396,7 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, FingerprintMixin, Na
             if not set(self.memory_config.key_layers) <= set(call.key_states) and self._stops_early():
                 return hidden_states  # it cannot look anything up; what is drafted here will be checked
             states = [call.key_states[k].to(hidden_states.device) for k in self.memory_config.key_layers]
-            extra["key_states"] = torch.cat(states, dim=-1)
+            extra["key_states"] = torch.cat(states, dim=-1) if len(states) > 1 else states[0]
         if call.recorded is not None:
             call.recorded[site] = module, {"hidden_states": hidden_states, **extra}
         hidden_states, call.new_sites[site] = run_where_it_lies(

@@ -2,11 +2,13 @@
 
 The same equations as in `GRUMemoryWithDecay.run`, for T = 1 and without gradients, in one call of compiled code. A site
 then takes four operations of torch, all of them allocations, where the general path takes more than 80
-(`tests/test_operation_counts.py`).
+(`tests/test_operation_counts.py`). Weights and hidden states in bfloat16 are read as they are; all between them is computed
+in float32, where the general path rounds after every step.
 """
 
 from __future__ import annotations
 
+import functools
 import weakref
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
     from .memory import GRUMemoryWithDecay, SiteState
 
-_FLOATS = (torch.float32, torch.float64)
+_KINDS = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "uint16"}  # what numpy calls their bits
 _ROWS_PER_THREAD = 4  # every thread reads all weights, and with fewer rows there is little else to do
 
 
@@ -30,7 +32,8 @@ class _Plan(NamedTuple):
 
     parameters: list[Tensor]  # keeps them, so that no other tensor comes to lie at these addresses
     addresses: list[int]
-    like: numpy.ndarray  # of the type that everything is in
+    dtype: torch.dtype  # of the state
+    stored: torch.dtype  # of the weights
     weights: numpy.ndarray  # see `one_token_kernels.site_one`
     sizes: numpy.ndarray
     floor: float
@@ -57,6 +60,7 @@ def can_run(site: GRUMemoryWithDecay, hidden_states: Tensor) -> bool:
         plan is not None
         and plan.floor == site.floor
         and plan.addresses == [parameter.data_ptr() for parameter in parameters]
+        and all(map(Tensor.is_contiguous, parameters))  # one that was transposed begins where it did
     ):
         return True
     return _make_plan(site, parameters)
@@ -66,12 +70,12 @@ def _make_plan(site: GRUMemoryWithDecay, parameters: list[Tensor]) -> bool:
     """Note where the parameters are, if compiled code can read them there."""
     from .scan.one_token_kernels import WEIGHTS
 
-    dtype = site.gate.dtype
+    stored, dtype = site.gate.dtype, site.state_dtype
     found = dict(site.named_parameters())
-    if dtype not in _FLOATS or not set(found) <= set(WEIGHTS) or len(found) != len(parameters):
+    if stored not in _KINDS or not set(found) <= set(WEIGHTS) or len(found) != len(parameters):
         return False
     for parameter in parameters:
-        if type(parameter) is not nn.Parameter or parameter.dtype != dtype:
+        if type(parameter) is not nn.Parameter or parameter.dtype != stored:
             return False
         if parameter.device.type != "cpu" or not parameter.is_contiguous():  # fetched when a projection runs, for one
             return False
@@ -83,7 +87,8 @@ def _make_plan(site: GRUMemoryWithDecay, parameters: list[Tensor]) -> bool:
     _plans[site] = _Plan(
         [*(parameter.detach() for parameter in parameters), decay, most, places],
         [parameter.data_ptr() for parameter in parameters],
-        torch.zeros(1, dtype=dtype).numpy(),
+        dtype,
+        stored,
         torch.tensor([*weights, decay.data_ptr(), most.data_ptr(), places.data_ptr()]).numpy(),
         torch.tensor(sizes).numpy(),
         site.floor,
@@ -104,10 +109,11 @@ def run_one(
     from .scan.one_token_kernels import site_one
     from .scan.threads import share
 
-    plan, dtype, batch = _plans[site], site.gate.dtype, hidden_states.shape[0]
-    hidden = _rows(hidden_states, dtype)
-    embeds = None if token_embeds is None else _rows(token_embeds, dtype)
-    further = None if key_states is None else _rows(key_states, dtype)
+    plan, batch = _plans[site], hidden_states.shape[0]
+    dtype, given = plan.dtype, (hidden_states, token_embeds, key_states)
+    as_weights = all(tensor is None or tensor.dtype == plan.stored for tensor in given)
+    stream = plan.stored if as_weights else dtype  # few pairs of types, for each is compiled by itself
+    hidden, embeds, further = (None if tensor is None else _rows(tensor, stream) for tensor in given)
     visible = None if mask is None else _rows(mask, torch.bool)
     starts = None if turn_starts is None else _rows(turn_starts, torch.bool)
     kept = {name: _rows(tensor, dtype) for name, tensor in state.items()}
@@ -116,12 +122,21 @@ def run_one(
     new = (recalled, after["slots"], after["address"], after["strength"], after.get("told"), after.get("replacing"))
     tensors = (hidden, embeds, further, visible, starts, *before, *new)
     places = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+    kinds = [_like(kind) for kind in (dtype, plan.stored, stream)]
 
     def work(first: int, last: int) -> None:
-        site_one(plan.like, plan.weights, plan.sizes, *places, batch, first, last)
+        site_one(*kinds, plan.weights, plan.sizes, *places, batch, first, last)
 
     share(work, batch, _ROWS_PER_THREAD)
     return recalled.to(hidden_states.dtype), after
+
+
+@functools.cache
+def _like(dtype: torch.dtype) -> numpy.ndarray:
+    """Tells compiled code of a type."""
+    import numpy
+
+    return numpy.zeros(1, _KINDS[dtype])
 
 
 def _rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:

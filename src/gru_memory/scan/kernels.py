@@ -72,6 +72,18 @@ def _tanh_of(x):
     return tanh
 
 
+def _wide(x):
+    raise NotImplementedError("only inside compiled code")
+
+
+@overload(_wide, jit_options=_OPTIONS)
+def _wide_of(x):
+    """A number as it is computed with. numpy has no bfloat16: as uint16 it comes, the upper half of a float32."""
+    if x != types.uint16:
+        return lambda x: x
+    return lambda x: np.uint32(np.uint32(x) << np.uint32(16)).view(np.float32)
+
+
 @_compiled
 def _load(state, slots):
     """(S, d) into (d, S)."""
@@ -293,10 +305,10 @@ def _product(out, matrix, vector):
         a, b, c, e = zero, zero, zero, zero
         for m in range(vector.shape[0]):
             x = vector[m]
-            a += row_a[m] * x
-            b += row_b[m] * x
-            c += row_c[m] * x
-            e += row_e[m] * x
+            a += _wide(row_a[m]) * x
+            b += _wide(row_b[m]) * x
+            c += _wide(row_c[m]) * x
+            e += _wide(row_e[m]) * x
         out[k] += a
         out[k + 1] += b
         out[k + 2] += c
@@ -306,7 +318,7 @@ def _product(out, matrix, vector):
         row = matrix[i]
         a = zero
         for m in range(vector.shape[0]):
-            a += row[m] * vector[m]
+            a += _wide(row[m]) * vector[m]
         out[i] += a
 
 

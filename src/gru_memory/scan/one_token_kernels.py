@@ -13,9 +13,9 @@ import math
 import numpy as np
 from numba import carray, types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
 
-from .kernels import _addressed, _compiled, _decay, _gru_cell, _load, _product, _store, _write_and_read
+from .kernels import _OPTIONS, _addressed, _compiled, _decay, _gru_cell, _load, _product, _store, _wide, _write_and_read
 from .place_kernels import place, squared_lengths
 
 # The parameters of a site in the order in which `site_one` takes their addresses; its decay, `max_strength` with
@@ -48,25 +48,54 @@ def _pointer(context, address):
 
 
 @_compiled
+def _widen_into(out, numbers):
+    for i in range(out.shape[0]):
+        out[i] = _wide(numbers[i])
+
+
+def _narrow_into(out, numbers):
+    raise NotImplementedError("only inside compiled code")
+
+
+@overload(_narrow_into, jit_options=_OPTIONS)
+def _narrow_into_of(out, numbers):
+    """The way back from `_wide`, rounded as torch does: to the nearest, and to the even one of two."""
+    if out.dtype != types.uint16:
+
+        def narrow(out, numbers):
+            out[:] = numbers
+    else:
+
+        def narrow(out, numbers):
+            for i in range(out.shape[0]):
+                number = np.float32(numbers[i])
+                bits = number.view(np.uint32)
+                rounded = (bits + ((bits >> 16) & 1) + 0x7FFF) >> 16
+                out[i] = rounded if number == number else 0x7FC0
+
+    return narrow
+
+
+@_compiled
 def _norm_into(out, numbers, visible):
     """numbers / sqrt(mean(numbers^2) + 1e-6), or zeros where the token is hidden."""
-    total = numbers.dtype.type(0)
+    total = out.dtype.type(0)
     if not visible:
         for i in range(out.shape[0]):
             out[i] = total
         return
     for i in range(numbers.shape[0]):
-        total += numbers[i] * numbers[i]
-    mean = total / numbers.dtype.type(numbers.shape[0])
-    scale = numbers.dtype.type(1) / np.sqrt(mean + numbers.dtype.type(1e-6))
+        total += _wide(numbers[i]) * _wide(numbers[i])
+    mean = total / out.dtype.type(numbers.shape[0])
+    scale = out.dtype.type(1) / np.sqrt(mean + out.dtype.type(1e-6))
     for i in range(numbers.shape[0]):
-        out[i] = scale * numbers[i]
+        out[i] = scale * _wide(numbers[i])
 
 
 @_compiled
-def _add_times(out, weight_at, vectors):
+def _add_times(stored, out, weight_at, vectors):
     """out (B, k) += vectors (B, m) @ weight (k, m) transposed. The weight comes by once, for all rows."""
-    weight = carray(_pointer(weight_at), (out.shape[1], vectors.shape[1]), vectors.dtype)
+    weight = carray(_pointer(weight_at), (out.shape[1], vectors.shape[1]), stored.dtype)
     zero = out.dtype.type(0)
     rows = vectors.shape[0]
     if rows == 1:
@@ -80,14 +109,15 @@ def _add_times(out, weight_at, vectors):
             x, y = vectors[b], vectors[b + 1]
             ax, bx, cx, ex, ay, by, cy, ey = zero, zero, zero, zero, zero, zero, zero, zero
             for m in range(x.shape[0]):
-                ax += row_a[m] * x[m]
-                bx += row_b[m] * x[m]
-                cx += row_c[m] * x[m]
-                ex += row_e[m] * x[m]
-                ay += row_a[m] * y[m]
-                by += row_b[m] * y[m]
-                cy += row_c[m] * y[m]
-                ey += row_e[m] * y[m]
+                wa, wb, wc, we = _wide(row_a[m]), _wide(row_b[m]), _wide(row_c[m]), _wide(row_e[m])
+                ax += wa * x[m]
+                bx += wb * x[m]
+                cx += wc * x[m]
+                ex += we * x[m]
+                ay += wa * y[m]
+                by += wb * y[m]
+                cy += wc * y[m]
+                ey += we * y[m]
             out[b, k] += ax
             out[b, k + 1] += bx
             out[b, k + 2] += cx
@@ -106,14 +136,14 @@ def _add_times(out, weight_at, vectors):
 
 
 @_compiled
-def _times(weight_at, bias_at, count, vectors):
+def _times(stored, weight_at, bias_at, count, vectors):
     """vectors (B, m) @ weight (`count`, m) transposed + bias (`count`,): (B, `count`). No bias is at address 0."""
     out = np.zeros((vectors.shape[0], count), vectors.dtype)
     if bias_at != 0:
-        bias = carray(_pointer(bias_at), (count,), vectors.dtype)
+        bias = carray(_pointer(bias_at), (count,), stored.dtype)
         for b in range(out.shape[0]):
-            out[b] = bias
-    _add_times(out, weight_at, vectors)
+            _widen_into(out[b], bias)
+    _add_times(stored, out, weight_at, vectors)
     return out
 
 
@@ -152,6 +182,7 @@ def _cosine(a, b):
 @_compiled
 def _write_and_read_one(
     like,
+    stored,
     weights,
     decay,
     slots,
@@ -186,16 +217,16 @@ def _write_and_read_one(
     always = learned.shape[1] // heads
     gru = weights[WEIGHT_HH] != 0
     wide = 3 * size if gru else 0
-    weight_ih = carray(_pointer(weights[WEIGHT_IH]), (heads, wide, size), like.dtype)
-    weight_hh = carray(_pointer(weights[WEIGHT_HH]), (heads, wide, size), like.dtype)
-    bias_ih = carray(_pointer(weights[BIAS_IH]), (heads, wide), like.dtype)
-    bias_hh = carray(_pointer(weights[BIAS_HH]), (heads, wide), like.dtype)
-    persistent = carray(_pointer(weights[PERSISTENT]), (heads, always, room), like.dtype)
-    gate = carray(_pointer(weights[GATE]), (1,), like.dtype)[0]
+    weight_ih = carray(_pointer(weights[WEIGHT_IH]), (heads, wide, size), stored.dtype)
+    weight_hh = carray(_pointer(weights[WEIGHT_HH]), (heads, wide, size), stored.dtype)
+    bias_ih = carray(_pointer(weights[BIAS_IH]), (heads, wide), stored.dtype)
+    bias_hh = carray(_pointer(weights[BIAS_HH]), (heads, wide), stored.dtype)
+    persistent = carray(_pointer(weights[PERSISTENT]), (heads, always, room), stored.dtype)
+    gate = _wide(carray(_pointer(weights[GATE]), (1,), stored.dtype)[0])
     limits = carray(_pointer(weights[MAX_STRENGTH]), (2,), like.dtype)
     most, floor = limits[0], limits[1]
     by_content = weights[SHARPNESS] != 0
-    sharpness = carray(_pointer(weights[SHARPNESS]), (1 if by_content else 0,), like.dtype)
+    sharpness = carray(_pointer(weights[SHARPNESS]), (1 if by_content else 0,), stored.dtype)
     rules = carray(_pointer(weights[RULES]), (4,), like.dtype)
     zero, one = like.dtype.type(0), like.dtype.type(1)
 
@@ -234,7 +265,7 @@ def _write_and_read_one(
                     found[j] = math.tanh(signature[b, n * marks + j])
                 z = most * max(zero, (told - rules[3]) / (one - rules[3]))
                 may = replacing[b, n]
-                gone = place(signatures, amount, left, key, z, may, found, sharpness[0], rules, where, sought)
+                gone = place(signatures, amount, left, key, z, may, found, _wide(sharpness[0]), rules, where, sought)
                 replacing_next[b, n] = max(one - told, gone) if visible[b] else may
                 _decay(state, left)
             else:
@@ -246,9 +277,9 @@ def _write_and_read_one(
                 put[s] = z * where[s]
             if gru:
                 _addressed(state, where, cell[1])
-                given[:] = bias_ih[n]
+                _widen_into(given, bias_ih[n])
                 _product(given, weight_ih[n], value)
-                recurrent[:] = bias_hh[n]
+                _widen_into(recurrent, bias_hh[n])
                 _product(recurrent, weight_hh[n], cell[1])
                 _gru_cell(given, recurrent, cell)
             else:
@@ -262,7 +293,8 @@ def _write_and_read_one(
             else:
                 for j in range(marks):
                     agreement[b, n] += read[room + j] * math.tanh(signature[b, n * marks + j]) / like.dtype.type(marks)
-    trust = carray(_pointer(weights[TRUST]), (3 if marks > 0 else 0,), like.dtype)
+    trust = np.empty(3 if marks > 0 else 0, like.dtype)
+    _widen_into(trust, carray(_pointer(weights[TRUST]), trust.shape, stored.dtype))
     for b in range(rows):
         together = zero
         for n in range(heads):
@@ -279,24 +311,27 @@ def _write_and_read_one(
                 for p in range(always):
                     share = gate * max((shares[p] - floor) / (one - floor), zero)  # in this order NaN stays
                     for j in range(room):
-                        read[j] += share * persistent[n, p, j]
+                        read[j] += share * _wide(persistent[n, p, j])
 
 
 @_compiled
 def site_one(
-    like, weights, sizes, hidden_at, embeds_at, further_at, visible_at, starts_at, address_at, strength_at, told_at, replacing_at,
-    slots_at,
+    like, stored, stream, weights, sizes, hidden_at, embeds_at, further_at, visible_at, starts_at, address_at, strength_at,
+    told_at, replacing_at, slots_at,
     recalled_at, after_at, last_address_at, last_strength_at, last_told_at, last_replacing_at, batch, first, last,
 ):  # fmt: skip
     """One token of the rows `first` to `last` of a batch, by the equations of `GRUMemoryWithDecay`.
 
-    All but the first three are numbers, most of them addresses of arrays that lie row by row in the type of `like`:
+    `like`, `stored` and `stream` are there for their types: that of the state and of all that is computed, that of the
+    weights, and that of the hidden states. What is bfloat16 comes as uint16, see `_wide`. The arguments after `sizes` are
+    numbers, most of them addresses of arrays that lie row by row:
 
-    - hidden (B, D), embeds (B, E) and further (B, `key_size`); visible and starts (B,) are bool. Address 0 stands for
-      embeds of zeros, for all rows visible, for none that begins a turn.
+    - hidden (B, D), embeds (B, E) and further (B, `key_size`), like `stream`; visible and starts (B,) are bool. Address 0
+      stands for embeds of zeros, for all rows visible, for none that begins a turn.
     - the state: address (B, r) or (B, N*S) and strength (B, N), what the token before decided, strength (B, 2N) and told,
       replacing (B, N) if slots are found by their content; slots (B, N, S, d).
-    - recalled (B, D) gets hidden with what is recalled added; after and those that begin with last_ get the new state.
+    - recalled (B, D), like `stream`, gets hidden with what is recalled added; after and those that begin with last_ get the
+      new state.
 
     `weights` are addresses too, see `WEIGHTS`, 0 for those that this site does not have. `sizes` are D, E, `key_size`, N,
     S, d, r, P, the two of the decay, 1 if every token ticks, and f.
@@ -308,9 +343,9 @@ def site_one(
     kept = rank if ranked else heads * count
     rows = last - first
 
-    hidden = carray(_pointer(hidden_at), (batch, D), like.dtype)
-    embeds = carray(_pointer(embeds_at), (batch, E), like.dtype)
-    further = carray(_pointer(further_at), (batch, others), like.dtype)
+    hidden = carray(_pointer(hidden_at), (batch, D), stream.dtype)
+    embeds = carray(_pointer(embeds_at), (batch, E), stream.dtype)
+    further = carray(_pointer(further_at), (batch, others), stream.dtype)
     shown = carray(_pointer(visible_at), (batch,), np.bool_)
     starts = carray(_pointer(starts_at), (batch,), np.bool_)
     before = carray(_pointer(address_at), (batch, kept), like.dtype)
@@ -319,7 +354,7 @@ def site_one(
     before_strength = carray(_pointer(strength_at), (batch, strengths), like.dtype)
     slots = carray(_pointer(slots_at), (batch, heads, count, size), like.dtype)
     after = carray(_pointer(after_at), (batch, heads, count, size), like.dtype)
-    recalled = carray(_pointer(recalled_at), (batch, D), like.dtype)
+    recalled = carray(_pointer(recalled_at), (batch, D), stream.dtype)
     last_address = carray(_pointer(last_address_at), (batch, kept), like.dtype)
     last_strength = carray(_pointer(last_strength_at), (batch, strengths), like.dtype)
     told_before = carray(_pointer(told_at), (batch if by_content else 0, heads), like.dtype)
@@ -348,26 +383,26 @@ def site_one(
     held = before[first:last]
     places = 0 if by_content else heads * count
     if ranked:
-        address = _times(weights[KEY], weights[KEY_BIAS], places, held)
-        decided = _times(weights[KEY_RANK], weights[KEY_RANK_BIAS], rank, keys)
-        asked = _times(weights[QUERY_RANK], weights[QUERY_RANK_BIAS], rank, keys)
+        address = _times(stored, weights[KEY], weights[KEY_BIAS], places, held)
+        decided = _times(stored, weights[KEY_RANK], weights[KEY_RANK_BIAS], rank, keys)
+        asked = _times(stored, weights[QUERY_RANK], weights[QUERY_RANK_BIAS], rank, keys)
         for i in range(rows):
             _norm_into(decided[i], decided[i], True)
             _norm_into(asked[i], asked[i], True)
     else:
         address, asked = held, keys
-        decided = _times(weights[KEY], weights[KEY_BIAS], heads * count, keys)
+        decided = _times(stored, weights[KEY], weights[KEY_BIAS], heads * count, keys)
     asking, asking_bias = (QUERY, QUERY_BIAS) if weights[QUERY] != 0 else (KEY, KEY_BIAS)
-    wanted = _times(weights[asking], weights[asking_bias], places, asked)
-    signed = _times(weights[SIGNATURE], 0, heads * marks, held)
-    signature = _times(weights[SIGNATURE], 0, heads * marks, asked)
-    learned = _times(weights[PERSISTENT_QUERY], weights[PERSISTENT_QUERY_BIAS], heads * always, asked)
-    next_strength = _times(weights[STRENGTH_KEY], weights[STRENGTH_KEY_BIAS], strengths, keys)
+    wanted = _times(stored, weights[asking], weights[asking_bias], places, asked)
+    signed = _times(stored, weights[SIGNATURE], 0, heads * marks, held)
+    signature = _times(stored, weights[SIGNATURE], 0, heads * marks, asked)
+    learned = _times(stored, weights[PERSISTENT_QUERY], weights[PERSISTENT_QUERY_BIAS], heads * always, asked)
+    next_strength = _times(stored, weights[STRENGTH_KEY], weights[STRENGTH_KEY_BIAS], strengths, keys)
     strength = before_strength[first:last].copy()
-    _add_times(strength, weights[STRENGTH_EMBED], keys if ranked else told)
-    gates = _times(weights[READ_GATE], weights[READ_GATE_BIAS], heads, keys if ranked else normed)
-    values = _times(weights[VALUE_EMBED], 0, heads * room, told)
-    _add_times(values, weights[VALUE_HIDDEN], normed)
+    _add_times(stored, strength, weights[STRENGTH_EMBED], keys if ranked else told)
+    gates = _times(stored, weights[READ_GATE], weights[READ_GATE_BIAS], heads, keys if ranked else normed)
+    values = _times(stored, weights[VALUE_EMBED], 0, heads * room, told)
+    _add_times(stored, values, weights[VALUE_HIDDEN], normed)
     for i in range(rows):
         b = first + i
         last_address[b] = decided[i] if visible[i] else before[b]
@@ -375,9 +410,13 @@ def site_one(
 
     reads = np.empty((rows, heads * room), like.dtype)
     _write_and_read_one(
-        like, weights, decay, slots[first:last], after[first:last], ticks, visible, values, address, strength, wanted,
-        gates, learned, signed, signature, told_before[first:last], last_told[first:last], replacing[first:last],
-        last_replacing[first:last], reads,
+        like, stored, weights, decay, slots[first:last], after[first:last], ticks, visible, values, address, strength,
+        wanted, gates, learned, signed, signature, told_before[first:last], last_told[first:last],
+        replacing[first:last], last_replacing[first:last], reads,
     )  # fmt: skip
-    recalled[first:last] = hidden[first:last]
-    _add_times(recalled[first:last], weights[OUTPUT], reads)
+    sums = np.empty((rows, D), like.dtype)
+    for i in range(rows):
+        _widen_into(sums[i], hidden[first + i])
+    _add_times(stored, sums, weights[OUTPUT], reads)
+    for i in range(rows):
+        _narrow_into(recalled[first + i], sums[i])
