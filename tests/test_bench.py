@@ -98,8 +98,43 @@ def test_a_peer_that_takes_too_long_is_called_once_and_left_out(monkeypatch):
     monkeypatch.setattr(measure.time, "perf_counter", lambda: now)
     cases = {"ours": case("ours", 30.0), "quick": case("quick", 1.0), "slow": case("slow", 30.0)}
     found = side_by_side(cases, Plan(rounds=2, patience=20), peers=("quick", "slow"))
-    assert found == {"ours": [30.0] * 2, "quick": [1.0] * 2}, "what is ours is waited for"
+    assert found == {"ours": [30.0] * 2, "quick": [1.0] * 2, "slow": []}, "what is ours is waited for"
     assert calls.count("slow") == 1
+
+
+def scan_row(batch, tokens, case, seconds, **more):
+    return Row("scan", {"batch": batch, "tokens": tokens, "pass": "forward"}, case, seconds, batch * tokens, **more)
+
+
+@pytest.mark.parametrize(
+    "rows, batch, tokens, slow",
+    [
+        ([], 8, 2048, False),
+        ([scan_row(1, 128, scans.TITANS, [1.0])], 1, 2048, False),
+        ([scan_row(1, 128, scans.TITANS, [1.5])], 1, 2048, True),
+        ([scan_row(1, 128, scans.TITANS, [9.0]), scan_row(1, 512, scans.TITANS, [4.0])], 1, 2048, False),  # the nearest
+        ([scan_row(1, 512, scans.TITANS, [4.0])], 8, 512, False),  # not eight times as long
+        ([scan_row(1, 2048, scans.TITANS, [30.0]), scan_row(8, 128, scans.TITANS, [1.0])], 8, 512, False),
+        ([scan_row(1, 128, scans.TITANS, [], left_out="longer than 20 s")], 8, 128, True),
+        ([scan_row(1, 128, scans.GRU_CELL_LOOP, [90.0])], 8, 2048, False),  # what others are compared with
+        ([scan_row(1, 128, "gru, reference", [90.0])], 8, 2048, False),
+    ],
+)
+def test_only_peers_are_left_out_and_by_the_nearest_smaller_setting(rows, batch, tokens, slow):
+    found = scans.too_slow(rows, {"batch": batch, "tokens": tokens, "pass": "forward"}, patience=20)
+    assert found == ([scans.TITANS] if slow else [])
+
+
+def test_a_scan_says_which_peers_it_left_out(monkeypatch):
+    monkeypatch.setattr(scans, "side_by_side", lambda cases, plan, peers: {name: [1.0] for name in cases})
+    monkeypatch.setattr(scans, "SLOTS", 2)
+    rows = scans.bench_scan(Plan(rounds=1, patience=0.5, where=("batch=1", "tokens=128", "pass=forward")))
+    assert {r.case for r in rows if r.left_out} == set(), "nothing smaller was measured"
+    assert {scans.EQUAL_STATE, scans.GRU_CELL_LOOP} <= {r.case for r in rows}
+    monkeypatch.setattr(scans, "_probe", lambda *_: [scan_row(1, 64, scans.EQUAL_STATE, [1.0])])
+    rows = scans.bench_scan(Plan(rounds=1, patience=0.5, where=("batch=1", "tokens=512", "pass=forward")))
+    assert [(r.case, r.left_out) for r in rows if r.left_out] == [(scans.EQUAL_STATE, "longer than 0.5 s")]
+    assert all(report.against(r, rows).case == scans.GRU_CELL_LOOP for r in rows)
 
 
 def test_a_plan_can_ask_for_some_settings():

@@ -46,7 +46,7 @@ def plot_rows(rows: Sequence[Row], path: str | Path) -> None:
 def _bars(name: str, rows: Sequence[Row]) -> list[tuple[str, float, float, float]]:
     found = []
     for row in rows:
-        base = against(row, rows) if row.benchmark == name else None
+        base = against(row, rows) if row.benchmark == name and not row.left_out else None
         if base is not None and base is not row:
             setting = ", ".join(
                 f"{value}" if isinstance(value, str) else f"{key} {value}" for key, value in row.setting.items()
@@ -75,7 +75,7 @@ def _draw_bars(axes, name: str, rows: Sequence[Row]) -> None:
 
 def _lines(axes, rows: Sequence[Row], size: str) -> None:
     for case in dict.fromkeys(row.case for row in rows):
-        part = [row for row in rows if row.case == case]
+        part = [row for row in rows if row.case == case and not row.left_out]
         axes.plot([row.setting[size] for row in part], [row.median for row in part], marker="o", label=case)
     axes.set_xscale("log")
     axes.set_yscale("log")

@@ -122,7 +122,8 @@ def against(row: Row, rows: Iterable[Row]) -> Row | None:
 
 def _find(rows: Iterable[Row], benchmark: str, setting: Mapping[str, Any], case: str) -> Row | None:
     for row in rows:
-        if row.benchmark == benchmark and row.case == case and setting.items() <= row.setting.items():
+        fits = row.benchmark == benchmark and row.case == case and setting.items() <= row.setting.items()
+        if fits and not row.left_out:
             return row
     return None
 

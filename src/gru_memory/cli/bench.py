@@ -63,14 +63,14 @@ def _print_rows(name: str, rows: list[Row]) -> None:
     for heading in ("time", "spread", "per token or turn", "ratio", "lowest-highest", "peak memory", "kept"):
         table.add_column(heading, justify="right")
     for row in rows:
-        base = against(row, rows)
+        base = None if row.left_out else against(row, rows)
         middle, low, high = (None, None, None) if base is None else ratio(row, base)
         table.add_row(
             *(str(row.setting.get(key, "")) for key in shown),
             row.case,
-            milliseconds(row.median),
-            f"{100 * row.spread:.0f}%",
-            milliseconds(row.median / row.units),
+            f"left out: {row.left_out}" if row.left_out else milliseconds(row.median),
+            "" if row.left_out else f"{100 * row.spread:.0f}%",
+            "" if row.left_out else milliseconds(row.median / row.units),
             "" if middle is None else f"{middle:.3g}",
             "" if middle is None else f"{low:.3g}-{high:.3g}",
             "" if row.peak_bytes is None else kilobytes(row.peak_bytes),
