@@ -252,6 +252,13 @@ def test_every_benchmark_runs(name, quick_rows):
         assert all(report.against(one, rows) is not None for one in rows)
 
 
+def test_the_shape_that_ships_is_compared_as_a_whole_site(quick_rows):
+    rows = [r for r in quick_rows("scan") if r.case == f"whole site, {models.CONVERSATION}"]
+    assert [r.setting["pass"] for r in rows] == ["forward", "forward + backward"]
+    site = scans.conversation_site(48)
+    assert (site.addressing, site.num_heads, site.num_slots, site.key_size) == ("content", 1, 224, 3 * 48)
+
+
 def test_a_copy_shares_weights_and_nothing_else():
     base = models.smollm2(Plan(quick=True))
     other = models.with_memory(base, ("top",), "gru")

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from ..memory import GRUMemoryWithDecay
 from ..scan import CellWeights, ScanInputs, scan
+from ..training.run import conversation_memory
 from .measure import Plan, Row, left_out, peak_bytes, side_by_side
+from .models import CONVERSATION
 from .peers import GRUCellLoop, titans_memory
 
 HEADS, SLOTS, SIZE = 4, 16, 128
@@ -96,6 +98,10 @@ def scan_cases(
         site = GRUMemoryWithDecay(HIDDEN, HEADS, SLOTS, SIZE, cell=cell, gate_init=1.0)
         run = lambda x, e, site=site: site(x, e)[0]  # noqa: E731
         cases[f"whole site, {cell}"] = run_pass(run, [hidden, embeds], backward, site.parameters())
+    shipped = conversation_site(HIDDEN).train(backward)
+    run = lambda x, e, k: shipped(x, e, key_states=k)[0]  # noqa: E731
+    given = [hidden, embeds, torch.randn(batch, length, shipped.key_size)]
+    cases[f"whole site, {CONVERSATION}"] = run_pass(run, given, backward, shipped.parameters())
     narrow = nn.GRU(HIDDEN, HEADS * SIZE, batch_first=True)
     cases["nn.GRU, as wide as a read"] = run_pass(lambda x: narrow(x)[0], [hidden], backward, narrow.parameters())
     return cases | _peers(batch, length, backward, without, quick)
@@ -113,6 +119,17 @@ def _peers(
     if titans is not None:
         cases[TITANS] = run_pass(lambda x: titans(x)[0], [hidden], backward, titans.parameters())
     return cases
+
+
+def conversation_site(hidden_size: int) -> GRUMemoryWithDecay:
+    """One site of the shape that conversations use, beside a model of 30 blocks."""
+    shape = conversation_memory(30)
+    return GRUMemoryWithDecay(
+        hidden_size, shape.num_heads, shape.num_slots, shape.slot_size, shape.decay, shape.decay_every, shape.cell,
+        gate_init=0.1, key_size=hidden_size * len(shape.key_layers), address_rank=shape.address_rank,
+        persistent_slots=shape.persistent_slots, persistent_floor=shape.persistent_floor,
+        signature_size=shape.signature_size, max_strength=shape.max_strength, addressing=shape.addressing,
+    )  # fmt: skip
 
 
 def random_scan(
