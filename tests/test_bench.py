@@ -17,6 +17,7 @@ from gru_memory.bench import (
     judge,
     measure,
     models,
+    peers,
     ratio,
     read_rows,
     report,
@@ -257,6 +258,19 @@ def test_the_shape_that_ships_is_compared_as_a_whole_site(quick_rows):
     assert [r.setting["pass"] for r in rows] == ["forward", "forward + backward"]
     site = scans.conversation_site(48)
     assert (site.addressing, site.num_heads, site.num_slots, site.key_size) == ("content", 1, 224, 3 * 48)
+
+
+def test_the_loop_around_gru_cells_is_the_same_recurrence():
+    inputs, slots, weights = scans.random_scan(2, 30, 3, 4, 8, "gru")
+    loop = peers.GRUCellLoop(3, 8)
+    for n, cell in enumerate(loop.cells):
+        for name, weight in zip(("weight_ih", "bias_ih", "weight_hh", "bias_hh"), weights):
+            getattr(cell, name).data.copy_(weight[n])
+    reads, after = loop(inputs, slots)
+    expected_reads, expected_after = scans.run_scan("reference", *inputs, slots, *weights)
+    torch.testing.assert_close(reads, expected_reads, atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(after, expected_after, atol=2e-6, rtol=1e-5)
+    assert (after - slots).abs().max() > 0.1
 
 
 def test_a_copy_shares_weights_and_nothing_else():
