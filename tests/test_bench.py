@@ -24,6 +24,7 @@ from gru_memory.bench import (
     run_benchmarks,
     scans,
     side_by_side,
+    training,
     write_rows,
 )
 from gru_memory.cli.app import app
@@ -201,8 +202,8 @@ def test_targets_are_judged_where_both_sides_were_measured():
 
 def test_every_target_names_cases_that_the_benchmarks_have(quick_rows):
     pytest.importorskip("titans_pytorch")
+    pytest.importorskip("peft")
     cases = {name: {r.case for r in quick_rows(name)} for name in {target.benchmark for target in report.TARGETS}}
-    cases["training"].add("LoRA r=8")  # not in a quick round
     for target in report.TARGETS:
         assert {target.case, target.against} <= cases[target.benchmark], target.what
 
@@ -271,6 +272,23 @@ def test_the_loop_around_gru_cells_is_the_same_recurrence():
     torch.testing.assert_close(reads, expected_reads, atol=2e-6, rtol=1e-5)
     torch.testing.assert_close(after, expected_after, atol=2e-6, rtol=1e-5)
     assert (after - slots).abs().max() > 0.1
+
+
+def test_a_step_of_training_is_timed_in_both_precisions(quick_rows):
+    pytest.importorskip("peft")
+    cases = {r.case for r in quick_rows("training")}
+    assert {"LoRA r=8", "LoRA r=8, bfloat16", "three sites, gru", "three sites, mingru"} <= cases
+    assert run_benchmarks(["training"], Plan(rounds=1, quick=True, where=("tokens=7",)))["training"] == []
+
+
+def test_autocast_is_what_tells_the_two_steps_of_lora_apart():
+    model = models.smollm2(Plan(quick=True))
+    seen = []
+    model.lm_head.register_forward_hook(lambda module, given, logits: seen.append(logits.dtype))
+    ids = torch.randint(10, 90, (1, 8))
+    for autocast in (False, True):
+        training._step(model, ids, model.parameters(), autocast)()
+    assert seen == [torch.float32, torch.bfloat16]
 
 
 def test_a_copy_shares_weights_and_nothing_else():
