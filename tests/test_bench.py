@@ -43,8 +43,8 @@ def quick_rows():
     return rows_of
 
 
-def row(benchmark, setting, case, seconds, peak_bytes=None):
-    return Row(benchmark, setting, case, seconds, peak_bytes=peak_bytes)
+def row(benchmark, setting, case, seconds, **more):
+    return Row(benchmark, setting, case, seconds, **more)
 
 
 def test_cases_take_turns_and_short_ones_are_repeated(monkeypatch):
@@ -188,16 +188,18 @@ def test_targets_are_judged_where_both_sides_were_measured():
     rows = [
         row("training", model, "top site, cached, gru", [1.4, 1.4]),
         row("training", model, "top site, cached, mingru", [1.0, 1.0]),
-        row("conversation", {**model, "turn": 2}, "memory", [1.0, 1.0]),
-        row("conversation", {**model, "turn": 200}, "memory", [1.2, 1.0]),
+        row("conversation", {**model, "turn": 2}, "memory", [1.0, 1.0], kept_bytes=100),
+        row("conversation", {**model, "turn": 200}, "memory", [1.2, 1.0], kept_bytes=106),
         row("decode", {"model": "tiny", "batch": 1}, "top site, gru", [9.0]),
         row("decode", {"model": "tiny", "batch": 1}, "no memory", [1.0]),
     ]
     outcomes = {outcome.target.what: outcome for outcome in judge(rows)}
-    assert set(outcomes) == {"training step, gru against mingru", "turn 200 against turn 2, with memory"}
+    turns = "turn 200 against turn 2, with memory"
+    assert set(outcomes) == {"training step, gru against mingru", f"{turns}, time", f"{turns}, bytes"}
     assert outcomes["training step, gru against mingru"].met
-    grown = outcomes["turn 200 against turn 2, with memory"]
+    grown, kept = outcomes[f"{turns}, time"], outcomes[f"{turns}, bytes"]
     assert (grown.ratio, grown.low, grown.high, grown.met) == (1.1, 1.0, 1.2, False)
+    assert (kept.ratio, kept.met) == (1.06, False)
 
 
 def test_every_target_names_cases_that_the_benchmarks_have(quick_rows):
@@ -217,6 +219,25 @@ def test_exponents_of_known_powers():
     assert (time, memory) == (pytest.approx(1.5), pytest.approx(1.0, abs=1e-2))
 
 
+def test_the_file_has_what_the_tables_conclude(tmp_path):
+    model = {"model": "SmolLM2-135M", "batch": 1}
+    rows = [
+        *(row("growth", {"axis": "slots", "slots": n}, "gru", [2.0 * n], peak_bytes=n**2) for n in (10, 100)),
+        row("decode", model, "top site, gru", [1.0], units=2),
+        row("decode", model, "no memory", [0.5], units=2),
+        row("scan", {"batch": 1}, "a peer", [], left_out="longer than 20 s"),
+    ]
+    write_rows(tmp_path / "bench.json", "gru-memory bench", Plan(), rows)
+    values = json.loads((tmp_path / "bench.json").read_text(), parse_constant=pytest.fail)
+    (growth,) = values["growth"]
+    assert (growth["cell"], growth["size"]) == ("gru", "slots")
+    assert (growth["time_exponent"], growth["peak_memory_exponent"]) == (pytest.approx(1), pytest.approx(2))
+    assert [(target["what"], target["met"]) for target in values["targets"]] == [("decode, top site, gru", False)]
+    assert [one.get("tokens_per_second") for one in values["rows"]] == [None, None, 2.0, 4.0, None]
+    assert values["rows"][-1]["left_out"] == "longer than 20 s"
+    assert read_rows(tmp_path / "bench.json") == rows
+
+
 def test_the_peak_is_what_tensors_take_at_a_time():
     kept = []
 
@@ -231,7 +252,7 @@ def test_the_peak_is_what_tensors_take_at_a_time():
 
 
 def test_rows_come_back_from_their_file(tmp_path):
-    rows = [row("scan", {"batch": 1}, "a", [1.0, 2.0], peak_bytes=5), row("growth", {"axis": "tokens"}, "gru", [1.0])]
+    rows = [row("scan", {"batch": 1}, "a", [1.0, 2.0], peak_bytes=5), row("growth", {"axis": "tokens", "tokens": 5}, "gru", [1.0])]
     write_rows(tmp_path / "deep" / "bench.json", "gru-memory bench", Plan(), rows)
     assert read_rows(tmp_path / "deep" / "bench.json") == rows
     values = json.loads((tmp_path / "deep" / "bench.json").read_text())

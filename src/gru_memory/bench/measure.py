@@ -22,6 +22,7 @@ CLOCKS = {
 }
 MIN_SECONDS = 0.02  # a shorter case is repeated within a round
 LONG_SECONDS = 10.0
+DECODING = ("decode", "gpt2")  # benchmarks of tokens a second
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,14 @@ class Row:
         low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
         return (high - low) / self.median
 
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Of decoding, all rows of the batch together."""
+        return self.units / self.median if self.benchmark in DECODING and self.seconds else None
+
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "median": self.median if self.seconds else None, "spread": self.spread}
+        values = {**asdict(self), "median": self.median if self.seconds else None, "spread": self.spread}
+        return values | ({"tokens_per_second": self.tokens_per_second} if self.benchmark in DECODING else {})
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Row:

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..bench import BENCHMARKS, Plan, Row, judge, ratio, run_benchmarks, write_rows
+from ..bench.measure import DECODING
 from ..bench.peers import missing
 from ..bench.report import against, exponents
 from .output import command_line, console, kilobytes, one_line_errors, option, progress, set_threads
@@ -60,7 +61,8 @@ def _print_rows(name: str, rows: list[Row]) -> None:
     table = Table(title=name, title_justify="left")
     for heading in [*shown, "case"]:
         table.add_column(heading)
-    for heading in ("time", "spread", "per token or turn", "ratio", "lowest-highest", "peak memory", "kept"):
+    rates = ["tokens/s"] if name in DECODING else []
+    for heading in ("time", "spread", "per token or turn", *rates, "ratio", "lowest-highest", "peak memory", "kept"):
         table.add_column(heading, justify="right")
     for row in rows:
         base = None if row.left_out else against(row, rows)
@@ -71,6 +73,7 @@ def _print_rows(name: str, rows: list[Row]) -> None:
             f"left out: {row.left_out}" if row.left_out else milliseconds(row.median),
             "" if row.left_out else f"{100 * row.spread:.0f}%",
             "" if row.left_out else milliseconds(row.median / row.units),
+            *(f"{row.tokens_per_second:.3g}" for _ in rates),
             "" if middle is None else f"{middle:.3g}",
             "" if middle is None else f"{low:.3g}-{high:.3g}",
             "" if row.peak_bytes is None else kilobytes(row.peak_bytes),
@@ -95,7 +98,7 @@ def _print_targets(rows: list[Row]) -> None:
     outcomes = judge(rows)
     if not outcomes:
         return
-    table = Table(title="targets: time in times of what it is compared with", title_justify="left")
+    table = Table(title="targets: time or bytes in times of what it is compared with", title_justify="left")
     table.add_column("what")
     for heading in ("at most", "measured", "lowest-highest", ""):
         table.add_column(heading, justify="right")
