@@ -252,7 +252,10 @@ def test_the_peak_is_what_tensors_take_at_a_time():
 
 
 def test_rows_come_back_from_their_file(tmp_path):
-    rows = [row("scan", {"batch": 1}, "a", [1.0, 2.0], peak_bytes=5), row("growth", {"axis": "tokens", "tokens": 5}, "gru", [1.0])]
+    rows = [
+        row("scan", {"batch": 1}, "a", [1.0, 2.0], peak_bytes=5),
+        row("growth", {"axis": "tokens", "tokens": 5}, "gru", [1.0]),
+    ]
     write_rows(tmp_path / "deep" / "bench.json", "gru-memory bench", Plan(), rows)
     assert read_rows(tmp_path / "deep" / "bench.json") == rows
     values = json.loads((tmp_path / "deep" / "bench.json").read_text())
@@ -312,6 +315,13 @@ def test_autocast_is_what_tells_the_two_steps_of_lora_apart():
     assert seen == [torch.float32, torch.bfloat16]
 
 
+def test_eight_prompts_at_a_time_are_taken_in_by_the_model_and_the_shape_that_ships(quick_rows):
+    rows = [r for r in quick_rows("prefill") if r.setting["batch"] == 8]
+    assert [r.case for r in rows] == ["no memory", models.CONVERSATION]
+    assert all(r.units == 8 * r.setting["tokens"] for r in rows)
+    assert all(report.against(r, quick_rows("prefill")).setting == r.setting for r in rows)
+
+
 def test_a_copy_shares_weights_and_nothing_else():
     base = models.smollm2(Plan(quick=True))
     other = models.with_memory(base, ("top",), "gru")
@@ -328,6 +338,21 @@ def test_the_command_prints_writes_and_draws(tmp_path):
     assert "history, fed again" in result.output
     assert {r.benchmark for r in read_rows(tmp_path / "bench.json")} == {"conversation"}
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
-    refused = CliRunner().invoke(app, ["bench", "dekode", *options])
-    assert refused.exit_code == 1
-    assert "dekode" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["conversation", "dekode"], "there is no benchmark 'dekode'"),
+        (["gpu"], "torch finds no GPU here"),
+        (["conversation", "--quick", "--where", "turn=3"], "none of its settings is turn=3"),
+    ],
+)
+def test_a_command_that_measures_nothing_says_why_and_writes_nothing(arguments, said, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    out = tmp_path / "results"
+    result = CliRunner().invoke(app, ["bench", *arguments, "--threads", "1", "--out", str(out)])
+    assert result.exit_code == 1
+    (line,) = result.stderr.strip().splitlines()
+    assert said in line
+    assert not out.exists()

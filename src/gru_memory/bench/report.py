@@ -64,7 +64,7 @@ TARGETS = (
         )
     ),
     *(
-        Target(f"prefill of 512 tokens, {case}", "prefill", {**_REAL, "tokens": 512}, case, "no memory", limit)
+        Target(f"prefill of 512 tokens, {case}", "prefill", {**_REAL, "batch": 1, "tokens": 512}, case, "no memory", limit)
         for case, limit in (
             ("top site, gru", 1.03),
             ("three sites, gru", 1.08),

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from ..bench import BENCHMARKS, Plan, Row, judge, ratio, run_benchmarks, write_rows
+from ..bench import BENCHMARKS, Plan, Row, check_names, judge, ratio, run_benchmarks, why_nothing, write_rows
 from ..bench.measure import DECODING
 from ..bench.peers import missing
 from ..bench.report import against, exponents
@@ -32,16 +32,25 @@ def bench_command(
 ) -> None:
     """Speed and memory against the model alone and against peers, everything compared in one run and in turn."""
     plan = Plan(rounds, clock, quick, tuple(where or ()), patience)
+    check_names(names or ())
     set_threads(threads)
     if absent := missing():
         console.print(
             f"[yellow]not installed, so left out: {', '.join(absent)} (pip install 'gru-memory\\[bench]')[/yellow]"
         )
     rows: list[Row] = []
+    nothing = []
     with progress() as report:
         for name in names or BENCHMARKS:
-            rows += run_benchmarks([name], plan, report)[name]
-            write_rows(out / "bench.json", command_line(), plan, rows)  # what is done is never lost
+            if found := run_benchmarks([name], plan, report)[name]:
+                rows += found
+                write_rows(out / "bench.json", command_line(), plan, rows)  # what is done is never lost
+            else:
+                nothing.append(why_nothing(name, plan))
+    if not rows:
+        raise ValueError(f"nothing was measured. {'; '.join(nothing)}")
+    for reason in nothing:
+        console.print(f"[yellow]not measured: {escape(reason)}[/yellow]", highlight=False)
     for name in dict.fromkeys(row.benchmark for row in rows):
         _print_rows(name, [row for row in rows if row.benchmark == name])
     _print_growth(rows)
