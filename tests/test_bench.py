@@ -340,6 +340,36 @@ def test_the_command_prints_writes_and_draws(tmp_path):
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_picture_shows_time_and_bytes_and_cuts_no_title(monkeypatch, tmp_path):
+    pytest.importorskip("matplotlib")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    from gru_memory.bench import figure
+
+    drawn = []
+    monkeypatch.setattr(figure, "save", lambda made, path: drawn.append(made))
+    rows = [
+        *(row("growth", {"axis": "slots", "slots": n}, "gru", [1.0 * n], peak_bytes=n) for n in (16, 64)),
+        *(row("prefill", {"tokens": 9}, case, [1.0], peak_bytes=7) for case in ("no memory", "top site, gru")),
+        *(row("conversation", {"turn": n}, "memory", [1.0], kept_bytes=5) for n in (1, 2)),
+        row("conversation", {"turn": 2}, "history, fed again", [], kept_bytes=9, left_out="longer than 20 s"),
+        *(row("gpu", {"device": "a"}, case, [1.0]) for case in ("gru, reference", "gru, triton")),
+        *(row("scan", {"batch": 8}, case, [1.0]) for case in ("loop around nn.GRUCell", "gru, compiled")),
+        row("scan", {"batch": 8}, "titans NeuralMemory", [], left_out="longer than 20 s"),
+    ]
+    figure.plot_rows(rows, tmp_path / "bench.png")
+    canvas = FigureCanvasAgg(drawn[0])
+    canvas.draw()
+    assert {"bytes kept", "seconds", "time, likewise", "peak memory, likewise"} <= {
+        axes.get_ylabel() for axes in drawn[0].axes
+    }
+    titles = [band.get_suptitle() for band in drawn[0].subfigs]
+    assert sum("peak memory" in title for title in titles) == 1
+    for band in drawn[0].subfigs:
+        place = band._suptitle.get_window_extent(canvas.get_renderer())
+        assert 0 <= place.x0 < place.x1 <= drawn[0].bbox.x1, band.get_suptitle()
+
+
 @pytest.mark.parametrize(
     "arguments, said",
     [
