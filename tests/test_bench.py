@@ -259,9 +259,26 @@ def test_rows_come_back_from_their_file(tmp_path):
     write_rows(tmp_path / "deep" / "bench.json", "gru-memory bench", Plan(), rows)
     assert read_rows(tmp_path / "deep" / "bench.json") == rows
     values = json.loads((tmp_path / "deep" / "bench.json").read_text())
-    assert values["command"] == "gru-memory bench"
-    assert values["environment"]["threads"] == 1
+    assert values["runs"].keys() == {"scan", "growth"}
+    assert values["runs"]["scan"]["command"] == "gru-memory bench"
+    assert values["runs"]["scan"]["environment"]["threads"] == 1
     assert values["rows"][0]["median"] == 1.5
+
+
+def test_a_file_keeps_the_rows_of_other_benchmarks_and_says_how_each_was_measured(tmp_path):
+    file = tmp_path / "bench.json"
+    file.write_text('{"command": "of an earlier version", "rows": []}')
+    scan, decode = row("scan", {"batch": 1}, "a", [1.0]), row("decode", {"batch": 1}, "b", [1.0])
+    write_rows(file, "first", Plan(rounds=3), [scan, decode])
+    again = row("decode", {"batch": 8}, "b", [2.0])
+    write_rows(file, "second", Plan(rounds=4), [again])
+    assert read_rows(file) == [scan, again], "rows of one benchmark are never of two runs"
+    runs = json.loads(file.read_text())["runs"]
+    assert {name: (run["command"], run["plan"]["rounds"]) for name, run in runs.items()} == {
+        "scan": ("first", 3),
+        "decode": ("second", 4),
+    }
+    assert all({"environment", "date"} <= run.keys() for run in runs.values())
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

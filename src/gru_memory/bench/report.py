@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -160,16 +161,27 @@ def _slope(xs: Sequence[float], ys: Sequence[float]) -> float:
 
 
 def write_rows(path: str | Path, command: str, plan: Plan, rows: Sequence[Row]) -> None:
-    """Write {command, plan, environment, targets, growth, rows}, whole or not at all."""
+    """Write {runs, targets, growth, rows}, whole or not at all; `runs` has command, plan, environment and date by benchmark.
+
+    A file that is there keeps what it has of other benchmarks. Targets compare within one benchmark, so within one run.
+    """
     path = Path(path)
+    run = {
+        "command": command,
+        "plan": asdict(plan),
+        "environment": _environment(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    runs = dict.fromkeys((row.benchmark for row in rows), run)
+    before, kept = _read(path)
+    rows = [*(row for row in kept if row.benchmark not in runs), *rows]
+    runs = {name: about for name, about in before.items() if name not in runs} | runs
     targets = [
         {"what": o.target.what, "limit": o.target.limit, "ratio": o.ratio, "low": o.low, "high": o.high, "met": o.met}
         for o in judge(rows)
     ]
     values = {
-        "command": command,
-        "plan": asdict(plan),
-        "environment": _environment(),
+        "runs": runs,
         "targets": targets,
         "growth": [
             {"cell": cell, "size": axis, "time_exponent": time, "peak_memory_exponent": memory}
@@ -179,6 +191,16 @@ def write_rows(path: str | Path, command: str, plan: Plan, rows: Sequence[Row]) 
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, (json.dumps(values, indent=1) + "\n").encode())
+
+
+def _read(path: Path) -> tuple[dict[str, Any], list[Row]]:
+    """Runs and rows of a file; nothing of one that is not there or that is no such file."""
+    try:
+        runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
+        rows = [row for row in read_rows(path) if row.benchmark in runs]
+    except (FileNotFoundError, KeyError, TypeError, ValueError):
+        return {}, []
+    return runs, rows
 
 
 def _environment() -> dict[str, Any]:

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from ..bench import BENCHMARKS, Plan, Row, check_names, judge, ratio, run_benchmarks, why_nothing, write_rows
+from ..bench import BENCHMARKS, Plan, Row, check_names, judge, ratio, read_rows, run_benchmarks, why_nothing, write_rows
 from ..bench.measure import DECODING
 from ..bench.peers import missing
 from ..bench.report import against, exponents
@@ -55,11 +55,13 @@ def bench_command(
         _print_rows(name, [row for row in rows if row.benchmark == name])
     _print_growth(rows)
     _print_targets(rows)
-    console.print(f"Everything measured: {out / 'bench.json'}", highlight=False)
+    console.print(
+        f"Everything measured: {out / 'bench.json'}", highlight=False
+    )
     try:
         from ..bench.figure import plot_rows
 
-        plot_rows(rows, out / "bench.png")
+        plot_rows(read_rows(out / "bench.json"), out / "bench.png")
         console.print(f"As a picture: {out / 'bench.png'}", highlight=False)
     except ModuleNotFoundError as error:
         console.print(f"[yellow]{escape(str(error))}[/yellow]")
