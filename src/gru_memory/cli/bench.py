@@ -55,9 +55,7 @@ def bench_command(
         _print_rows(name, [row for row in rows if row.benchmark == name])
     _print_growth(rows)
     _print_targets(rows)
-    console.print(
-        f"Everything measured: {out / 'bench.json'}", highlight=False
-    )
+    console.print(f"Everything measured: {out / 'bench.json'}", highlight=False)
     try:
         from ..bench.figure import plot_rows
 
