@@ -297,6 +297,8 @@ def test_the_command_prints_writes_and_draws(tmp_path):
     result = CliRunner().invoke(app, ["bench", "conversation", *options], env={"COLUMNS": "200"})
     assert result.exit_code == 0, result.output
     assert "history, fed again" in result.output
+    assert "kept" in result.output
+    assert "peak memory" not in result.output, "a column of nothing"
     assert {r.benchmark for r in read_rows(tmp_path / "bench.json")} == {"conversation"}
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
 

@@ -115,9 +115,10 @@ def _lines(axes, rows: Sequence[Row], size: str, what: str, of: Callable[[Row], 
         )  # fmt: skip
     sizes = sorted({row.setting[size] for row in rows})
     axes.set_xscale("log")
-    axes.set_yscale("log", base=2 if of is _median else 10)  # a few turns are less than a decade of seconds apart
     if of is _median:
-        axes.yaxis.set_major_formatter("{x:g}")
+        axes.set_ylim(bottom=0)
+    else:
+        axes.set_yscale("log")
     axes.set_xticks(sizes, [f"{value:,}" for value in sizes])
     axes.minorticks_off()
     axes.set_xlabel(size)

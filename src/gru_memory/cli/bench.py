@@ -71,7 +71,9 @@ def _print_rows(name: str, rows: list[Row]) -> None:
     for heading in [*shown, "case"]:
         table.add_column(heading)
     rates = ["tokens/s"] if name in DECODING else []
-    for heading in ("time", "spread", "per token or turn", *rates, "ratio", "lowest-highest", "peak memory", "kept"):
+    peaks = ["peak memory"] if any(row.peak_bytes is not None for row in rows) else []
+    kept = ["kept"] if any(row.kept_bytes is not None for row in rows) else []
+    for heading in ("time", "spread", "per token or turn", *rates, "ratio", "lowest-highest", *peaks, *kept):
         table.add_column(heading, justify="right")
     for row in rows:
         base = None if row.left_out else against(row, rows)
@@ -85,8 +87,8 @@ def _print_rows(name: str, rows: list[Row]) -> None:
             *(f"{row.tokens_per_second:.3g}" for _ in rates),
             "" if middle is None else f"{middle:.3g}",
             "" if middle is None else f"{low:.3g}-{high:.3g}",
-            "" if row.peak_bytes is None else kilobytes(row.peak_bytes),
-            "" if row.kept_bytes is None else kilobytes(row.kept_bytes),
+            *("" if row.peak_bytes is None else kilobytes(row.peak_bytes) for _ in peaks),
+            *("" if row.kept_bytes is None else kilobytes(row.kept_bytes) for _ in kept),
         )
     console.print(table, highlight=False)
 
