@@ -23,6 +23,7 @@ from gru_memory.bench import (
     run_benchmarks,
     scans,
     side_by_side,
+    training,
     write_rows,
 )
 from gru_memory.cli.app import app
@@ -41,8 +42,8 @@ def quick_rows():
     return rows_of
 
 
-def row(benchmark, setting, case, seconds, peak_bytes=None):
-    return Row(benchmark, setting, case, seconds, peak_bytes=peak_bytes)
+def row(benchmark, setting, case, seconds, **more):
+    return Row(benchmark, setting, case, seconds, **more)
 
 
 def test_cases_take_turns_and_short_ones_are_repeated(monkeypatch):
@@ -98,7 +99,7 @@ def test_a_peer_that_takes_too_long_is_called_once_and_left_out(monkeypatch):
     monkeypatch.setattr(measure.time, "perf_counter", lambda: now)
     cases = {"ours": case("ours", 30.0), "quick": case("quick", 1.0), "slow": case("slow", 30.0)}
     found = side_by_side(cases, Plan(rounds=2, patience=20), peers=("quick", "slow"))
-    assert found == {"ours": [30.0] * 2, "quick": [1.0] * 2}, "what is ours is waited for"
+    assert found == {"ours": [30.0] * 2, "quick": [1.0] * 2, "slow": []}, "what is ours is waited for"
     assert calls.count("slow") == 1
 
 
@@ -151,22 +152,24 @@ def test_targets_are_judged_where_both_sides_were_measured():
     rows = [
         row("training", model, "top site, cached, gru", [1.4, 1.4]),
         row("training", model, "top site, cached, mingru", [1.0, 1.0]),
-        row("conversation", {**model, "turn": 2}, "memory", [1.0, 1.0]),
-        row("conversation", {**model, "turn": 200}, "memory", [1.2, 1.0]),
+        row("conversation", {**model, "turn": 2}, "memory", [1.0, 1.0], kept_bytes=100),
+        row("conversation", {**model, "turn": 200}, "memory", [1.2, 1.0], kept_bytes=106),
         row("decode", {"model": "tiny", "batch": 1}, "top site, gru", [9.0]),
         row("decode", {"model": "tiny", "batch": 1}, "no memory", [1.0]),
     ]
     outcomes = {outcome.target.what: outcome for outcome in judge(rows)}
-    assert set(outcomes) == {"training step, gru against mingru", "turn 200 against turn 2, with memory"}
+    turns = "turn 200 against turn 2, with memory"
+    assert set(outcomes) == {"training step, gru against mingru", f"{turns}, time", f"{turns}, bytes"}
     assert outcomes["training step, gru against mingru"].met
-    grown = outcomes["turn 200 against turn 2, with memory"]
+    grown, kept = outcomes[f"{turns}, time"], outcomes[f"{turns}, bytes"]
     assert (grown.ratio, grown.low, grown.high, grown.met) == (1.1, 1.0, 1.2, False)
+    assert (kept.ratio, kept.met) == (1.06, False)
 
 
 def test_every_target_names_cases_that_the_benchmarks_have(quick_rows):
     pytest.importorskip("titans_pytorch")
+    pytest.importorskip("peft")
     cases = {name: {r.case for r in quick_rows(name)} for name in {target.benchmark for target in report.TARGETS}}
-    cases["training"].add("LoRA r=8")  # not in a quick round
     for target in report.TARGETS:
         assert {target.case, target.against} <= cases[target.benchmark], target.what
 
@@ -178,6 +181,25 @@ def test_exponents_of_known_powers():
     ]
     ((time, memory),) = report.exponents(rows).values()
     assert (time, memory) == (pytest.approx(1.5), pytest.approx(1.0, abs=1e-2))
+
+
+def test_the_file_has_what_the_tables_conclude(tmp_path):
+    model = {"model": "SmolLM2-135M", "batch": 1}
+    rows = [
+        *(row("growth", {"axis": "slots", "slots": n}, "gru", [2.0 * n], peak_bytes=n**2) for n in (10, 100)),
+        row("decode", model, "top site, gru", [1.0], units=2),
+        row("decode", model, "no memory", [0.5], units=2),
+        row("scan", {"batch": 1}, "a peer", [], left_out="longer than 20 s"),
+    ]
+    write_rows(tmp_path / "bench.json", "gru-memory bench", Plan(), rows)
+    values = json.loads((tmp_path / "bench.json").read_text(), parse_constant=pytest.fail)
+    (growth,) = values["growth"]
+    assert (growth["cell"], growth["size"]) == ("gru", "slots")
+    assert (growth["time_exponent"], growth["peak_memory_exponent"]) == (pytest.approx(1), pytest.approx(2))
+    assert [(target["what"], target["met"]) for target in values["targets"]] == [("decode, top site, gru", False)]
+    assert [one.get("tokens_per_second") for one in values["rows"]] == [None, None, 2.0, 4.0, None]
+    assert values["rows"][-1]["left_out"] == "longer than 20 s"
+    assert read_rows(tmp_path / "bench.json") == rows
 
 
 def test_the_peak_is_what_tensors_take_at_a_time():
@@ -194,13 +216,33 @@ def test_the_peak_is_what_tensors_take_at_a_time():
 
 
 def test_rows_come_back_from_their_file(tmp_path):
-    rows = [row("scan", {"batch": 1}, "a", [1.0, 2.0], peak_bytes=5), row("growth", {"axis": "tokens"}, "gru", [1.0])]
+    rows = [
+        row("scan", {"batch": 1}, "a", [1.0, 2.0], peak_bytes=5),
+        row("growth", {"axis": "tokens", "tokens": 5}, "gru", [1.0]),
+    ]
     write_rows(tmp_path / "deep" / "bench.json", "gru-memory bench", Plan(), rows)
     assert read_rows(tmp_path / "deep" / "bench.json") == rows
     values = json.loads((tmp_path / "deep" / "bench.json").read_text())
-    assert values["command"] == "gru-memory bench"
-    assert values["environment"]["threads"] == 1
+    assert values["runs"].keys() == {"scan", "growth"}
+    assert values["runs"]["scan"]["command"] == "gru-memory bench"
+    assert values["runs"]["scan"]["environment"]["threads"] == 1
     assert values["rows"][0]["median"] == 1.5
+
+
+def test_a_file_keeps_the_rows_of_other_benchmarks_and_says_how_each_was_measured(tmp_path):
+    file = tmp_path / "bench.json"
+    file.write_text('{"command": "of an earlier version", "rows": []}')
+    scan, decode = row("scan", {"batch": 1}, "a", [1.0]), row("decode", {"batch": 1}, "b", [1.0])
+    write_rows(file, "first", Plan(rounds=3), [scan, decode])
+    again = row("decode", {"batch": 8}, "b", [2.0])
+    write_rows(file, "second", Plan(rounds=4), [again])
+    assert read_rows(file) == [scan, again], "rows of one benchmark are never of two runs"
+    runs = json.loads(file.read_text())["runs"]
+    assert {name: (run["command"], run["plan"]["rounds"]) for name, run in runs.items()} == {
+        "scan": ("first", 3),
+        "decode": ("second", 4),
+    }
+    assert all({"environment", "date"} <= run.keys() for run in runs.values())
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
@@ -217,6 +259,30 @@ def test_every_benchmark_runs(name, quick_rows):
         assert all(report.against(one, rows) is not None for one in rows)
 
 
+def test_a_step_of_training_is_timed_in_both_precisions(quick_rows):
+    pytest.importorskip("peft")
+    cases = {r.case for r in quick_rows("training")}
+    assert {"LoRA r=8", "LoRA r=8, bfloat16", "three sites, gru", "three sites, mingru"} <= cases
+    assert run_benchmarks(["training"], Plan(rounds=1, quick=True, where=("tokens=7",)))["training"] == []
+
+
+def test_autocast_is_what_tells_the_two_steps_of_lora_apart():
+    model = models.smollm2(Plan(quick=True))
+    seen = []
+    model.lm_head.register_forward_hook(lambda module, given, logits: seen.append(logits.dtype))
+    ids = torch.randint(10, 90, (1, 8))
+    for autocast in (False, True):
+        training._step(model, ids, model.parameters(), autocast)()
+    assert seen == [torch.float32, torch.bfloat16]
+
+
+def test_eight_prompts_at_a_time_are_taken_in_by_the_model_and_the_shape_that_ships(quick_rows):
+    rows = [r for r in quick_rows("prefill") if r.setting["batch"] == 8]
+    assert [r.case for r in rows] == ["no memory", models.CONVERSATION]
+    assert all(r.units == 8 * r.setting["tokens"] for r in rows)
+    assert all(report.against(r, quick_rows("prefill")).setting == r.setting for r in rows)
+
+
 def test_a_copy_shares_weights_and_nothing_else():
     base = models.smollm2(Plan(quick=True))
     other = models.with_memory(base, ("top",), "gru")
@@ -231,8 +297,55 @@ def test_the_command_prints_writes_and_draws(tmp_path):
     result = CliRunner().invoke(app, ["bench", "conversation", *options], env={"COLUMNS": "200"})
     assert result.exit_code == 0, result.output
     assert "history, fed again" in result.output
+    assert "kept" in result.output
+    assert "peak memory" not in result.output, "a column of nothing"
     assert {r.benchmark for r in read_rows(tmp_path / "bench.json")} == {"conversation"}
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
-    refused = CliRunner().invoke(app, ["bench", "dekode", *options])
-    assert refused.exit_code == 1
-    assert "dekode" in refused.stderr
+
+
+def test_the_picture_shows_time_and_bytes_and_cuts_no_title(monkeypatch, tmp_path):
+    pytest.importorskip("matplotlib")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    from gru_memory.bench import figure
+
+    drawn = []
+    monkeypatch.setattr(figure, "save", lambda made, path: drawn.append(made))
+    rows = [
+        *(row("growth", {"axis": "slots", "slots": n}, "gru", [1.0 * n], peak_bytes=n) for n in (16, 64)),
+        *(row("prefill", {"tokens": 9}, case, [1.0], peak_bytes=7) for case in ("no memory", "top site, gru")),
+        *(row("conversation", {"turn": n}, "memory", [1.0], kept_bytes=5) for n in (1, 2)),
+        row("conversation", {"turn": 2}, "history, fed again", [], kept_bytes=9, left_out="longer than 20 s"),
+        *(row("gpu", {"device": "a"}, case, [1.0]) for case in ("gru, reference", "gru, triton")),
+        *(row("scan", {"batch": 8}, case, [1.0]) for case in ("loop around nn.GRUCell", "gru, compiled")),
+        row("scan", {"batch": 8}, "titans NeuralMemory", [], left_out="longer than 20 s"),
+    ]
+    figure.plot_rows(rows, tmp_path / "bench.png")
+    canvas = FigureCanvasAgg(drawn[0])
+    canvas.draw()
+    assert {"bytes kept", "seconds", "time, likewise", "peak memory, likewise"} <= {
+        axes.get_ylabel() for axes in drawn[0].axes
+    }
+    titles = [band.get_suptitle() for band in drawn[0].subfigs]
+    assert sum("peak memory" in title for title in titles) == 1
+    for band in drawn[0].subfigs:
+        place = band._suptitle.get_window_extent(canvas.get_renderer())
+        assert 0 <= place.x0 < place.x1 <= drawn[0].bbox.x1, band.get_suptitle()
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["conversation", "dekode"], "there is no benchmark 'dekode'"),
+        (["gpu"], "torch finds no GPU here"),
+        (["conversation", "--quick", "--where", "turn=3"], "none of its settings is turn=3"),
+    ],
+)
+def test_a_command_that_measures_nothing_says_why_and_writes_nothing(arguments, said, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    out = tmp_path / "results"
+    result = CliRunner().invoke(app, ["bench", *arguments, "--threads", "1", "--out", str(out)])
+    assert result.exit_code == 1
+    (line,) = result.stderr.strip().splitlines()
+    assert said in line
+    assert not out.exists()

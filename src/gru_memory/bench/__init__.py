@@ -2,7 +2,7 @@
 
 from .measure import Plan, Row, ratio, side_by_side
 from .report import TARGETS, Outcome, judge, read_rows, write_rows
-from .suite import BENCHMARKS, run_benchmarks
+from .suite import BENCHMARKS, check_names, run_benchmarks, why_nothing
 
 __all__ = [
     "BENCHMARKS",
@@ -10,10 +10,12 @@ __all__ = [
     "Outcome",
     "Plan",
     "Row",
+    "check_names",
     "judge",
     "ratio",
     "read_rows",
     "run_benchmarks",
     "side_by_side",
+    "why_nothing",
     "write_rows",
 ]

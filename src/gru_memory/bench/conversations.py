@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from .measure import Plan, Row, side_by_side
+from .measure import Plan, Row, left_out, side_by_side
 from .models import model_name, shorten, smollm2, with_memory
 
 MEMORY, KEPT, FED_AGAIN = "memory", "history, keys and values kept", "history, fed again"
@@ -28,7 +28,14 @@ def bench_conversation(plan: Plan) -> list[Row]:
     found = side_by_side(cases, plan, peers=[key for key in cases if key[0] == FED_AGAIN])
     for (name, turn), seconds in found.items():
         rows.append(
-            Row("conversation", {"model": model_name(plan), "turn": turn}, name, seconds, kept_bytes=kept[name, turn])
+            Row(
+                "conversation",
+                {"model": model_name(plan), "turn": turn},
+                name,
+                seconds,
+                kept_bytes=kept[name, turn],
+                left_out=left_out(seconds, plan),
+            )  # fmt: skip
         )
     return rows
 

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..memory import GRUMemoryWithDecay
-from ..training.run import conversation_memory
 from .measure import Plan, Row, side_by_side
 from .models import CONTEXT, CONVERSATION, decoding, model_name, prefilling, smollm2
-from .scans import HEADS, HIDDEN, SIZE, SLOTS, random_scan, run_pass, run_scan
+from .scans import HEADS, HIDDEN, SIZE, SLOTS, conversation_site, random_scan, run_pass, run_scan
 
 FLOAT = 4  # bytes
 CACHE_BYTES = 100_000_000  # more than any cache keeps: weights that were not used for so long come from memory
@@ -63,13 +62,7 @@ def _sites(plan: Plan) -> dict[str, GRUMemoryWithDecay]:
         cell: GRUMemoryWithDecay(hidden, HEADS, SLOTS, SIZE, cell=cell, decay_every="turn", gate_init=0.1)
         for cell in ("gru", "mingru")
     }
-    shape = conversation_memory(30)
-    sites[CONVERSATION] = GRUMemoryWithDecay(
-        hidden, shape.num_heads, shape.num_slots, shape.slot_size, cell=shape.cell, decay_every="turn", gate_init=0.1,
-        key_size=hidden * len(shape.key_layers), address_rank=shape.address_rank, persistent_slots=shape.persistent_slots,
-        persistent_floor=shape.persistent_floor,
-        signature_size=shape.signature_size, max_strength=shape.max_strength, addressing=shape.addressing,
-    )  # fmt: skip
+    sites[CONVERSATION] = conversation_site(hidden)
     return {name: site.eval() for name, site in sites.items()}
 
 

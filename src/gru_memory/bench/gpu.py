@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..addressing import Lookup, find_places_step_by_step, find_places_triton
-from .measure import Plan, Row, side_by_side
+from .measure import Plan, Row, left_out, side_by_side
 from .models import decoding, prefilling, smollm2, variants
 from .scans import EQUAL_STATE, HEADS, HIDDEN, PEERS, SIZE, SLOTS, random_scan, run_pass, run_scan
 
@@ -28,7 +28,7 @@ def bench_gpu(plan: Plan) -> list[Row]:
         setting = {"device": name, **setting}
         if plan.wants(**setting):
             for case, seconds in side_by_side(make(), plan, peers=PEERS).items():
-                rows.append(Row("gpu", setting, case, seconds, units))
+                rows.append(Row("gpu", setting, case, seconds, units, left_out=left_out(seconds, plan)))
 
     batch, length = (2, 16) if plan.quick else (8, 2048)
     for backward in (False, True):

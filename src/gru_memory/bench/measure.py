@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gc
+import math
 import re
 import statistics
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import accumulate
 from typing import Any
@@ -21,6 +22,7 @@ CLOCKS = {
 }
 MIN_SECONDS = 0.02  # a shorter case is repeated within a round
 LONG_SECONDS = 10.0
+DECODING = ("decode", "gpt2")  # benchmarks of tokens a second
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,12 @@ class Row:
     units: int = 1  # tokens, steps or turns in each of `seconds`
     peak_bytes: int | None = None  # of tensors that it made, the most at a time
     kept_bytes: int | None = None  # what has to be kept for going on
+    left_out: str | None = None  # why nothing was measured, where nothing was
 
     @property
     def median(self) -> float:
-        return statistics.median(self.seconds)
+        """NaN where nothing was measured."""
+        return statistics.median(self.seconds) if self.seconds else math.nan
 
     @property
     def spread(self) -> float:
@@ -85,12 +89,18 @@ class Row:
         low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
         return (high - low) / self.median
 
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Of decoding, all rows of the batch together."""
+        return self.units / self.median if self.benchmark in DECODING and self.seconds else None
+
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "median": self.median, "spread": self.spread}
+        values = {**asdict(self), "median": self.median if self.seconds else None, "spread": self.spread}
+        return values | ({"tokens_per_second": self.tokens_per_second} if self.benchmark in DECODING else {})
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Row:
-        return cls(**{name: values[name] for name in cls.__dataclass_fields__})
+        return cls(**{name: values[name] for name in cls.__dataclass_fields__ if name in values})
 
 
 def ratio(row: Row, other: Row) -> tuple[float, float, float]:
@@ -106,11 +116,12 @@ def side_by_side(
     """Seconds a call of each case, one a round. Each runs twice beforehand (a long one once): code is compiled, caches warm.
 
     In a round every case gets `turns` turns, and what counts is the median of them: where cases differ by little, many
-    short turns say more than a few long ones. Of `peers`, those whose first call outlasts the plan's patience are left out.
+    short turns say more than a few long ones. Of `peers`, those whose first call outlasts the plan's patience get no seconds.
     """
     clock = CLOCKS[plan.clock]
     if min_seconds is None:
         min_seconds = 0.0 if plan.quick else MIN_SECONDS
+    found: dict[str, list[float]] = {name: [] for name in cases}
     cases, repeats = dict(cases), {}
     for name, case in list(cases.items()):
         began = time.perf_counter()
@@ -124,7 +135,6 @@ def side_by_side(
             case()
             wait_for_device()
         repeats[name] = max(1, round(min_seconds / max(time.perf_counter() - began, 1e-7)))
-    found: dict[str, list[float]] = {name: [] for name in cases}
     was_on = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -145,6 +155,11 @@ def side_by_side(
         if was_on:
             gc.enable()
     return found
+
+
+def left_out(seconds: Sequence[float], plan: Plan) -> str | None:
+    """What a row says of a case to which `side_by_side` gave no seconds."""
+    return None if seconds else f"longer than {plan.patience:g} s"
 
 
 def peak_bytes(case: Callable[[], object]) -> int:

@@ -122,17 +122,22 @@ def shorten(cache: DynamicCache, length: int) -> None:
 
 
 def bench_prefill(plan: Plan) -> list[Row]:
-    """A prompt taken in at once: logits of its last token, keys and values, and the memory of it."""
+    """A prompt taken in at once: logits of its last token, keys and values, and the memory of it.
+
+    Eight rows at a time take seconds a call, so there the shape that ships alone is compared with the model.
+    """
     models, rows = variants(smollm2(plan)), []
-    for length in (32,) if plan.quick else (128, 512, 2048):
-        setting = {"model": model_name(plan), "tokens": length}
+    sizes = ((1, 32), (8, 8)) if plan.quick else ((1, 128), (1, 512), (1, 2048), (8, 128), (8, 512))
+    for batch, length in sizes:
+        setting = {"model": model_name(plan), "batch": batch, "tokens": length}
         if not plan.wants(**setting):
             continue
-        prompt = torch.randint(10, 90, (1, length), generator=torch.Generator().manual_seed(0))
-        cases = {name: prefilling(model, prompt) for name, model in models.items()}
-        found = side_by_side(cases, plan, turns=1 if plan.quick else max(1, 1024 // length))
+        prompt = torch.randint(10, 90, (batch, length), generator=torch.Generator().manual_seed(0))
+        names = models if batch == 1 else ("no memory", CONVERSATION)
+        cases = {name: prefilling(models[name], prompt) for name in names}
+        found = side_by_side(cases, plan, turns=1 if plan.quick else max(1, 1024 // (batch * length)))
         for name, case in cases.items():
-            rows.append(Row("prefill", setting, name, found[name], length, peak_bytes(case)))
+            rows.append(Row("prefill", setting, name, found[name], batch * length, peak_bytes(case)))
     return rows
 
 

@@ -69,5 +69,8 @@ def with_lora(model: nn.Module, rank: int = 8) -> nn.Module | None:
         return None
     from peft import LoraConfig, get_peft_model
 
-    targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
-    return get_peft_model(model, LoraConfig(r=rank, target_modules=targets, task_type="CAUSAL_LM"))
+    if model.config.model_type == "gpt2":  # queries, keys and values in one, stored the other way round
+        targets = {"target_modules": ["c_attn", "attn.c_proj"], "fan_in_fan_out": True}
+    else:
+        targets = {"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}
+    return get_peft_model(model, LoraConfig(r=rank, task_type="CAUSAL_LM", **targets))

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ AGAINST: dict[str, str | tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Target:
-    """Time of `case` in times of `against` is to be at most `limit`, under one setting."""
+    """Time (or bytes kept) of `case` in times of `against` is to be at most `limit`, under one setting."""
 
     what: str
     benchmark: str
@@ -41,6 +42,7 @@ class Target:
     against: str
     limit: float
     against_setting: Mapping[str, Any] | None = None
+    of_bytes: bool = False
 
 
 _REAL = {"model": "SmolLM2-135M"}  # a quick round decides nothing
@@ -63,7 +65,7 @@ TARGETS = (
         )
     ),
     *(
-        Target(f"prefill of 512 tokens, {case}", "prefill", {**_REAL, "tokens": 512}, case, "no memory", limit)
+        Target(f"prefill of 512 tokens, {case}", "prefill", {**_REAL, "batch": 1, "tokens": 512}, case, "no memory", limit)
         for case, limit in (
             ("top site, gru", 1.03),
             ("three sites, gru", 1.08),
@@ -77,9 +79,12 @@ TARGETS = (
     _scan("mingru against its step-by-step form", True, "mingru, compiled", "mingru, reference", 1 / 8),
     _scan("whole site against titans NeuralMemory", True, "whole site, gru", "titans NeuralMemory", 1 / 100),
     Target("training step, gru against mingru", "training", _REAL, "top site, cached, gru", "top site, cached, mingru", 1.5),
-    Target(
-        "turn 200 against turn 2, with memory", "conversation", {**_REAL, "turn": 200}, "memory", "memory", 1.05,
-        {**_REAL, "turn": 2},
+    *(
+        Target(
+            f"turn 200 against turn 2, with memory, {'bytes' if of_bytes else 'time'}", "conversation", {**_REAL, "turn": 200},
+            "memory", "memory", 1.05, {**_REAL, "turn": 2}, of_bytes,
+        )
+        for of_bytes in (False, True)
     ),
     Target("training step, cached, against LoRA r=8", "training", _REAL, "top site, cached, gru", "LoRA r=8", 1 / 50),
     Target("GPU, gru in Triton against step by step", "gpu", _ON_GPU, "gru, triton", "gru, reference", 1 / 50),
@@ -108,8 +113,12 @@ def judge(rows: Iterable[Row]) -> list[Outcome]:
     for target in TARGETS:
         row = _find(rows, target.benchmark, target.setting, target.case)
         other = _find(rows, target.benchmark, target.against_setting or target.setting, target.against)
-        if row is not None and other is not None:
+        if row is None or other is None:
+            continue
+        if not target.of_bytes:
             outcomes.append(Outcome(target, *ratio(row, other)))
+        elif row.kept_bytes is not None and other.kept_bytes:
+            outcomes.append(Outcome(target, *[row.kept_bytes / other.kept_bytes] * 3))
     return outcomes
 
 
@@ -122,7 +131,8 @@ def against(row: Row, rows: Iterable[Row]) -> Row | None:
 
 def _find(rows: Iterable[Row], benchmark: str, setting: Mapping[str, Any], case: str) -> Row | None:
     for row in rows:
-        if row.benchmark == benchmark and row.case == case and setting.items() <= row.setting.items():
+        fits = row.benchmark == benchmark and row.case == case and setting.items() <= row.setting.items()
+        if fits and not row.left_out:
             return row
     return None
 
@@ -136,6 +146,8 @@ def exponents(rows: Sequence[Row]) -> dict[tuple[str, str], tuple[float, float |
     found = {}
     for (cell, axis), group in groups.items():
         sizes = [row.setting[axis] for row in group]
+        if len(set(sizes)) < 2:  # no line through one point
+            continue
         peaks = [row.peak_bytes for row in group]
         memory = _slope(sizes, peaks) if all(peaks) else None
         found[cell, axis] = (_slope(sizes, [row.median for row in group]), memory)
@@ -149,21 +161,46 @@ def _slope(xs: Sequence[float], ys: Sequence[float]) -> float:
 
 
 def write_rows(path: str | Path, command: str, plan: Plan, rows: Sequence[Row]) -> None:
-    """Write {command, plan, environment, targets, rows}, whole or not at all."""
+    """Write {runs, targets, growth, rows}, whole or not at all; `runs` has command, plan, environment and date by benchmark.
+
+    A file that is there keeps what it has of other benchmarks. Targets compare within one benchmark, so within one run.
+    """
     path = Path(path)
+    run = {
+        "command": command,
+        "plan": asdict(plan),
+        "environment": _environment(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    runs = dict.fromkeys((row.benchmark for row in rows), run)
+    before, kept = _read(path)
+    rows = [*(row for row in kept if row.benchmark not in runs), *rows]
+    runs = {name: about for name, about in before.items() if name not in runs} | runs
     targets = [
         {"what": o.target.what, "limit": o.target.limit, "ratio": o.ratio, "low": o.low, "high": o.high, "met": o.met}
         for o in judge(rows)
     ]
     values = {
-        "command": command,
-        "plan": asdict(plan),
-        "environment": _environment(),
+        "runs": runs,
         "targets": targets,
+        "growth": [
+            {"cell": cell, "size": axis, "time_exponent": time, "peak_memory_exponent": memory}
+            for (cell, axis), (time, memory) in exponents(rows).items()
+        ],
         "rows": [row.to_json() for row in rows],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, (json.dumps(values, indent=1) + "\n").encode())
+
+
+def _read(path: Path) -> tuple[dict[str, Any], list[Row]]:
+    """Runs and rows of a file; nothing of one that is not there or that is no such file."""
+    try:
+        runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
+        rows = [row for row in read_rows(path) if row.benchmark in runs]
+    except (FileNotFoundError, KeyError, TypeError, ValueError):
+        return {}, []
+    return runs, rows
 
 
 def _environment() -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,43 +12,78 @@ from torch import Tensor, nn
 
 from ..memory import GRUMemoryWithDecay
 from ..scan import CellWeights, ScanInputs, scan
-from .measure import Plan, Row, peak_bytes, side_by_side
+from ..training.run import conversation_memory
+from .measure import Plan, Row, left_out, peak_bytes, side_by_side
+from .models import CONVERSATION
 from .peers import GRUCellLoop, titans_memory
 
 HEADS, SLOTS, SIZE = 4, 16, 128
 HIDDEN = 576  # of SmolLM2-135M
+GRU_CELL_LOOP = "loop around nn.GRUCell"  # what the others are compared with
 EQUAL_STATE, TITANS = "nn.GRU, equal state", "titans NeuralMemory"
 PEERS = (EQUAL_STATE, TITANS)  # those that can take minutes
+PROBE = 64  # tokens
 
 
 def bench_scan(plan: Plan) -> list[Row]:
     """Both cells in every form that runs here, against the peers; forward, and forward with backward."""
     rows: list[Row] = []
-    slow: dict[bool, set[str]] = {False: set(), True: set()}
     for batch in (1,) if plan.quick else (1, 8):
         for length in (32,) if plan.quick else (128, 512, 2048):
             for backward in (False, True):
                 setting = {"batch": batch, "tokens": length, "pass": "forward + backward" if backward else "forward"}
                 if not plan.wants(**setting):
                     continue
-                cases = scan_cases(batch, length, backward, slow[backward] | _too_slow(rows, setting, plan.patience))
-                found = side_by_side(cases, plan, peers=PEERS)
-                slow[backward] |= cases.keys() - found.keys()
-                rows += [Row("scan", setting, name, seconds, batch * length) for name, seconds in found.items()]
+                slow = too_slow(rows + _probe(rows, setting), setting, plan.patience)
+                cases = scan_cases(batch, length, backward, slow, plan.quick)
+                found = side_by_side(cases, plan, peers=PEERS) | {name: [] for name in slow}
+                for name, seconds in found.items():
+                    rows.append(Row("scan", setting, name, seconds, batch * length, left_out=left_out(seconds, plan)))
     return rows
 
 
-def _too_slow(rows: list[Row], setting: dict[str, Any], patience: float) -> set[str]:
-    """Cases of which one call would take longer, by what a token of the same pass took at smaller sizes."""
-    tokens = setting["batch"] * setting["tokens"]
-    same = [row for row in rows if row.setting["pass"] == setting["pass"]]
-    return {row.case for row in same if row.median / row.units * tokens > patience}
+def _probe(rows: Sequence[Row], setting: Mapping[str, Any]) -> list[Row]:
+    """A call of each peer on few tokens, before the many of a setting of whose batch and pass nothing was measured."""
+    same = [row for row in rows if all(row.setting[name] == setting[name] for name in ("batch", "pass"))]
+    if same or setting["tokens"] <= 2 * PROBE:
+        return []
+    found = []
+    for name, case in _peers(setting["batch"], PROBE, setting["pass"] != "forward").items():
+        seconds = 0.0
+        for _ in range(2):  # a first call can be long for other reasons; a long one is not
+            if seconds < 1:
+                began = time.perf_counter()
+                case()
+                seconds = time.perf_counter() - began
+        found.append(Row("scan", {**setting, "tokens": PROBE}, name, [seconds]))
+    return found
+
+
+def too_slow(rows: Sequence[Row], setting: Mapping[str, Any], patience: float) -> list[str]:
+    """Peers of which one call would take longer, by the nearest smaller setting of the same pass that was measured.
+
+    In the same batch a call takes as long as it has tokens. Rows side by side cost a loop over tokens little: where only a
+    smaller batch was measured, a call is taken to last as long as there, which it does at least.
+    """
+    slow = []
+    for case in PEERS:
+        smaller = [
+            row for row in rows
+            if row.case == case and row.setting["pass"] == setting["pass"]
+            and row.setting["batch"] <= setting["batch"] and row.setting["tokens"] <= setting["tokens"]
+        ]  # fmt: skip
+        if smaller:
+            near = max(smaller, key=lambda row: (row.setting["batch"], row.setting["tokens"]))
+            # What was left out there would be here.
+            if near.left_out or near.median * setting["tokens"] / near.setting["tokens"] > patience:
+                slow.append(case)
+    return slow
 
 
 def scan_cases(
-    batch: int, length: int, backward: bool, without: Collection[str] = ()
+    batch: int, length: int, backward: bool, without: Collection[str] = (), quick: bool = False
 ) -> dict[str, Callable[[], object]]:
-    """Calls of every form and every peer, but for those named in `without`."""
+    """Calls of every form and every peer, but for those of `PEERS` that are named in `without`."""
     cases: dict[str, Callable[[], object]] = {}
     for cell in ("gru", "mingru"):
         inputs, slots, extra = random_scan(batch, length, HEADS, SLOTS, SIZE, cell)
@@ -57,7 +93,7 @@ def scan_cases(
             cases[f"{cell}, {form}"] = run_pass(partial(run_scan, form), [*inputs, slots, *extra], backward)
     inputs, slots, _ = random_scan(batch, length, HEADS, SLOTS, SIZE, "gru")
     loop = GRUCellLoop(HEADS, SIZE)
-    cases["loop around nn.GRUCell"] = run_pass(
+    cases[GRU_CELL_LOOP] = run_pass(
         lambda *t: loop(ScanInputs(*t[:5]), t[5]), [*inputs, slots], backward, loop.parameters()
     )
     hidden = torch.randn(batch, length, HIDDEN)
@@ -66,15 +102,38 @@ def scan_cases(
         site = GRUMemoryWithDecay(HIDDEN, HEADS, SLOTS, SIZE, cell=cell, gate_init=1.0)
         run = lambda x, e, site=site: site(x, e)[0]  # noqa: E731
         cases[f"whole site, {cell}"] = run_pass(run, [hidden, embeds], backward, site.parameters())
+    shipped = conversation_site(HIDDEN).train(backward)
+    run = lambda x, e, k: shipped(x, e, key_states=k)[0]  # noqa: E731
+    given = [hidden, embeds, torch.randn(batch, length, shipped.key_size)]
+    cases[f"whole site, {CONVERSATION}"] = run_pass(run, given, backward, shipped.parameters())
     narrow = nn.GRU(HIDDEN, HEADS * SIZE, batch_first=True)
     cases["nn.GRU, as wide as a read"] = run_pass(lambda x: narrow(x)[0], [hidden], backward, narrow.parameters())
-    if batch == 1 and length == 128:  # 200 million weights, which every token reads: 10 s a pass, 30 s with backward
-        wide = nn.GRU(HIDDEN, HEADS * SLOTS * SIZE, batch_first=True)
+    return cases | _peers(batch, length, backward, without, quick)
+
+
+def _peers(
+    batch: int, length: int, backward: bool, without: Collection[str] = (), quick: bool = False
+) -> dict[str, Callable[[], object]]:
+    """Those of `PEERS` that are installed."""
+    cases, hidden = {}, torch.randn(batch, length, HIDDEN)
+    if EQUAL_STATE not in without:  # 200 million weights, which every token reads
+        wide = nn.GRU(HIDDEN, HEADS * SLOTS * (8 if quick else SIZE), batch_first=True)
         cases[EQUAL_STATE] = run_pass(lambda x: wide(x)[0], [hidden], backward, wide.parameters())
-    titans = titans_memory(HIDDEN)
+    titans = None if TITANS in without else titans_memory(HIDDEN)
     if titans is not None:
         cases[TITANS] = run_pass(lambda x: titans(x)[0], [hidden], backward, titans.parameters())
-    return {name: case for name, case in cases.items() if name not in without}
+    return cases
+
+
+def conversation_site(hidden_size: int) -> GRUMemoryWithDecay:
+    """One site of the shape that conversations use, beside a model of 30 blocks."""
+    shape = conversation_memory(30)
+    return GRUMemoryWithDecay(
+        hidden_size, shape.num_heads, shape.num_slots, shape.slot_size, shape.decay, shape.decay_every, shape.cell,
+        gate_init=0.1, key_size=hidden_size * len(shape.key_layers), address_rank=shape.address_rank,
+        persistent_slots=shape.persistent_slots, persistent_floor=shape.persistent_floor,
+        signature_size=shape.signature_size, max_strength=shape.max_strength, addressing=shape.addressing,
+    )  # fmt: skip
 
 
 def random_scan(

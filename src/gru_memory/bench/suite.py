@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
+
 from .conversations import bench_conversation
 from .floor import bench_floor
 from .gpu import bench_gpu
@@ -25,6 +27,22 @@ BENCHMARKS: dict[str, Callable[[Plan], list[Row]]] = {
 }
 
 
+def check_names(names: Sequence[str]) -> None:
+    """Raises ValueError for a name that is not in `BENCHMARKS`."""
+    for name in names:
+        if name not in BENCHMARKS:
+            raise ValueError(f"there is no benchmark {name!r}: choose from {', '.join(BENCHMARKS)}")
+
+
+def why_nothing(name: str, plan: Plan) -> str:
+    """Why a benchmark gave no rows, and what to do."""
+    if name == "gpu" and not torch.cuda.is_available():
+        return "gpu: torch finds no GPU here; run it on a machine with one (--quick shows anywhere that it runs)"
+    return (
+        f"{name}: none of its settings is {' and '.join(plan.where)}; take values of its columns, or leave out --where"
+    )
+
+
 def run_benchmarks(
     names: Sequence[str], plan: Plan, progress: Callable[[str, int, int], None] | None = None
 ) -> dict[str, list[Row]]:
@@ -33,9 +51,7 @@ def run_benchmarks(
     Raises:
         ValueError: a name that is not in `BENCHMARKS`.
     """
-    for name in names:
-        if name not in BENCHMARKS:
-            raise ValueError(f"there is no benchmark {name!r}: choose from {', '.join(BENCHMARKS)}")
+    check_names(names)
     found = {}
     for done, name in enumerate(names):
         if progress:

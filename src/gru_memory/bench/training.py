@@ -16,7 +16,7 @@ from ..training.objective import compute_loss
 from ..training.rows import Batch
 from ..training.run import conversation_memory
 from .measure import Plan, Row, side_by_side
-from .models import CONVERSATION, model_name, sharing_weights, smollm2, with_memory
+from .models import CONVERSATION, SITES, model_name, sharing_weights, smollm2, with_memory
 from .peers import with_lora
 
 
@@ -24,10 +24,14 @@ def bench_training(plan: Plan) -> list[Row]:
     """Forward, backward and one step of AdamW on the same number of tokens.
 
     With cached hidden states a step is that of `gru-memory train`: its losses, over a sampled vocabulary. The others
-    run the model and its cross-entropy over the whole vocabulary. `conversation_memory` is given three blocks' hidden states
+    run the model and its cross-entropy over the whole vocabulary, in float32. The cached step multiplies matrices in bfloat16
+    (autocast), and so does a second line of LoRA. `conversation_memory` is given three blocks' hidden states
     besides, and finds the places of all tokens by their content.
     """
     batch, length = (2, 32) if plan.quick else (4, 128)
+    setting = {"model": model_name(plan), "batch": batch, "tokens": length}
+    if not plan.wants(**setting):
+        return []
     model = smollm2(plan)
     ids = torch.randint(10, 90, (batch, length), generator=torch.Generator().manual_seed(0))
     cases: dict[str, Callable[[], object]] = {}
@@ -44,25 +48,31 @@ def bench_training(plan: Plan) -> list[Row]:
         top = with_memory(model, ("top",), cell)
         top.freeze_base()
         cases[f"top site, {cell}"] = _step(top, ids, top.memory_parameters())
-    three = with_memory(model, ("input", "middle", "top"), "gru")
-    three.freeze_base()
-    cases["three sites, gru"] = _step(three, ids, three.memory_parameters())
+    for cell in ("gru", "mingru"):
+        three = with_memory(model, SITES["three sites"], cell)
+        three.freeze_base()
+        cases[f"three sites, {cell}"] = _step(three, ids, three.memory_parameters())
     # Last: peft changes the model it is given in place.
-    lora = None if plan.quick else with_lora(model)
+    lora = with_lora(model)
     if lora is not None:
-        cases["LoRA r=8"] = _step(lora, ids, (p for p in lora.parameters() if p.requires_grad))
-    setting = {"model": model_name(plan), "batch": batch, "tokens": length}
+        parameters = [p for p in lora.parameters() if p.requires_grad]
+        cases["LoRA r=8"] = _step(lora, ids, parameters)
+        cases["LoRA r=8, bfloat16"] = _step(lora, ids, parameters, autocast=True)
     found = side_by_side(cases, plan)  # LoRA is what a target is about, so it is waited for
     return [Row("training", setting, name, seconds, ids.numel()) for name, seconds in found.items()]
 
 
-def _step(model: PreTrainedModel, ids: Tensor, parameters: Iterable[nn.Parameter]) -> Callable[[], object]:
+def _step(
+    model: PreTrainedModel, ids: Tensor, parameters: Iterable[nn.Parameter], autocast: bool = False
+) -> Callable[[], object]:
     parameters = list(parameters)
     optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=True)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        with torch.autocast(ids.device.type, torch.bfloat16, enabled=autocast):
+            loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
         optimizer.step()
 
     return step

@@ -9,7 +9,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from ..bench import BENCHMARKS, Plan, Row, judge, ratio, run_benchmarks, write_rows
+from ..bench import BENCHMARKS, Plan, Row, check_names, judge, ratio, read_rows, run_benchmarks, why_nothing, write_rows
+from ..bench.measure import DECODING
 from ..bench.peers import missing
 from ..bench.report import against, exponents
 from .output import command_line, console, kilobytes, one_line_errors, option, progress, set_threads
@@ -31,16 +32,25 @@ def bench_command(
 ) -> None:
     """Speed and memory against the model alone and against peers, everything compared in one run and in turn."""
     plan = Plan(rounds, clock, quick, tuple(where or ()), patience)
+    check_names(names or ())
     set_threads(threads)
     if absent := missing():
         console.print(
             f"[yellow]not installed, so left out: {', '.join(absent)} (pip install 'gru-memory\\[bench]')[/yellow]"
         )
     rows: list[Row] = []
+    nothing = []
     with progress() as report:
         for name in names or BENCHMARKS:
-            rows += run_benchmarks([name], plan, report)[name]
-            write_rows(out / "bench.json", command_line(), plan, rows)  # what is done is never lost
+            if found := run_benchmarks([name], plan, report)[name]:
+                rows += found
+                write_rows(out / "bench.json", command_line(), plan, rows)  # what is done is never lost
+            else:
+                nothing.append(why_nothing(name, plan))
+    if not rows:
+        raise ValueError(f"nothing was measured. {'; '.join(nothing)}")
+    for reason in nothing:
+        console.print(f"[yellow]not measured: {escape(reason)}[/yellow]", highlight=False)
     for name in dict.fromkeys(row.benchmark for row in rows):
         _print_rows(name, [row for row in rows if row.benchmark == name])
     _print_growth(rows)
@@ -49,7 +59,7 @@ def bench_command(
     try:
         from ..bench.figure import plot_rows
 
-        plot_rows(rows, out / "bench.png")
+        plot_rows(read_rows(out / "bench.json"), out / "bench.png")
         console.print(f"As a picture: {out / 'bench.png'}", highlight=False)
     except ModuleNotFoundError as error:
         console.print(f"[yellow]{escape(str(error))}[/yellow]")
@@ -60,21 +70,25 @@ def _print_rows(name: str, rows: list[Row]) -> None:
     table = Table(title=name, title_justify="left")
     for heading in [*shown, "case"]:
         table.add_column(heading)
-    for heading in ("time", "spread", "per token or turn", "ratio", "lowest-highest", "peak memory", "kept"):
+    rates = ["tokens/s"] if name in DECODING else []
+    peaks = ["peak memory"] if any(row.peak_bytes is not None for row in rows) else []
+    kept = ["kept"] if any(row.kept_bytes is not None for row in rows) else []
+    for heading in ("time", "spread", "per token or turn", *rates, "ratio", "lowest-highest", *peaks, *kept):
         table.add_column(heading, justify="right")
     for row in rows:
-        base = against(row, rows)
+        base = None if row.left_out else against(row, rows)
         middle, low, high = (None, None, None) if base is None else ratio(row, base)
         table.add_row(
             *(str(row.setting.get(key, "")) for key in shown),
             row.case,
-            milliseconds(row.median),
-            f"{100 * row.spread:.0f}%",
-            milliseconds(row.median / row.units),
+            f"left out: {row.left_out}" if row.left_out else milliseconds(row.median),
+            "" if row.left_out else f"{100 * row.spread:.0f}%",
+            "" if row.left_out else milliseconds(row.median / row.units),
+            *(f"{row.tokens_per_second:.3g}" for _ in rates),
             "" if middle is None else f"{middle:.3g}",
             "" if middle is None else f"{low:.3g}-{high:.3g}",
-            "" if row.peak_bytes is None else kilobytes(row.peak_bytes),
-            "" if row.kept_bytes is None else kilobytes(row.kept_bytes),
+            *("" if row.peak_bytes is None else kilobytes(row.peak_bytes) for _ in peaks),
+            *("" if row.kept_bytes is None else kilobytes(row.kept_bytes) for _ in kept),
         )
     console.print(table, highlight=False)
 
@@ -95,7 +109,7 @@ def _print_targets(rows: list[Row]) -> None:
     outcomes = judge(rows)
     if not outcomes:
         return
-    table = Table(title="targets: time in times of what it is compared with", title_justify="left")
+    table = Table(title="targets: time or bytes in times of what it is compared with", title_justify="left")
     table.add_column("what")
     for heading in ("at most", "measured", "lowest-highest", ""):
         table.add_column(heading, justify="right")
