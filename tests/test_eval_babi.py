@@ -154,6 +154,10 @@ def trained(tmp_path_factory):
         return train_memory(model, tokenizer, SMALL, work, lambda *_: None), tokenizer, work
 
 
+def test_nothing_that_is_known_by_heart_is_left_out(trained):
+    assert trained[0].memory_config.persistent_floor == trained[0].memory_sites()["top"].persistent_floor == 0
+
+
 def test_states_read_from_the_cache_are_those_that_the_model_reads(trained):
     model, tokenizer, work = trained
     sessions = make_tests(SMALL)[2, 3]

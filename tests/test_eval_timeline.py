@@ -9,6 +9,7 @@ from talking import talking_model, talking_tokenizer
 from tiny import assert_close
 
 from gru_memory.data.sessions import Session, Turn, write_jsonl
+from gru_memory.evaluation import timeline
 from gru_memory.evaluation.batched import BatchReader
 from gru_memory.evaluation.timeline import (
     TimelineConfig,
@@ -111,6 +112,19 @@ def test_the_page_shows_every_view_and_every_token(tokenizer, tmp_path):
     assert "a <title>" not in page.split("</script>")[-2]
     assert not re.search(r'<script[^>]+src="http', page)  # it needs no network
     assert page.count('"type":"heatmap"') >= 3
+
+
+def test_tokens_at_which_nothing_was_written_are_not_replayed(tokenizer, monkeypatch):
+    def few(*arguments, **settings):
+        seen = trace(*arguments, **settings)
+        seen.strength[:4] = 0
+        seen.strength[7:] = 0
+        return seen
+
+    monkeypatch.setattr(timeline, "trace", few)
+    config = TimelineConfig(facts=1, between=0, tokens=8, max_new_tokens=2)
+    outcome = evaluate_timeline(talking_model("llama"), tokenizer, config)
+    assert sorted(row["position"] for row in outcome.rows) == [4, 5, 6]
 
 
 def test_a_file_in_which_nothing_is_asked_is_refused(tmp_path):

@@ -78,7 +78,8 @@ def evaluate_timeline(model: Any, tokenizer: Any, config: TimelineConfig, progre
     reader = BatchReader(model, tokenizer)
     (reply,), _ = reader.ask(seen.state, [question.user], max_new_tokens=config.max_new_tokens)
     strength = seen.strength.mean(dim=1)
-    places = strength.argsort(descending=True, stable=True)[: config.tokens].sort().values.tolist()
+    strongest = strength.argsort(descending=True, stable=True)[: config.tokens].sort().values.tolist()
+    places = [place for place in strongest if strength[place] > 0] or strongest  # the others would change nothing
     found = contributions(reader, turns, seen, places, question.user, reply, config.batch_size, tell)
     left = seen.left.sum(dim=(1, 2))
     rows = [
