@@ -187,7 +187,7 @@ def plot_associative(runs: Sequence[dict[str, Any]], path: Any, title: str) -> N
         if size != GROWS:
             place.set_title(f"{size:,} bytes of state", fontsize=10)
     axes[0].set_ylabel("keys answered with their value (%)")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=9, frameon=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9, frameon=False)
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11)
     save(figure, path)
 
