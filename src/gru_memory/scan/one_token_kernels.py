@@ -227,7 +227,7 @@ def _write_and_read_one(
     most, floor = limits[0], limits[1]
     by_content = weights[SHARPNESS] != 0
     sharpness = carray(_pointer(weights[SHARPNESS]), (1 if by_content else 0,), stored.dtype)
-    rules = carray(_pointer(weights[RULES]), (4,), like.dtype)
+    rules = carray(_pointer(weights[RULES]), (5,), like.dtype)
     zero, one = like.dtype.type(0), like.dtype.type(1)
 
     state = np.empty((size, count), like.dtype)
