@@ -83,8 +83,7 @@ def find_places(lookup: Lookup, signatures: Tensor, replacing: Tensor) -> Places
 def find_places_step_by_step(lookup: Lookup, signatures: Tensor, replacing: Tensor) -> Places:
     """The equations above, as they stand: what every other form must equal."""
     places = []
-    for t in range(lookup.strength.shape[1]):
-        written, strength, told, mask, keep, asked = (field[:, t] for field in lookup[:-1])
+    for written, strength, told, mask, keep, asked in zip(*(field.unbind(1) for field in lookup[:-1]), strict=True):
         address, keep, replaced = _place(written, strength * replacing, keep, signatures)
         replacing = torch.where(mask.unsqueeze(-1), torch.maximum(1 - told.detach(), replaced), replacing)
         write = (strength.unsqueeze(-1) * address).unsqueeze(-1)  # (B, N, S, 1)

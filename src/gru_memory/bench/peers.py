@@ -21,8 +21,7 @@ class GRUCellLoop(nn.Module):
     def forward(self, inputs: ScanInputs, slots: Tensor) -> tuple[Tensor, Tensor]:
         """`inputs.values` (B, T, N, d) before the input half of the cell; otherwise as `scan_reference`."""
         reads = []
-        for t in range(inputs.values.shape[1]):
-            value, address, write, keep, query = (part[:, t] for part in inputs)
+        for value, address, write, keep, query in zip(*(part.unbind(1) for part in inputs), strict=True):
             held = keep.unsqueeze(-1) * slots  # (B, N, S, d)
             stored = torch.einsum("bns,bnsd->bnd", address, held)
             content = torch.stack([cell(value[:, n], stored[:, n]) for n, cell in enumerate(self.cells)], dim=1)

@@ -42,8 +42,9 @@ def scan_reference(inputs: ScanInputs, slots: Tensor, cell: CellWeights | None =
         reads (B, T, N, d) and the state after the last token (B, N, S, d).
     """
     reads = []
-    for t in range(inputs.address.shape[1]):
-        read, slots = step(ScanInputs(*(field[:, t] for field in inputs)), slots, cell)
+    # Not field[:, t], whose gradient is a tensor as large as all of `field` at every step.
+    for fields in zip(*(field.unbind(1) for field in inputs), strict=True):
+        read, slots = step(ScanInputs(*fields), slots, cell)
         reads.append(read)
     return torch.stack(reads, dim=1), slots
 
