@@ -276,23 +276,35 @@ def read_cached(
 
 
 def plot_babi(runs: Sequence[dict[str, Any]], path: Any, title: str) -> None:
-    """Accuracy against turns of noise, a line for each task, with the published figures at the right."""
+    """Accuracy by turns of noise, a line for each task with the range of the seeds, and the published figures at the right."""
     figure, (axes,) = panels(1, width=7.2, height=4.6)
-    last = max(row["turns"] for run in runs for row in run["rows"])
-    for number, task in enumerate(labels_of(runs, "task")):
-        x, mean, low, high = curve(runs, "turns", "accuracy", task=task)
+    tasks, turns = labels_of(runs, "task"), sorted(labels_of(runs, "turns"))
+    beside = len(turns)  # place of what is published
+    for number, task in enumerate(tasks):
+        _, mean, low, high = curve(runs, "turns", "accuracy", task=task)
         colour = "black" if task == MEAN else PALETTE[number]
-        name = MEAN if task == MEAN else f"task {task}: {TASKS[task]}"
-        width = 2.2 if task == MEAN else 1.4
-        axes.plot(x, [100 * y for y in mean], color=colour, marker=MARKERS[number], label=name, linewidth=width)
-        axes.fill_between(x, [100 * y for y in low], [100 * y for y in high], color=colour, alpha=0.12, linewidth=0)
+        aside = 0.06 * (number - (len(tasks) - 1) / 2)  # so that none hides another
+        mean, low, high = ([100 * y for y in ys] for ys in (mean, low, high))
+        axes.errorbar(
+            [place + aside for place in range(beside)],
+            mean,
+            yerr=[[y - least for y, least in zip(mean, low)], [most - y for y, most in zip(mean, high)]],
+            color=colour,
+            marker=MARKERS[number],
+            label=MEAN if task == MEAN else f"task {task}: {TASKS[task]}",
+            linewidth=2.2 if task == MEAN else 1.4,
+            elinewidth=1,
+            capsize=2,
+        )
         published = curve(runs, "turns", "published", task=task)[1][0]
         axes.plot(
-            1.12 * last + 1, 100 * published, color=colour, marker=MARKERS[number], markerfacecolor="none", markersize=8
+            beside + aside, 100 * published, color=colour, marker=MARKERS[number], markerfacecolor="none", markersize=8
         )
-    axes.axvline(1.06 * last + 0.5, color="0.7", linewidth=0.8)
-    axes.annotate("RMT 137M,\n64k tokens,\npublished", (1.12 * last + 1, 4), ha="center", fontsize=7)
-    axes.set(xlabel="turns of noise among the facts", ylabel="right answers (%)", ylim=(-3, 105))
+    axes.axvline(beside - 0.5, color="0.7", linewidth=0.8)
+    axes.set_xticks(range(beside + 1), [*map(str, turns), "RMT 137M, 64k tokens,\nas published"])
+    axes.set(
+        xlabel="turns of noise among the facts", ylabel="right answers (%)", xlim=(-0.5, beside + 0.5), ylim=(-3, 105)
+    )
     axes.set_title(title, loc="left", fontweight="bold")
     figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     save(figure, path)
