@@ -42,10 +42,6 @@ def quick_rows():
     return rows_of
 
 
-def row(benchmark, setting, case, seconds, **more):
-    return Row(benchmark, setting, case, seconds, **more)
-
-
 def test_cases_take_turns_and_short_ones_are_repeated(monkeypatch):
     now = 0.0
     calls = []
@@ -127,13 +123,13 @@ def test_operations_of_the_floor_are_those_that_torch_counts(cell):
 
 def test_ratios_are_taken_within_a_round():
     slow_machine_in_round_two = [1.0, 10.0, 1.0]
-    mine = row("scan", {}, "mine", [2 * s for s in slow_machine_in_round_two])
-    assert ratio(mine, row("scan", {}, "theirs", slow_machine_in_round_two)) == (2.0, 2.0, 2.0)
+    mine = Row("scan", {}, "mine", [2 * s for s in slow_machine_in_round_two])
+    assert ratio(mine, Row("scan", {}, "theirs", slow_machine_in_round_two)) == (2.0, 2.0, 2.0)
 
 
 def test_the_spread_is_that_of_the_middle_half():
-    assert row("scan", {}, "a", [1.0, 2.0, 3.0, 4.0, 100.0]).spread == pytest.approx(2 / 3)
-    assert row("scan", {}, "a", [1.0]).spread == 0
+    assert Row("scan", {}, "a", [1.0, 2.0, 3.0, 4.0, 100.0]).spread == pytest.approx(2 / 3)
+    assert Row("scan", {}, "a", [1.0]).spread == 0
 
 
 def test_plans_that_make_no_sense_are_refused():
@@ -150,12 +146,12 @@ def test_plans_that_make_no_sense_are_refused():
 def test_targets_are_judged_where_both_sides_were_measured():
     model = {"model": "SmolLM2-135M"}
     rows = [
-        row("training", model, "top site, cached, gru", [1.4, 1.4]),
-        row("training", model, "top site, cached, mingru", [1.0, 1.0]),
-        row("conversation", {**model, "turn": 2}, "memory", [1.0, 1.0], kept_bytes=100),
-        row("conversation", {**model, "turn": 200}, "memory", [1.2, 1.0], kept_bytes=106),
-        row("decode", {"model": "tiny", "batch": 1}, "top site, gru", [9.0]),
-        row("decode", {"model": "tiny", "batch": 1}, "no memory", [1.0]),
+        Row("training", model, "top site, cached, gru", [1.4, 1.4]),
+        Row("training", model, "top site, cached, mingru", [1.0, 1.0]),
+        Row("conversation", {**model, "turn": 2}, "memory", [1.0, 1.0], kept_bytes=100),
+        Row("conversation", {**model, "turn": 200}, "memory", [1.2, 1.0], kept_bytes=106),
+        Row("decode", {"model": "tiny", "batch": 1}, "top site, gru", [9.0]),
+        Row("decode", {"model": "tiny", "batch": 1}, "no memory", [1.0]),
     ]
     outcomes = {outcome.target.what: outcome for outcome in judge(rows)}
     turns = "turn 200 against turn 2, with memory"
@@ -176,7 +172,7 @@ def test_every_target_names_cases_that_the_benchmarks_have(quick_rows):
 
 def test_exponents_of_known_powers():
     rows = [
-        row("growth", {"axis": "tokens", "tokens": size}, "gru", [3.0 * size**1.5], peak_bytes=7 * size)
+        Row("growth", {"axis": "tokens", "tokens": size}, "gru", [3.0 * size**1.5], peak_bytes=7 * size)
         for size in (10, 100, 1000)
     ]
     ((time, memory),) = report.exponents(rows).values()
@@ -186,10 +182,10 @@ def test_exponents_of_known_powers():
 def test_the_file_has_what_the_tables_conclude(tmp_path):
     model = {"model": "SmolLM2-135M", "batch": 1}
     rows = [
-        *(row("growth", {"axis": "slots", "slots": n}, "gru", [2.0 * n], peak_bytes=n**2) for n in (10, 100)),
-        row("decode", model, "top site, gru", [1.0], units=2),
-        row("decode", model, "no memory", [0.5], units=2),
-        row("scan", {"batch": 1}, "a peer", [], left_out="longer than 20 s"),
+        *(Row("growth", {"axis": "slots", "slots": n}, "gru", [2.0 * n], peak_bytes=n**2) for n in (10, 100)),
+        Row("decode", model, "top site, gru", [1.0], units=2),
+        Row("decode", model, "no memory", [0.5], units=2),
+        Row("scan", {"batch": 1}, "a peer", [], left_out="longer than 20 s"),
     ]
     write_rows(tmp_path / "bench.json", "gru-memory bench", Plan(), rows)
     values = json.loads((tmp_path / "bench.json").read_text(), parse_constant=pytest.fail)
@@ -217,8 +213,8 @@ def test_the_peak_is_what_tensors_take_at_a_time():
 
 def test_rows_come_back_from_their_file(tmp_path):
     rows = [
-        row("scan", {"batch": 1}, "a", [1.0, 2.0], peak_bytes=5),
-        row("growth", {"axis": "tokens", "tokens": 5}, "gru", [1.0]),
+        Row("scan", {"batch": 1}, "a", [1.0, 2.0], peak_bytes=5),
+        Row("growth", {"axis": "tokens", "tokens": 5}, "gru", [1.0]),
     ]
     write_rows(tmp_path / "deep" / "bench.json", "gru-memory bench", Plan(), rows)
     assert read_rows(tmp_path / "deep" / "bench.json") == rows
@@ -232,9 +228,9 @@ def test_rows_come_back_from_their_file(tmp_path):
 def test_a_file_keeps_the_rows_of_other_benchmarks_and_says_how_each_was_measured(tmp_path):
     file = tmp_path / "bench.json"
     file.write_text('{"command": "of an earlier version", "rows": []}')
-    scan, decode = row("scan", {"batch": 1}, "a", [1.0]), row("decode", {"batch": 1}, "b", [1.0])
+    scan, decode = Row("scan", {"batch": 1}, "a", [1.0]), Row("decode", {"batch": 1}, "b", [1.0])
     write_rows(file, "first", Plan(rounds=3), [scan, decode])
-    again = row("decode", {"batch": 8}, "b", [2.0])
+    again = Row("decode", {"batch": 8}, "b", [2.0])
     write_rows(file, "second", Plan(rounds=4), [again])
     assert read_rows(file) == [scan, again], "rows of one benchmark are never of two runs"
     runs = json.loads(file.read_text())["runs"]
@@ -312,13 +308,13 @@ def test_the_picture_shows_time_and_bytes_and_cuts_no_title(monkeypatch, tmp_pat
     drawn = []
     monkeypatch.setattr(figure, "save", lambda made, path: drawn.append(made))
     rows = [
-        *(row("growth", {"axis": "slots", "slots": n}, "gru", [1.0 * n], peak_bytes=n) for n in (16, 64)),
-        *(row("prefill", {"tokens": 9}, case, [1.0], peak_bytes=7) for case in ("no memory", "top site, gru")),
-        *(row("conversation", {"turn": n}, "memory", [1.0], kept_bytes=5) for n in (1, 2)),
-        row("conversation", {"turn": 2}, "history, fed again", [], kept_bytes=9, left_out="longer than 20 s"),
-        *(row("gpu", {"device": "a"}, case, [1.0]) for case in ("gru, reference", "gru, triton")),
-        *(row("scan", {"batch": 8}, case, [1.0]) for case in ("loop around nn.GRUCell", "gru, compiled")),
-        row("scan", {"batch": 8}, "titans NeuralMemory", [], left_out="longer than 20 s"),
+        *(Row("growth", {"axis": "slots", "slots": n}, "gru", [1.0 * n], peak_bytes=n) for n in (16, 64)),
+        *(Row("prefill", {"tokens": 9}, case, [1.0], peak_bytes=7) for case in ("no memory", "top site, gru")),
+        *(Row("conversation", {"turn": n}, "memory", [1.0], kept_bytes=5) for n in (1, 2)),
+        Row("conversation", {"turn": 2}, "history, fed again", [], kept_bytes=9, left_out="longer than 20 s"),
+        *(Row("gpu", {"device": "a"}, case, [1.0]) for case in ("gru, reference", "gru, triton")),
+        *(Row("scan", {"batch": 8}, case, [1.0]) for case in ("loop around nn.GRUCell", "gru, compiled")),
+        Row("scan", {"batch": 8}, "titans NeuralMemory", [], left_out="longer than 20 s"),
     ]
     figure.plot_rows(rows, tmp_path / "bench.png")
     canvas = FigureCanvasAgg(drawn[0])

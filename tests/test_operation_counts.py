@@ -12,7 +12,8 @@ from transformers import DynamicCache
 
 from gru_memory import MemoryConfig, add_memory, one_token
 from gru_memory.bench.models import sharing_weights
-from gru_memory.scan import scan
+from gru_memory.bench.peers import GRUCellLoop
+from gru_memory.scan import CellWeights, ScanInputs, scan, scan_reference
 from gru_memory.training.run import conversation_memory
 
 # At most, of a site and token; `torch.compile` makes fewer of them.
@@ -167,3 +168,19 @@ def test_what_a_training_pass_keeps_grows_with_the_inputs_not_with_the_states(ce
 
     assert kept(2048) < 1.5 * kept(1024)
     assert kept(2048) < 2048 * 64 * 16 / 30
+
+
+def test_a_loop_over_tokens_allocates_in_proportion_to_them():
+    """The gradient of `field[:, t]` is as large as all of `field`."""
+
+    def allocated(loop, length, cell):
+        *fields, slots, weight, bias = random_scan((1, length, 2, 3, 16), "gru", torch.float32)
+        fields[0] = fields[0][..., :16] if cell is None else fields[0]
+        inputs = ScanInputs(*(field.clone().requires_grad_() for field in fields))
+        with Counted() as counted:
+            reads, after = loop(inputs, slots) if cell is None else loop(inputs, slots, CellWeights(weight, bias))
+            (reads.sum() + after.sum()).backward()
+        return counted.bytes
+
+    for loop, cell in ((scan_reference, "gru"), (GRUCellLoop(2, 16), None)):
+        assert allocated(loop, 256, cell) < 4.5 * allocated(loop, 64, cell)

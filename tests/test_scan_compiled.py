@@ -198,18 +198,22 @@ def test_scan_takes_it_on_a_cpu(cell):
     assert pick_form(ScanInputs(*(field[:, :1] for field in inputs)), slots, weights) == "one"
 
 
-@pytest.mark.parametrize("cell", CELLS)
-def test_without_numba_it_warns_once_and_goes_on(cell, monkeypatch):
-    monkeypatch.setattr(registry, "find_spec", lambda name: None)
-    monkeypatch.setattr(registry, "_warned", set())
+def assert_warned_once_and_gone_on(cell, message):
     tensors = random_scan((1, 20, 2, 3, 4), cell)
-    with pytest.warns(RuntimeWarning, match="gru-memory\\[fast\\]"):
+    with pytest.warns(RuntimeWarning, match=message):
         reads, after = run(scan, tensors)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         run(scan, tensors)
     wanted = run(scan_reference, tensors)
     assert_same({"reads": reads, "after": after}, dict(zip(("reads", "after"), wanted, strict=True)), 1e-11)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_without_numba_it_warns_once_and_goes_on(cell, monkeypatch):
+    monkeypatch.setattr(registry, "find_spec", lambda name: None)
+    monkeypatch.setattr(registry, "_warned", set())
+    assert_warned_once_and_gone_on(cell, "gru-memory\\[fast\\]")
 
 
 @pytest.fixture
@@ -228,14 +232,7 @@ def broken_numba(monkeypatch):
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_numba_that_does_not_work_is_told_once_and_gone_without(cell, broken_numba):
-    tensors = random_scan((1, 20, 2, 3, 4), cell)
-    with pytest.warns(RuntimeWarning, match="needs NumPy 2.4 or less"):
-        reads, after = run(scan, tensors)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        run(scan, tensors)
-    wanted = run(scan_reference, tensors)
-    assert_same({"reads": reads, "after": after}, dict(zip(("reads", "after"), wanted, strict=True)), 1e-11)
+    assert_warned_once_and_gone_on(cell, "needs NumPy 2.4 or less")
 
 
 def test_on_a_full_disk_nothing_is_kept(monkeypatch):

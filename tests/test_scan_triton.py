@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -218,3 +220,22 @@ def test_it_is_not_picked_on_a_cpu(monkeypatch):
     tensors = random_scan((1, 5, 2, 3, 4), "mingru")
     with pytest.warns(RuntimeWarning, match="numba"):
         assert pick_form(ScanInputs(*tensors[:5]), tensors[5]) == "chunked"
+
+
+def test_a_gpu_without_triton_is_told_once(monkeypatch):
+    monkeypatch.setattr(registry, "find_spec", lambda name: None)
+    monkeypatch.setattr(registry, "_warned", set())
+    tensor = SimpleNamespace(device=torch.device("cuda"), numel=lambda: 3)
+    with pytest.warns(RuntimeWarning, match=r"gru-memory\[gpu\]"):
+        assert not registry.can_triton(tensor)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not registry.can_triton(tensor)
+
+
+def test_a_gru_cell_that_is_too_large_for_it_is_told(monkeypatch):
+    monkeypatch.setattr(registry, "can_triton", lambda tensor: True)
+    monkeypatch.setattr(registry, "_warned", set())
+    tensors = random_scan((1, 5, 1, 2, 2 * triton_form.MAX_GRU_SIZE), "gru")
+    with pytest.warns(RuntimeWarning, match="token by token"):
+        assert not registry._can_triton(ScanInputs(*tensors[:5]), tensors[5], CellWeights(*tensors[6:]))

@@ -39,6 +39,29 @@ from .state import MemoryState
 _CHECKPOINTS_HOOKS = "__call__" in GradientCheckpointingLayer.__dict__  # before transformers 5.23
 
 
+def site_of(config: MemoryConfig, width: int, hidden_size: int, embed_size: int) -> GRUMemoryWithDecay:
+    """A fresh site of this config in a stream of `width`, beside blocks of `hidden_size` and a head over `embed_size`."""
+    return GRUMemoryWithDecay(
+        width,
+        num_heads=config.num_heads,
+        num_slots=config.num_slots,
+        slot_size=config.slot_size,
+        decay=config.decay,
+        decay_every=config.decay_every,
+        cell=config.cell,
+        gate_init=config.gate_init,
+        embed_size=embed_size,
+        key_size=hidden_size * len(config.key_layers),
+        address_rank=config.address_rank,
+        persistent_slots=config.persistent_slots,
+        persistent_floor=config.persistent_floor,
+        signature_size=config.signature_size,
+        addressing=config.addressing,
+        tied_queries=config.tied_queries,
+        max_strength=config.max_strength,
+    )
+
+
 class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, FingerprintMixin, NamedMemoriesMixin):
     """What a causal LM gains with a memory. Comes before the model's class in the bases."""
 
@@ -111,25 +134,8 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, FingerprintMixin, Na
         embeddings = self.get_output_embeddings().weight
         hidden_size = self.config.get_text_config().hidden_size
         with torch.device(device or computes_on(self.get_output_embeddings())):
-            return GRUMemoryWithDecay(
-                embeddings.shape[1] if site == "top" else hidden_size,  # a projection may come before the head
-                num_heads=config.num_heads,
-                num_slots=config.num_slots,
-                slot_size=config.slot_size,
-                decay=config.decay,
-                decay_every=config.decay_every,
-                cell=config.cell,
-                gate_init=config.gate_init,
-                embed_size=embeddings.shape[1],
-                key_size=hidden_size * len(config.key_layers),
-                address_rank=config.address_rank,
-                persistent_slots=config.persistent_slots,
-                persistent_floor=config.persistent_floor,
-                signature_size=config.signature_size,
-                addressing=config.addressing,
-                tied_queries=config.tied_queries,
-                max_strength=config.max_strength,
-            )
+            width = embeddings.shape[1] if site == "top" else hidden_size  # a projection may come before the head
+            return site_of(config, width, hidden_size, embeddings.shape[1])
 
     def _remove_memory_hooks(self) -> None:
         for hook in getattr(self, "_memory_hooks", []):

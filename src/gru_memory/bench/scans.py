@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..memory import GRUMemoryWithDecay
+from ..modeling import site_of
 from ..scan import CellWeights, ScanInputs, scan
 from ..training.run import conversation_memory
 from .measure import Plan, Row, left_out, peak_bytes, side_by_side
@@ -127,13 +128,7 @@ def _peers(
 
 def conversation_site(hidden_size: int) -> GRUMemoryWithDecay:
     """One site of the shape that conversations use, beside a model of 30 blocks."""
-    shape = conversation_memory(30)
-    return GRUMemoryWithDecay(
-        hidden_size, shape.num_heads, shape.num_slots, shape.slot_size, shape.decay, shape.decay_every, shape.cell,
-        gate_init=0.1, key_size=hidden_size * len(shape.key_layers), address_rank=shape.address_rank,
-        persistent_slots=shape.persistent_slots, persistent_floor=shape.persistent_floor,
-        signature_size=shape.signature_size, max_strength=shape.max_strength, addressing=shape.addressing,
-    )  # fmt: skip
+    return site_of(conversation_memory(30, gate_init=0.1), hidden_size, hidden_size, hidden_size)
 
 
 def random_scan(

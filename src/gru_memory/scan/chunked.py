@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .types import ScanInputs
+from .types import ScanInputs, precision
 
 CHUNK_TOKENS = 8
 BLOCK_TOKENS = 1024  # bounds the memory of the chunked form
@@ -22,8 +20,7 @@ def scan_chunked(inputs: ScanInputs, slots: Tensor, cell: None = None) -> tuple[
     """
     if cell is not None:
         raise ValueError("the chunked form is for cell='mingru'; the gru cell depends on its state at every step")
-    result = functools.reduce(torch.promote_types, (tensor.dtype for tensor in (*inputs, slots)))
-    dtype = torch.promote_types(result, torch.float32)
+    result, dtype = precision((*inputs, slots))
     reads, slots = [], slots.to(dtype)
     fields = [field.to(dtype) for field in (inputs.values, inputs.write, inputs.keep, inputs.query)]
     for block in zip(*(field.split(BLOCK_TOKENS, dim=1) for field in fields), strict=True):

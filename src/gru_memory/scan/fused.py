@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .types import CellWeights, ScanInputs
+from .types import CellWeights, ScanInputs, precision
 
 MIN_CHUNK_TOKENS = 16
 
@@ -42,10 +42,7 @@ def run_fused(backend: Backend, inputs: ScanInputs, slots: Tensor, cell: CellWei
     weight, bias = (None, None) if cell is None else cell
     tensors = [*inputs, slots, weight, bias]
     given = [tensor for tensor in tensors if tensor is not None]
-    result = given[0].dtype
-    for tensor in given[1:]:
-        result = torch.promote_types(result, tensor.dtype)
-    dtype = torch.promote_types(result, torch.float32)
+    result, dtype = precision(given)
     tensors[3] = without_copies(inputs.keep)
     tensors = [None if tensor is None else tensor.to(dtype) for tensor in tensors]
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -22,3 +25,9 @@ class ScanInputs(NamedTuple):
     write: Tensor  # (B, T, N, S) update gate z in [0, 1]
     keep: Tensor  # (B, T, N, S) decay of this step in (0, 1]
     query: Tensor  # (B, T, N, S) where to read, sums to 1
+
+
+def precision(tensors: Iterable[Tensor]) -> tuple[torch.dtype, torch.dtype]:
+    """The type that a scan of these tensors gives, and the one it computes in: float32 at least."""
+    result = functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
+    return result, torch.promote_types(result, torch.float32)
