@@ -96,8 +96,8 @@ def test_float32_over_8192_tokens(decay):
             assert_close(got.double(), wanted, 2e-5)
 
 
-@pytest.mark.parametrize("form", ("chunked", "one"))
-def test_bfloat16_is_as_close_as_rounding_allows(form):
+@pytest.mark.parametrize("form, tolerance", [("chunked", 2.0**-8), ("one", 0.02)])  # a single step rounds as it goes
+def test_bfloat16_is_as_close_as_rounding_allows(form, tolerance):
     inputs, slots = scan_inputs(1 if form == "one" else 5 * CHUNK_TOKENS + 3, 0.9)
 
     def results(form, dtype):
@@ -108,7 +108,7 @@ def test_bfloat16_is_as_close_as_rounding_allows(form):
 
     for got, wanted in zip(results(form, torch.bfloat16), results("reference", torch.float64), strict=True):
         assert got.dtype == torch.bfloat16
-        assert (got - wanted).abs().max() < 0.02 * wanted.abs().max()
+        assert (got - wanted).abs().max() < tolerance * wanted.abs().max()
 
 
 @pytest.mark.parametrize("cell", ("gru", "mingru"))
