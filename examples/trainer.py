@@ -54,6 +54,7 @@ def main() -> None:
         trainer.train()
     if arguments.out:
         model.save_memory(arguments.out)  # on every process: of a sharded memory each of them has a part
+    trainer.accelerator.end_training()  # leaves the process group: at exit its threads may still hold tensors
 
 
 if __name__ == "__main__":

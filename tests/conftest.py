@@ -1,7 +1,9 @@
 """What all tests share: no network, few threads, and what to do without the embedded model or the books."""
 
 import importlib.util
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before torch and transformers are imported: a test that asks the hub must fail at once, and threads that wait must not
@@ -46,6 +48,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if os.environ.get("CI"):
         pytest.fail(f"{reason} (skipped elsewhere, but CI must run these tests)")
     pytest.skip(reason)
+
+
+@pytest.fixture(autouse=True)
+def no_handler_is_left() -> Iterator[None]:
+    """`gru-memory serve`, called in a test, logs to the stderr of that test, which ends with it."""
+    yield
+    for handler in logging.getLogger().handlers[:]:
+        if type(handler) is logging.StreamHandler:
+            logging.getLogger().removeHandler(handler)
 
 
 @pytest.fixture(scope="session")

@@ -56,3 +56,5 @@ if __name__ == "__main__":
     found = runs(out)
     if int(os.environ.get("RANK", "0")) == 0:
         (out / "runs.json").write_text(json.dumps(found))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # a process that exits with gloo's threads at work may abort
