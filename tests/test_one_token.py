@@ -2,6 +2,9 @@
 
 import copy
 import itertools
+import multiprocessing
+import platform
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from torch import nn
 
 from gru_memory import GRUMemoryWithDecay, one_token
 from gru_memory.scan import registry
+from gru_memory.scan import team as threads
 
 D, E, N, S, SIZE = 20, 12, 3, 5, 8
 EXTRA = 7  # width of further key states
@@ -275,15 +279,116 @@ def test_many_rows_and_sizes_that_are_no_multiple_of_four():
         assert_same(*both(site, one(site, batch)), 1e-12)
 
 
-@pytest.mark.parametrize("threads", (1, 2, 3))
-def test_threads_share_the_rows(threads):
+@pytest.fixture
+def team(monkeypatch):
+    """Sets how many threads a token has, however small the site."""
+    monkeypatch.setattr(one_token, "TEAM_BYTES", 0)
+    sizes = []
+    run_in_team = one_token.run_in_team
+    monkeypatch.setattr(one_token, "run_in_team", lambda *given: (sizes.append(given[2]), run_in_team(*given))[1])
+    before = torch.get_num_threads()
+    yield lambda threads: torch.set_num_threads(threads) or sizes
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("threads", (2, 3, 7))
+def test_a_team_has_one_result(team, threads):
+    """More threads than rows, heads or fours of a product's rows, and fewer."""
+    sizes = team(threads)
+    for settings, batch in itertools.product(SETTINGS, (1, 5)):
+        site = make(**settings)
+        assert_same(*both(site, one(site, batch)), 1e-12)
+    assert set(sizes) == {threads}
+
+
+def test_a_team_reads_bfloat16(team):
+    sizes = team(2)
+    site = make(torch.bfloat16)
+    given = one(site)
+    with torch.no_grad():
+        outcomes = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            assert one_token.can_run(site, given["hidden_states"])
+            outcomes.append(one_token.run_one(site, **given))
+    assert sizes == [1, 2]
+    assert torch.equal(outcomes[0][0], outcomes[1][0])
+    assert_same([outcomes[0][1]["slots"]], [outcomes[1][1]["slots"]], 1e-6)
+
+
+def test_teams_do_not_meet(team):
+    """Tokens of one site in several Python threads at once, as in a server."""
+    team(2)
     site = make()
-    given = one(site, batch=13)
-    torch.set_num_threads(threads)
+    inputs = [one(site, batch=2, seed=seed) for seed in range(4)]
+
+    @torch.no_grad()
+    def go_on(given):
+        torch.set_num_threads(2)  # is a setting of the thread
+        for _ in range(30):
+            assert one_token.can_run(site, given["hidden_states"])
+            _, given["state"] = one_token.run_one(site, **given)
+        return given["state"]["slots"]
+
+    wanted = [go_on({**given}) for given in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(go_on, [{**given} for given in inputs]))
+    assert all(map(torch.equal, found, wanted))
+
+
+def test_small_sites_and_processes_without_openmp_do_without_a_team(team, monkeypatch):
+    sizes = team(2)
+    site = make()
+    given = one(site)
+    monkeypatch.setattr(threads, "openmp", lambda: None)
+    assert_same(*both(site, given), 1e-12)
+    monkeypatch.undo()
+    monkeypatch.setattr(one_token, "run_in_team", lambda *given: sizes.append(given[2]) or given[0](given[1]))
+    assert_same(*both(site, given), 1e-12)
+    assert sizes == [1, 1]
+
+
+@torch.no_grad()
+def _token_in_child(connection, site, given):
+    connection.send(one_token.run_one(site, **given)[0].tolist())
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system cannot fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_takes_tokens_too(team):
+    """It has none of the threads that its parent knew."""
+    sizes = team(2)
+    site = make()
+    given = one(site)
+    _, (wanted, *_) = both(site, given)
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    child = context.Process(target=_token_in_child, args=(theirs, site, given))
+    child.start()
     try:
-        assert_same(*both(site, given), 1e-12)
+        assert sizes == [2]
+        assert ours.poll(60), "the child hangs"
+        torch.testing.assert_close(torch.tensor(ours.recv(), dtype=wanted.dtype), wanted)
     finally:
-        torch.set_num_threads(1)
+        child.kill()
+        child.join()
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="others compute tiny numbers as fast as any")
+def test_tiny_numbers_are_zero_in_every_thread_and_stay_outside(team):
+    team(2)
+    site = make(torch.float32)
+    given = single(one(site))
+    given["state"]["slots"] = torch.full_like(given["state"]["slots"], 1e-40)
+    given["mask"] = torch.zeros_like(given["mask"])
+    given["turn_starts"] = torch.zeros_like(given["turn_starts"])
+    tiny = torch.tensor([1e-40])
+    assert tiny * 0.5 != 0
+    with torch.no_grad():
+        assert one_token.can_run(site, given["hidden_states"])
+        _, state = one_token.run_one(site, **given)
+    assert not state["slots"].any()
+    assert tiny * 0.5 != 0
 
 
 def test_inputs_that_do_not_lie_row_by_row():

@@ -178,7 +178,7 @@ def _kind(name: str, tensor: torch.Tensor) -> tuple:
 def find_layer(cache: Cache | None) -> MemoryCacheLayer | None:
     """The memory layer of a cache, or None."""
     layers = getattr(_self_attention(cache), "layers", ())
-    return next((layer for layer in layers if isinstance(layer, MemoryCacheLayer)), None)
+    return next((layer for layer in reversed(layers) if isinstance(layer, MemoryCacheLayer)), None)
 
 
 def attach(cache: Cache, num_layers: int) -> MemoryCacheLayer:

@@ -25,6 +25,7 @@ class MemoryCall:
     """What the hooks of one forward pass share. Lives for that pass only; each thread has its own."""
 
     owner: nn.Module
+    modules: dict[str, nn.Module]  # the sites by name
     before: MemoryState
     state: MemoryState  # `before` with its counters after this call; its sites are still those of `before`
     token_embeds: Tensor | None

@@ -112,7 +112,7 @@ def _likest(
     model: Any, tokenizer: Any, module: GRUMemoryWithDecay, slots: Tensor, heads: Tensor, top: int, among: Sequence[int]
 ) -> list[list[tuple[str, float]]]:
     """For each of the slots (M, v) of heads (M,) the tokens that are written most alike, with their cosines."""
-    head = head_weight(model)  # (V, E)
+    head = head_weight(model.get_output_embeddings())  # (V, E)
     known = torch.tensor(among, device=head.device) if among else torch.arange(len(head), device=head.device)
     aims, heads = normalize(slots.to(head.device, torch.float32), dim=-1), heads.to(head.device)
     scores, ids = aims[:, :0], known[:0].expand(len(aims), 0)  # (M, up to `top`)
@@ -278,7 +278,7 @@ def _site(model: Any, name: str) -> GRUMemoryWithDecay:
 
 def _nearest(model: Any, tokenizer: Any, vectors: Tensor, top: int) -> list[list[tuple[str, float]]]:
     """For each of (M, D) vectors the tokens whose logits it raises most; logits count from their mean."""
-    head = head_weight(model)  # (V, D)
+    head = head_weight(model.get_output_embeddings())  # (V, D)
     vectors = vectors.to(head)
     logits = vectors @ head.T - (vectors @ head.mean(0))[:, None]  # a shift of all logits changes nothing
     scores, ids = logits.float().topk(top, dim=-1)

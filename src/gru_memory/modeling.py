@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Cache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import StaticLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -32,7 +32,7 @@ from .memory import GRUMemoryWithDecay
 from .named import DEFAULT_NAME, NamedMemoriesMixin, check_name
 from .outputs import with_memory_state
 from .own_sites import check_own_site
-from .placement import computes_on, head_weight, is_fetched, run_where_it_lies
+from .placement import computes_on, first_parameter, head_weight, is_fetched, run_where_it_lies
 from .saving import MemorySavingMixin
 from .state import MemoryState
 
@@ -250,12 +250,9 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, FingerprintMixin, Na
     def _refuse_fetched_memory(self) -> None:
         if torch.compiler.is_compiling():
             return
-        parameter = next(self.memory_parameters(), None)
-        if (
-            parameter is not None
-            and parameter.device.type == "meta"
-            and is_fetched(self._container(self.active_memory))
-        ):
+        container = self._container(self.active_memory)
+        first = None if container is None else next(map(first_parameter, container.values()), None)
+        if first is not None and first.device.type == "meta" and is_fetched(container):
             raise ValueError(
                 "accelerate keeps the memory's own weights elsewhere and fetches them module by module, which a memory cannot "
                 "work with: give them a place (they take a few MB), such as device_map={..., 'gru_memory': 'cpu'}, or add the "
@@ -330,12 +327,13 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, FingerprintMixin, Na
                 "this version of transformers runs hooks again when it recomputes a block, and the memory's gradients would "
                 "be lost: use transformers 5.23 or later, or sites=('top',), or model.gradient_checkpointing_disable()"
             )
-        self._refuse_fetched_memory()
         cache = arguments.get("past_key_values")
         _refuse_cached_turns(self, arguments)
         layer = find_layer(cache)
-        if memory_state is None:
-            memory_state = layer.state if layer is not None else None
+        if memory_state is None and layer is not None:
+            memory_state = layer.state
+        else:  # a cached state is that of a call which came by here
+            self._refuse_fetched_memory()
         if memory_state is None:
             traced = self.training or torch.compiler.is_compiling()
             memory_state = self._empty_state(batch, None if traced else self.memory_fingerprint())
@@ -353,7 +351,8 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, FingerprintMixin, Na
         visible = valid if memory_mask is None else valid & last_columns(memory_mask, batch, length, source.device)
         starts = turn_starts_of(arguments.get("position_ids"), valid, past_length, attention_mask)
         ticks, state = counted(memory_state, starts, visible)
-        call = MemoryCall(self, memory_state, state, self._token_embeds(input_ids, embeds), starts, visible, ticks)
+        embeds = self._token_embeds(input_ids, embeds)
+        call = MemoryCall(self, self._sites, memory_state, state, embeds, starts, visible, ticks)
         call.recorded = {} if layer is not None and layer.records else None
         return call
 
@@ -365,15 +364,18 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, FingerprintMixin, Na
         self, attention_mask: Tensor | None, position_ids: Tensor | None, cache: Cache | None
     ) -> None:
         """Raise ValueError for inputs with which this family computes something else than was asked for, and says nothing."""
-        backbone, family = backbones.backbone_of(self), self.config.model_type
-        packs = backbone.packs or position_ids is None or attention_mask is not None or cache is not None
+        family = self.config.model_type
+        packs = (
+            position_ids is None or attention_mask is not None or cache is not None or backbones.backbone_of(self).packs
+        )
         if not packs and not torch.compiler.is_compiling() and bool((position_ids[:, 1:] == 0).any()):
             raise ValueError(
                 f"{family} does not keep attention to one turn where positions restart within a row: pass the turns one after "
                 "the other, each with the memory_state that the one before returned"
             )
-        static = any(isinstance(layer, StaticLayer) for layer in getattr(cache, "layers", ()))
-        if static and not backbones.takes_static_cache(self):
+        if type(cache) is DynamicCache or backbones.takes_static_cache(self):
+            return
+        if any(isinstance(layer, StaticLayer) for layer in getattr(cache, "layers", ())):
             raise ValueError(
                 f"{family} computes something else with a static cache in transformers: leave out cache_implementation, or pass "
                 "a DynamicCache"
@@ -382,7 +384,7 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, FingerprintMixin, Na
     def _token_embeds(self, input_ids: Tensor | None, embeds: Tensor | None) -> Tensor | None:
         head = self.get_output_embeddings()
         if input_ids is not None:
-            weight = head_weight(self)
+            weight = head_weight(head)
             return F.embedding(input_ids.to(weight.device), weight).to(input_ids.device)
         # Input embeddings are what is stored only where the model ties them to its head, and as they are in the head.
         tied = self.get_input_embeddings().weight is head.weight
@@ -396,7 +398,7 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, FingerprintMixin, Na
 
     def run_site(self, site: str, hidden_states: Tensor, call: MemoryCall) -> Tensor:
         """Let one site read and write; its new state is kept in `call`."""
-        module = self._sites[site]
+        module = call.modules[site]
         extra = {}
         if self.memory_config.key_layers and isinstance(module, GRUMemoryWithDecay):
             if not set(self.memory_config.key_layers) <= set(call.key_states) and self._stops_early():

@@ -8,23 +8,23 @@ in float32, where the general path rounds after every step.
 
 from __future__ import annotations
 
-import functools
+import ctypes
 import weakref
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .addressing import rules
 from .scan import can_compile
+from .scan.team import openmp, run_in_team, team_size
 
 if TYPE_CHECKING:
-    import numpy
-
     from .memory import GRUMemoryWithDecay, SiteState
 
 _KINDS = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "uint16"}  # what numpy calls their bits
-_ROWS_PER_THREAD = 4  # every thread reads all weights, and with fewer rows there is little else to do
+TEAM_BYTES = 500_000  # of weights and slots that a token reads; below it threads would meet more than work
 
 
 class _Plan(NamedTuple):
@@ -34,9 +34,12 @@ class _Plan(NamedTuple):
     addresses: list[int]
     dtype: torch.dtype  # of the state
     stored: torch.dtype  # of the weights
-    weights: numpy.ndarray  # see `one_token_kernels.site_one`
-    sizes: numpy.ndarray
     floor: float
+    weights: Tensor  # see `one_token_kernels.site_one`
+    sizes: Tensor
+    entry: Callable[[str, str, str], Any]
+    shared: int  # bytes of a row that the threads of a team share
+    weight_bytes: int
 
 
 _plans: weakref.WeakKeyDictionary[GRUMemoryWithDecay, _Plan] = weakref.WeakKeyDictionary()
@@ -44,9 +47,9 @@ _plans: weakref.WeakKeyDictionary[GRUMemoryWithDecay, _Plan] = weakref.WeakKeyDi
 
 def can_run(site: GRUMemoryWithDecay, hidden_states: Tensor) -> bool:
     """Whether `run_one` may stand in for `site.run`: one token on a CPU, nothing to learn, plain weights of one float type."""
-    if hidden_states.shape[1] != 1 or hidden_states.device.type != "cpu" or torch.is_grad_enabled():
+    if hidden_states.shape[1] != 1 or not hidden_states.numel() or hidden_states.device.type != "cpu":
         return False
-    if torch.is_autocast_enabled("cpu") or not can_compile(hidden_states):
+    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
         return False
     parameters = list(site._parameters.values())
     for module in site._modules.values():
@@ -63,12 +66,12 @@ def can_run(site: GRUMemoryWithDecay, hidden_states: Tensor) -> bool:
         and all(map(Tensor.is_contiguous, parameters))  # one that was transposed begins where it did
     ):
         return True
-    return _make_plan(site, parameters)
+    return can_compile(hidden_states) and _make_plan(site, parameters)
 
 
 def _make_plan(site: GRUMemoryWithDecay, parameters: list[Tensor]) -> bool:
     """Note where the parameters are, if compiled code can read them there."""
-    from .scan.one_token_kernels import WEIGHTS
+    from .scan.one_token_kernels import WEIGHTS, entry, shared_widths
 
     stored, dtype = site.gate.dtype, site.state_dtype
     found = dict(site.named_parameters())
@@ -82,16 +85,20 @@ def _make_plan(site: GRUMemoryWithDecay, parameters: list[Tensor]) -> bool:
     decay = site.decay  # lives as long as the site, unless the site moves; then its parameters move as well
     sizes = [site.hidden_size, site.embed_size, site.key_size, site.num_heads, site.num_slots, site.slot_size]
     sizes += [site.address_rank, site.persistent_slots, *decay.shape, site.decay_every == "token", site.signature_size]
-    weights = [found[name].data_ptr() if name in found else 0 for name in WEIGHTS]
     most, places = torch.tensor([site.max_strength, site.floor], dtype=dtype), rules(dtype)
+    weights = [found[name].data_ptr() if name in found else 0 for name in WEIGHTS]
+    weights += [tensor.data_ptr() for tensor in (decay, most, places)]
     _plans[site] = _Plan(
         [*(parameter.detach() for parameter in parameters), decay, most, places],
         [parameter.data_ptr() for parameter in parameters],
         dtype,
         stored,
-        torch.tensor([*weights, decay.data_ptr(), most.data_ptr(), places.data_ptr()]).numpy(),
-        torch.tensor(sizes).numpy(),
         site.floor,
+        torch.tensor(weights),
+        torch.tensor(sizes),
+        entry,
+        sum(shared_widths.py_func(weights, sizes)) * dtype.itemsize,
+        sum(parameter.nbytes for parameter in parameters),
     )
     return True
 
@@ -106,9 +113,6 @@ def run_one(
     key_states: Tensor | None,
 ) -> tuple[Tensor, SiteState]:
     """`site.forward` for T = 1, right after `can_run` said so."""
-    from .scan.one_token_kernels import site_one
-    from .scan.threads import share
-
     plan, batch = _plans[site], hidden_states.shape[0]
     dtype, given = plan.dtype, (hidden_states, token_embeds, key_states)
     as_weights = all(tensor is None or tensor.dtype == plan.stored for tensor in given)
@@ -122,21 +126,14 @@ def run_one(
     new = (recalled, after["slots"], after["address"], after["strength"], after.get("told"), after.get("replacing"))
     tensors = (hidden, embeds, further, visible, starts, *before, *new)
     places = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
-    kinds = [_like(kind) for kind in (dtype, plan.stored, stream)]
-
-    def work(first: int, last: int) -> None:
-        site_one(*kinds, plan.weights, plan.sizes, *places, batch, first, last)
-
-    share(work, batch, _ROWS_PER_THREAD)
+    function = plan.entry(_KINDS[dtype], _KINDS[plan.stored], _KINDS[stream])
+    threads = team_size() if plan.weight_bytes + kept["slots"].nbytes >= TEAM_BYTES else 1
+    team = openmp()[1:] if threads > 1 else (0, 0, 0)
+    shared = ctypes.create_string_buffer(batch * plan.shared)
+    known = (plan.weights.data_ptr(), plan.sizes.data_ptr(), batch, *team, ctypes.addressof(shared))
+    data = (ctypes.c_int64 * (len(known) + len(places)))(*known, *places)
+    run_in_team(function, ctypes.addressof(data), threads)
     return recalled.to(hidden_states.dtype), after
-
-
-@functools.cache
-def _like(dtype: torch.dtype) -> numpy.ndarray:
-    """Tells compiled code of a type."""
-    import numpy
-
-    return numpy.zeros(1, _KINDS[dtype])
 
 
 def _rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:

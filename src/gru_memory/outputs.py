@@ -6,7 +6,7 @@ is no field of its class would be one too many.
 
 from __future__ import annotations
 
-from dataclasses import fields, make_dataclass
+from dataclasses import make_dataclass
 from typing import Any
 
 from transformers.utils import ModelOutput
@@ -24,9 +24,7 @@ def with_memory_state(outputs: ModelOutput, state: MemoryState) -> ModelOutput:
         # pickle finds no class made here, so it is told how to make it again.
         methods = {"__module__": __name__, "__reduce__": lambda self: (_rebuild, (base, dict(self)))}
         _classes[base] = make_dataclass(f"{base.__name__}WithMemory", added, bases=(base,), namespace=methods)
-    return _rebuild(
-        base, {**{f.name: outputs[f.name] for f in fields(outputs) if f.name in outputs}, "memory_state": state}
-    )
+    return _classes[base](**outputs, memory_state=state)
 
 
 def _rebuild(base: type[ModelOutput], values: dict[str, Any]) -> ModelOutput:

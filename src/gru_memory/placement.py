@@ -36,14 +36,19 @@ def device_for(name: str | None = None) -> torch.device:
     return device
 
 
-def head_weight(model: Any) -> Tensor:
+def head_weight(head: nn.Module) -> Tensor:
     """(V, E) weight of the LM head, wherever it is kept: on the meta device only if the model as a whole is."""
-    head = model.get_output_embeddings()
     if head.weight.device.type == "meta":
         for hook in _hooks_of(head):
             if getattr(hook, "offload", False) and hook.weights_map is not None:
                 return hook.weights_map["weight"]
     return whole(head.weight)
+
+
+def first_parameter(module: nn.Module) -> nn.Parameter | None:
+    """The first of `module.parameters()`, found without a list of its parts: this is asked for at every token."""
+    own = next((parameter for parameter in module._parameters.values() if parameter is not None), None)
+    return next(module.parameters(), None) if own is None else own
 
 
 def computes_on(module: nn.Module) -> torch.device:
@@ -84,7 +89,8 @@ def run_where_it_lies(module: nn.Module, hidden_states: Tensor, **given: Any) ->
     Returns the hidden states where they were, and the state where the mask is.
     """
     here, home = hidden_states.device, given["mask"].device
-    there = next(module.parameters(), hidden_states).device
+    parameter = first_parameter(module)
+    there = here if parameter is None else parameter.device
     if here == there == home:
         return module(hidden_states, **given)
     given = {name: _moved(value, there) for name, value in given.items()}

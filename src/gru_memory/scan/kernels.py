@@ -16,8 +16,10 @@ import math
 import shutil
 
 import numpy as np
-from numba import njit, types
+from numba import cfunc, njit, types
 from numba.extending import overload
+
+from .team import FUNCTION
 
 # Sums may be reordered and products fused; NaN and infinity keep their meaning.
 _OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
@@ -40,6 +42,18 @@ def _compiled(function):
     ):  # "no locator available": neither the package nor the user's cache folder can be written
         pass
     return njit(**_OPTIONS)(function)
+
+
+def _c_function(function):
+    """Compiled at once, as `void f(void *)` with the address as a number; kept on disk like the others."""
+    signature = types.void(types.intp)
+    try:
+        compiled = cfunc(signature, cache=True, **_OPTIONS)(function)
+    except (RuntimeError, OSError):
+        compiled = cfunc(signature, **_OPTIONS)(function)
+    called = FUNCTION(compiled.address)
+    called.compiled = compiled  # which owns the machine code
+    return called
 
 
 def _tanh(x):

@@ -8,14 +8,27 @@ objects one by one then takes as long as the arithmetic.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
 from numba import carray, types
-from numba.core import cgutils
-from numba.extending import intrinsic, overload
+from numba.extending import overload
 
-from .kernels import _OPTIONS, _addressed, _compiled, _decay, _gru_cell, _load, _product, _store, _wide, _write_and_read
+from .kernels import (
+    _OPTIONS,
+    _addressed,
+    _c_function,
+    _compiled,
+    _decay,
+    _gru_cell,
+    _load,
+    _product,
+    _store,
+    _wide,
+    _write_and_read,
+)  # fmt: skip
+from .machine import call, number_from, pointer, with_denormals_as, without_denormals
 from .place_kernels import place, squared_lengths
 
 # The parameters of a site in the order in which `site_one` takes their addresses; its decay, `max_strength` with
@@ -35,16 +48,6 @@ WEIGHTS = (
     BIAS_IH, WEIGHT_HH, BIAS_HH, PERSISTENT_QUERY, PERSISTENT_QUERY_BIAS, PERSISTENT, SIGNATURE, TRUST, SHARPNESS,
     DECAY, MAX_STRENGTH, RULES,
 ) = range(len(WEIGHTS) + 3)  # fmt: skip
-
-
-@intrinsic
-def _pointer(context, address):
-    """A number as a pointer."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
-
-    return types.voidptr(address), generate
 
 
 @_compiled
@@ -93,16 +96,24 @@ def _norm_into(out, numbers, visible):
 
 
 @_compiled
-def _add_times(stored, out, weight_at, vectors):
-    """out (B, k) += vectors (B, m) @ weight (k, m) transposed. The weight comes by once, for all rows."""
-    weight = carray(_pointer(weight_at), (out.shape[1], vectors.shape[1]), stored.dtype)
+def _part(count, team, step):
+    """What a thread does of `count` things, in whole steps: from, to."""
+    thread, threads = team
+    until = count if thread + 1 == threads else count * (thread + 1) // threads // step * step
+    return count * thread // threads // step * step, until
+
+
+@_compiled
+def _add_times(stored, out, weight_at, vectors, team):
+    """out (B, k) += vectors (B, m) @ weight (k, m) transposed, this thread's part of k. The weight comes by once, for all rows."""
+    weight = carray(pointer(weight_at), (out.shape[1], vectors.shape[1]), stored.dtype)
     zero = out.dtype.type(0)
     rows = vectors.shape[0]
+    k, until = _part(out.shape[1], team, 4)
     if rows == 1:
-        _product(out[0], weight, vectors[0])
+        _product(out[0, k:until], weight[k:until], vectors[0])
         return
-    k = 0
-    while k + 4 <= weight.shape[0]:
+    while k + 4 <= until:
         row_a, row_b, row_c, row_e = weight[k], weight[k + 1], weight[k + 2], weight[k + 3]
         b = 0
         while b + 2 <= rows:  # eight sums for six loads
@@ -130,21 +141,22 @@ def _add_times(stored, out, weight_at, vectors):
         if b < rows:
             _product(out[b, k : k + 4], weight[k : k + 4], vectors[b])
         k += 4
-    if k < weight.shape[0]:
+    if k < until:
         for b in range(rows):
-            _product(out[b, k:], weight[k:], vectors[b])
+            _product(out[b, k:until], weight[k:until], vectors[b])
 
 
 @_compiled
-def _times(stored, weight_at, bias_at, count, vectors):
-    """vectors (B, m) @ weight (`count`, m) transposed + bias (`count`,): (B, `count`). No bias is at address 0."""
-    out = np.zeros((vectors.shape[0], count), vectors.dtype)
-    if bias_at != 0:
-        bias = carray(_pointer(bias_at), (count,), stored.dtype)
-        for b in range(out.shape[0]):
-            _widen_into(out[b], bias)
-    _add_times(stored, out, weight_at, vectors)
-    return out
+def _times(stored, out, weight_at, bias_at, vectors, team):
+    """out (B, k) = vectors (B, m) @ weight (k, m) transposed + bias (k,), this thread's part of k. No bias is at address 0."""
+    first, until = _part(out.shape[1], team, 4)
+    bias = carray(pointer(bias_at), (out.shape[1] if bias_at != 0 else 0,), stored.dtype)
+    for b in range(out.shape[0]):
+        if bias_at != 0:
+            _widen_into(out[b, first:until], bias[first:until])
+        else:
+            out[b, first:until] = out.dtype.type(0)
+    _add_times(stored, out, weight_at, vectors, team)
 
 
 @_compiled
@@ -181,121 +193,116 @@ def _cosine(a, b):
 
 @_compiled
 def _write_and_read_one(
-    like,
-    stored,
-    weights,
-    decay,
-    slots,
-    after,
-    ticks,
-    visible,
-    values,
-    address,
-    strength,
-    wanted,
-    gates,
-    learned,
-    signed,
-    signature,
-    told_before,
-    told_now,
-    replacing,
-    replacing_next,
-    reads,
-):
-    """The recurrence and the read. Arrays as in `site_one`, those of the tokens for its rows alone.
+    like, stored, weights, decay, slots, after, ticks, visible, values, address, strength, wanted, signed, signature,
+    told_before, told_now, replacing, replacing_next, reads, agreement, team,
+):  # fmt: skip
+    """The recurrence and the read, of this thread's part of all heads of all rows. Arrays as in `site_one`.
 
-    values (B, N*(d-f)); address, wanted (B, N*S), unless slots are found by their content, and learned (B, N*P) before their
-    softmax; strength (B, N), or (B, 2N) for slots found by their content, and gates (B, N) before their sigmoid; signed
-    (B, N*f), the signature to write, and signature (B, N*f), the one asked for, before their tanh; told_before (B, N) says how
-    surely the token before was told, replacing (B, N) how far each may replace another; slots, after (B, N, S, d). Fills
-    after, told_now, replacing_next (B, N) and reads (B, N*(d-f)).
+    values (B, N*(d-f)); address, wanted (B, N*S) before their softmax, unless slots are found by their content; strength
+    (B, N), or (B, 2N) for slots found by their content, before its sigmoid; signed (B, N*f), the signature to write, and
+    signature (B, N*f), the one asked for, before their tanh; told_before (B, N) says how surely the token before was told,
+    replacing (B, N) how far each may replace another; slots, after (B, N, S, d). Fills after, told_now, replacing_next
+    (B, N), reads (B, N*(d-f)) and agreement (B, N).
     """
     rows, heads, count, size = slots.shape
     marks = signed.shape[1] // heads  # floats of a signature
     room = size - marks
-    always = learned.shape[1] // heads
     gru = weights[WEIGHT_HH] != 0
     wide = 3 * size if gru else 0
-    weight_ih = carray(_pointer(weights[WEIGHT_IH]), (heads, wide, size), stored.dtype)
-    weight_hh = carray(_pointer(weights[WEIGHT_HH]), (heads, wide, size), stored.dtype)
-    bias_ih = carray(_pointer(weights[BIAS_IH]), (heads, wide), stored.dtype)
-    bias_hh = carray(_pointer(weights[BIAS_HH]), (heads, wide), stored.dtype)
-    persistent = carray(_pointer(weights[PERSISTENT]), (heads, always, room), stored.dtype)
-    gate = _wide(carray(_pointer(weights[GATE]), (1,), stored.dtype)[0])
-    limits = carray(_pointer(weights[MAX_STRENGTH]), (2,), like.dtype)
-    most, floor = limits[0], limits[1]
+    weight_ih = carray(pointer(weights[WEIGHT_IH]), (heads, wide, size), stored.dtype)
+    weight_hh = carray(pointer(weights[WEIGHT_HH]), (heads, wide, size), stored.dtype)
+    bias_ih = carray(pointer(weights[BIAS_IH]), (heads, wide), stored.dtype)
+    bias_hh = carray(pointer(weights[BIAS_HH]), (heads, wide), stored.dtype)
+    most = carray(pointer(weights[MAX_STRENGTH]), (2,), like.dtype)[0]
     by_content = weights[SHARPNESS] != 0
-    sharpness = carray(_pointer(weights[SHARPNESS]), (1 if by_content else 0,), stored.dtype)
-    rules = carray(_pointer(weights[RULES]), (5,), like.dtype)
+    sharpness = carray(pointer(weights[SHARPNESS]), (1 if by_content else 0,), stored.dtype)
+    rules = carray(pointer(weights[RULES]), (5,), like.dtype)
     zero, one = like.dtype.type(0), like.dtype.type(1)
 
     state = np.empty((size, count), like.dtype)
     where, put, sought = np.empty(count, like.dtype), np.empty(count, like.dtype), np.empty(count, like.dtype)
     given, recurrent = np.empty(wide, like.dtype), np.empty(wide, like.dtype)
     cell = np.empty((5, size), like.dtype)
-    shares = np.empty(always, like.dtype)
     value, read = np.empty(size, like.dtype), np.empty(size, like.dtype)
-    agreement = np.zeros((rows, heads), like.dtype)
     signatures, amount = np.empty((count, marks), like.dtype), np.empty(count, like.dtype)
     key, found = np.empty(marks, like.dtype), np.empty(marks, like.dtype)
     left = np.empty(count, like.dtype)
-    for n in range(heads):  # the rows of a head one after the other, so that they share the weights of its cell
-        for b in range(rows):
-            value[:room] = values[b, n * room : (n + 1) * room]
-            value[room:] = signed[b, n * marks : (n + 1) * marks]
-            _load(state, slots[b, n])
-            rates = decay[n if decay.shape[0] > 1 else 0]
-            told = like.dtype.type(_sigmoid(strength[b, n]))
-            if by_content:
-                begins, last = told, told_before[b, n]
-                told = begins + last * (like.dtype.type(_sigmoid(strength[b, heads + n])) - begins)
-                told_now[b, n] = told if visible[b] else last
-            if not visible[b]:
-                told = zero
-            z = most * told
-            if by_content:
-                for s in range(count):
-                    left[s] = rates[s % rates.shape[0]] if ticks[b] else one
-                    for j in range(marks):
-                        signatures[s, j] = slots[b, n, s, room + j]
-                squared_lengths(signatures, amount)
-                for j in range(marks):
-                    key[j] = math.tanh(signed[b, n * marks + j])
-                    found[j] = math.tanh(signature[b, n * marks + j])
-                z = most * max(zero, (told - rules[3]) / (one - rules[3]))
-                may = replacing[b, n]
-                gone = place(signatures, amount, left, key, z, may, found, _wide(sharpness[0]), rules, where, sought)
-                replacing_next[b, n] = max(one - told, gone) if visible[b] else may
-                _decay(state, left)
-            else:
-                if ticks[b]:
-                    _decay(state, rates)
-                _softmax_into(where, address[b, n * count : (n + 1) * count])
-                _softmax_into(sought, wanted[b, n * count : (n + 1) * count])
+    first, until = _part(rows * heads, team, 1)
+    for item in range(
+        first, until
+    ):  # the rows of a head one after the other, so that they share the weights of its cell
+        n, b = item // rows, item % rows
+        value[:room] = values[b, n * room : (n + 1) * room]
+        value[room:] = signed[b, n * marks : (n + 1) * marks]
+        _load(state, slots[b, n])
+        rates = decay[n if decay.shape[0] > 1 else 0]
+        told = like.dtype.type(_sigmoid(strength[b, n]))
+        if by_content:
+            begins, last = told, told_before[b, n]
+            told = begins + last * (like.dtype.type(_sigmoid(strength[b, heads + n])) - begins)
+            told_now[b, n] = told if visible[b] else last
+        if not visible[b]:
+            told = zero
+        z = most * told
+        if by_content:
             for s in range(count):
-                put[s] = z * where[s]
-            if gru:
-                _addressed(state, where, cell[1])
-                _widen_into(given, bias_ih[n])
-                _product(given, weight_ih[n], value)
-                _widen_into(recurrent, bias_hh[n])
-                _product(recurrent, weight_hh[n], cell[1])
-                _gru_cell(given, recurrent, cell)
-            else:
-                for j in range(size):
-                    cell[0, j] = math.tanh(value[j])
-            _write_and_read(state, cell[0], put, sought, read)
-            _store(after[b, n], state)
-            reads[b, n * room : (n + 1) * room] = read[:room]
-            if by_content:
-                agreement[b, n] = _cosine(read[room:], found)
-            else:
+                left[s] = rates[s % rates.shape[0]] if ticks[b] else one
                 for j in range(marks):
-                    agreement[b, n] += read[room + j] * math.tanh(signature[b, n * marks + j]) / like.dtype.type(marks)
+                    signatures[s, j] = slots[b, n, s, room + j]
+            squared_lengths(signatures, amount)
+            for j in range(marks):
+                key[j] = math.tanh(signed[b, n * marks + j])
+                found[j] = math.tanh(signature[b, n * marks + j])
+            z = most * max(zero, (told - rules[3]) / (one - rules[3]))
+            may = replacing[b, n]
+            gone = place(signatures, amount, left, key, z, may, found, _wide(sharpness[0]), rules, where, sought)
+            replacing_next[b, n] = max(one - told, gone) if visible[b] else may
+            _decay(state, left)
+        else:
+            if ticks[b]:
+                _decay(state, rates)
+            _softmax_into(where, address[b, n * count : (n + 1) * count])
+            _softmax_into(sought, wanted[b, n * count : (n + 1) * count])
+        for s in range(count):
+            put[s] = z * where[s]
+        if gru:
+            _addressed(state, where, cell[1])
+            _widen_into(given, bias_ih[n])
+            _product(given, weight_ih[n], value)
+            _widen_into(recurrent, bias_hh[n])
+            _product(recurrent, weight_hh[n], cell[1])
+            _gru_cell(given, recurrent, cell)
+        else:
+            for j in range(size):
+                cell[0, j] = math.tanh(value[j])
+        _write_and_read(state, cell[0], put, sought, read)
+        _store(after[b, n], state)
+        reads[b, n * room : (n + 1) * room] = read[:room]
+        if by_content:
+            agreement[b, n] = _cosine(read[room:], found)
+        else:
+            agreement[b, n] = zero
+            for j in range(marks):
+                agreement[b, n] += read[room + j] * math.tanh(signature[b, n * marks + j]) / like.dtype.type(marks)
+
+
+@_compiled
+def _let_through(like, stored, weights, marks, gates, learned, agreement, reads, team):
+    """Of this thread's part of the rows: reads (B, N*(d-f)) as far as they are trusted and let through, and what always speaks.
+
+    gates (B, N) before their sigmoid, learned (B, N*P) before their softmax, agreement (B, N).
+    """
+    heads = gates.shape[1]
+    room, always = reads.shape[1] // heads, learned.shape[1] // heads
+    persistent = carray(pointer(weights[PERSISTENT]), (heads, always, room), stored.dtype)
+    gate = _wide(carray(pointer(weights[GATE]), (1,), stored.dtype)[0])
+    floor = carray(pointer(weights[MAX_STRENGTH]), (2,), like.dtype)[1]
     trust = np.empty(3 if marks > 0 else 0, like.dtype)
-    _widen_into(trust, carray(_pointer(weights[TRUST]), trust.shape, stored.dtype))
-    for b in range(rows):
+    _widen_into(trust, carray(pointer(weights[TRUST]), trust.shape, stored.dtype))
+    shares = np.empty(always, like.dtype)
+    zero, one = like.dtype.type(0), like.dtype.type(1)
+    first, until = _part(reads.shape[0], team, 1)
+    for b in range(first, until):
         together = zero
         for n in range(heads):
             together += max(zero, agreement[b, n]) / like.dtype.type(heads)
@@ -315,16 +322,44 @@ def _write_and_read_one(
 
 
 @_compiled
-def site_one(
-    like, stored, stream, weights, sizes, hidden_at, embeds_at, further_at, visible_at, starts_at, address_at, strength_at,
-    told_at, replacing_at, slots_at,
-    recalled_at, after_at, last_address_at, last_strength_at, last_told_at, last_replacing_at, batch, first, last,
-):  # fmt: skip
-    """One token of the rows `first` to `last` of a batch, by the equations of `GRUMemoryWithDecay`.
+def shared_widths(weights, sizes):
+    """Numbers of a row in each of the arrays that the threads of a team share, in the order in which they lie."""
+    D, E, others, heads, count, size = sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5]
+    rank, always, marks = sizes[6], sizes[7], sizes[11]
+    by_content = weights[SHARPNESS] != 0
+    places = 0 if by_content else heads * count
+    strengths = 2 * heads if by_content else heads
+    room = heads * (size - marks)
+    decided = rank if rank > 0 else heads * count
+    return (
+        D, E, D + others + E, places if rank > 0 else 0, decided, rank, places, heads * marks, heads * marks,
+        heads * always, strengths, strengths, heads, room, room, heads, D,
+    )  # fmt: skip
+
+
+# What a call of `site_one` is given, as numbers: the place of each in `data`. Those after SIZES are addresses of arrays.
+(
+    WEIGHTS_AT, SIZES_AT, BATCH, THREAD_NUM, NUM_THREADS, BARRIER, SHARED,
+    HIDDEN, EMBEDS, FURTHER, VISIBLE, STARTS, ADDRESS, STRENGTH, TOLD, REPLACING, SLOTS,
+    RECALLED, AFTER, LAST_ADDRESS, LAST_STRENGTH, LAST_TOLD, LAST_REPLACING, DATA_SIZE,
+) = range(24)  # fmt: skip
+
+
+@_compiled
+def _meet(data):
+    """Wait until all threads of the team are here."""
+    if data[BARRIER] != 0:
+        call(data[BARRIER])
+
+
+@_compiled
+def site_one(like, stored, stream, data):
+    """One token of all rows, by the equations of `GRUMemoryWithDecay`; every thread of a team calls it, and does its part.
 
     `like`, `stored` and `stream` are there for their types: that of the state and of all that is computed, that of the
-    weights, and that of the hidden states. What is bfloat16 comes as uint16, see `_wide`. The arguments after `sizes` are
-    numbers, most of them addresses of arrays that lie row by row:
+    weights, and that of the hidden states. What is bfloat16 comes as uint16, see `_wide`. `data` has the addresses of
+    OpenMP's functions (BARRIER 0 for a thread by itself), of what the threads share (`shared_widths` numbers a row), and of
+    arrays that lie row by row:
 
     - hidden (B, D), embeds (B, E) and further (B, `key_size`), like `stream`; visible and starts (B,) are bool. Address 0
       stands for embeds of zeros, for all rows visible, for none that begins a turn.
@@ -336,87 +371,135 @@ def site_one(
     `weights` are addresses too, see `WEIGHTS`, 0 for those that this site does not have. `sizes` are D, E, `key_size`, N,
     S, d, r, P, the two of the decay, 1 if every token ticks, and f.
     """
+    batch = data[BATCH]
+    weights = carray(pointer(data[WEIGHTS_AT]), (RULES + 1,), np.int64)
+    sizes = carray(pointer(data[SIZES_AT]), (12,), np.int64)
     D, E, others, heads, count, size = sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5]
-    rank, always, every, marks = sizes[6], sizes[7], sizes[10] != 0, sizes[11]
-    room = size - marks
+    rank, every, marks = sizes[6], sizes[10] != 0, sizes[11]
     ranked = rank > 0
     kept = rank if ranked else heads * count
-    rows = last - first
-
-    hidden = carray(_pointer(hidden_at), (batch, D), stream.dtype)
-    embeds = carray(_pointer(embeds_at), (batch, E), stream.dtype)
-    further = carray(_pointer(further_at), (batch, others), stream.dtype)
-    shown = carray(_pointer(visible_at), (batch,), np.bool_)
-    starts = carray(_pointer(starts_at), (batch,), np.bool_)
-    before = carray(_pointer(address_at), (batch, kept), like.dtype)
     by_content = weights[SHARPNESS] != 0
     strengths = 2 * heads if by_content else heads
-    before_strength = carray(_pointer(strength_at), (batch, strengths), like.dtype)
-    slots = carray(_pointer(slots_at), (batch, heads, count, size), like.dtype)
-    after = carray(_pointer(after_at), (batch, heads, count, size), like.dtype)
-    recalled = carray(_pointer(recalled_at), (batch, D), stream.dtype)
-    last_address = carray(_pointer(last_address_at), (batch, kept), like.dtype)
-    last_strength = carray(_pointer(last_strength_at), (batch, strengths), like.dtype)
-    told_before = carray(_pointer(told_at), (batch if by_content else 0, heads), like.dtype)
-    last_told = carray(_pointer(last_told_at), (batch if by_content else 0, heads), like.dtype)
-    replacing = carray(_pointer(replacing_at), (batch if by_content else 0, heads), like.dtype)
-    last_replacing = carray(_pointer(last_replacing_at), (batch if by_content else 0, heads), like.dtype)
-    decay = carray(_pointer(weights[DECAY]), (sizes[8], sizes[9]), like.dtype)
+    told_rows = batch if by_content else 0
+    team = (np.int64(0), np.int64(1))
+    if data[BARRIER] != 0:
+        team = (number_from(data[THREAD_NUM]), number_from(data[NUM_THREADS]))
 
-    visible, ticks = np.ones(rows, np.bool_), np.zeros(rows, np.bool_)
-    normed, told = np.empty((rows, D), like.dtype), np.zeros((rows, E), like.dtype)
-    keys = np.empty((rows, D + others + E), like.dtype)
-    for i in range(rows):
-        b = first + i
-        if visible_at != 0:
-            visible[i] = shown[b]
-        ticks[i] = visible[i] and (every or (starts_at != 0 and starts[b]))
-        _norm_into(normed[i], hidden[b], visible[i])
-        if embeds_at != 0:
-            _norm_into(told[i], embeds[b], visible[i])
-        keys[i, :D] = normed[i]
+    hidden = carray(pointer(data[HIDDEN]), (batch, D), stream.dtype)
+    embeds = carray(pointer(data[EMBEDS]), (batch, E), stream.dtype)
+    further = carray(pointer(data[FURTHER]), (batch, others), stream.dtype)
+    shown = carray(pointer(data[VISIBLE]), (batch,), np.bool_)
+    starts = carray(pointer(data[STARTS]), (batch,), np.bool_)
+    before = carray(pointer(data[ADDRESS]), (batch, kept), like.dtype)
+    before_strength = carray(pointer(data[STRENGTH]), (batch, strengths), like.dtype)
+    slots = carray(pointer(data[SLOTS]), (batch, heads, count, size), like.dtype)
+    after = carray(pointer(data[AFTER]), (batch, heads, count, size), like.dtype)
+    recalled = carray(pointer(data[RECALLED]), (batch, D), stream.dtype)
+    last_address = carray(pointer(data[LAST_ADDRESS]), (batch, kept), like.dtype)
+    last_strength = carray(pointer(data[LAST_STRENGTH]), (batch, strengths), like.dtype)
+    told_before = carray(pointer(data[TOLD]), (told_rows, heads), like.dtype)
+    last_told = carray(pointer(data[LAST_TOLD]), (told_rows, heads), like.dtype)
+    replacing = carray(pointer(data[REPLACING]), (told_rows, heads), like.dtype)
+    last_replacing = carray(pointer(data[LAST_REPLACING]), (told_rows, heads), like.dtype)
+    decay = carray(pointer(weights[DECAY]), (sizes[8], sizes[9]), like.dtype)
+
+    widths = shared_widths(weights, sizes)
+    places = np.empty(len(widths), np.int64)
+    at = data[SHARED]
+    for i in range(len(widths)):
+        places[i] = at
+        at += batch * widths[i] * like.itemsize
+    normed = carray(pointer(places[0]), (batch, widths[0]), like.dtype)
+    told = carray(pointer(places[1]), (batch, widths[1]), like.dtype)
+    keys = carray(pointer(places[2]), (batch, widths[2]), like.dtype)
+    address = carray(pointer(places[3]), (batch, widths[3]), like.dtype)
+    decided = carray(pointer(places[4]), (batch, widths[4]), like.dtype)
+    asked = carray(pointer(places[5]), (batch, widths[5]), like.dtype)
+    wanted = carray(pointer(places[6]), (batch, widths[6]), like.dtype)
+    signed = carray(pointer(places[7]), (batch, widths[7]), like.dtype)
+    signature = carray(pointer(places[8]), (batch, widths[8]), like.dtype)
+    learned = carray(pointer(places[9]), (batch, widths[9]), like.dtype)
+    next_strength = carray(pointer(places[10]), (batch, widths[10]), like.dtype)
+    strength = carray(pointer(places[11]), (batch, widths[11]), like.dtype)
+    gates = carray(pointer(places[12]), (batch, widths[12]), like.dtype)
+    values = carray(pointer(places[13]), (batch, widths[13]), like.dtype)
+    reads = carray(pointer(places[14]), (batch, widths[14]), like.dtype)
+    agreement = carray(pointer(places[15]), (batch, widths[15]), like.dtype)
+    sums = carray(pointer(places[16]), (batch, widths[16]), like.dtype)
+
+    visible, ticks = np.ones(batch, np.bool_), np.zeros(batch, np.bool_)
+    for b in range(batch):
+        if data[VISIBLE] != 0:
+            visible[b] = shown[b]
+        ticks[b] = visible[b] and (every or (data[STARTS] != 0 and starts[b]))
+    first, until = _part(batch, team, 1)
+    for b in range(first, until):
+        _norm_into(normed[b], hidden[b], visible[b])
+        if data[EMBEDS] != 0:
+            _norm_into(told[b], embeds[b], visible[b])
+        else:
+            told[b] = like.dtype.type(0)
+        keys[b, :D] = normed[b]
         if others > 0:
-            _norm_into(keys[i, D : D + others], further[b], visible[i])
-        keys[i, D + others :] = told[i]
+            _norm_into(keys[b, D : D + others], further[b], visible[b])
+        keys[b, D + others :] = told[b]
+        strength[b] = before_strength[b]
+    _meet(data)
 
     # Where this token is written was decided by the one before it, and this one decides for the next.
-    held = before[first:last]
-    places = 0 if by_content else heads * count
     if ranked:
-        address = _times(stored, weights[KEY], weights[KEY_BIAS], places, held)
-        decided = _times(stored, weights[KEY_RANK], weights[KEY_RANK_BIAS], rank, keys)
-        asked = _times(stored, weights[QUERY_RANK], weights[QUERY_RANK_BIAS], rank, keys)
-        for i in range(rows):
-            _norm_into(decided[i], decided[i], True)
-            _norm_into(asked[i], asked[i], True)
+        _times(stored, address, weights[KEY], weights[KEY_BIAS], before, team)
+        _times(stored, decided, weights[KEY_RANK], weights[KEY_RANK_BIAS], keys, team)
+        _times(stored, asked, weights[QUERY_RANK], weights[QUERY_RANK_BIAS], keys, team)
     else:
-        address, asked = held, keys
-        decided = _times(stored, weights[KEY], weights[KEY_BIAS], heads * count, keys)
-    asking, asking_bias = (QUERY, QUERY_BIAS) if weights[QUERY] != 0 else (KEY, KEY_BIAS)
-    wanted = _times(stored, weights[asking], weights[asking_bias], places, asked)
-    signed = _times(stored, weights[SIGNATURE], 0, heads * marks, held)
-    signature = _times(stored, weights[SIGNATURE], 0, heads * marks, asked)
-    learned = _times(stored, weights[PERSISTENT_QUERY], weights[PERSISTENT_QUERY_BIAS], heads * always, asked)
-    next_strength = _times(stored, weights[STRENGTH_KEY], weights[STRENGTH_KEY_BIAS], strengths, keys)
-    strength = before_strength[first:last].copy()
-    _add_times(stored, strength, weights[STRENGTH_EMBED], keys if ranked else told)
-    gates = _times(stored, weights[READ_GATE], weights[READ_GATE_BIAS], heads, keys if ranked else normed)
-    values = _times(stored, weights[VALUE_EMBED], 0, heads * room, told)
-    _add_times(stored, values, weights[VALUE_HIDDEN], normed)
-    for i in range(rows):
-        b = first + i
-        last_address[b] = decided[i] if visible[i] else before[b]
-        last_strength[b] = next_strength[i] if visible[i] else before_strength[b]
+        address, asked = before, keys
+        _times(stored, decided, weights[KEY], weights[KEY_BIAS], keys, team)
+    _times(stored, signed, weights[SIGNATURE], 0, before, team)
+    _times(stored, next_strength, weights[STRENGTH_KEY], weights[STRENGTH_KEY_BIAS], keys, team)
+    _add_times(stored, strength, weights[STRENGTH_EMBED], keys if ranked else told, team)
+    _times(stored, gates, weights[READ_GATE], weights[READ_GATE_BIAS], keys if ranked else normed, team)
+    _times(stored, values, weights[VALUE_EMBED], 0, told, team)
+    _add_times(stored, values, weights[VALUE_HIDDEN], normed, team)
+    _meet(data)
 
-    reads = np.empty((rows, heads * room), like.dtype)
+    for b in range(first, until):
+        if ranked:
+            _norm_into(decided[b], decided[b], True)
+            _norm_into(asked[b], asked[b], True)
+        last_address[b] = decided[b] if visible[b] else before[b]
+        last_strength[b] = next_strength[b] if visible[b] else before_strength[b]
+    if ranked:
+        _meet(data)
+    asking, asking_bias = (QUERY, QUERY_BIAS) if weights[QUERY] != 0 else (KEY, KEY_BIAS)
+    _times(stored, wanted, weights[asking], weights[asking_bias], asked, team)
+    _times(stored, signature, weights[SIGNATURE], 0, asked, team)
+    _times(stored, learned, weights[PERSISTENT_QUERY], weights[PERSISTENT_QUERY_BIAS], asked, team)
+    _meet(data)
+
     _write_and_read_one(
-        like, stored, weights, decay, slots[first:last], after[first:last], ticks, visible, values, address, strength,
-        wanted, gates, learned, signed, signature, told_before[first:last], last_told[first:last],
-        replacing[first:last], last_replacing[first:last], reads,
+        like, stored, weights, decay, slots, after, ticks, visible, values, address, strength, wanted, signed, signature,
+        told_before, last_told, replacing, last_replacing, reads, agreement, team,
     )  # fmt: skip
-    sums = np.empty((rows, D), like.dtype)
-    for i in range(rows):
-        _widen_into(sums[i], hidden[first + i])
-    _add_times(stored, sums, weights[OUTPUT], reads)
-    for i in range(rows):
-        _narrow_into(recalled[first + i], sums[i])
+    _meet(data)
+    _let_through(like, stored, weights, marks, gates, learned, agreement, reads, team)
+    _meet(data)
+
+    first, until = _part(D, team, 4)
+    for b in range(batch):
+        _widen_into(sums[b, first:until], hidden[b, first:until])
+    _add_times(stored, sums, weights[OUTPUT], reads, team)
+    for b in range(batch):
+        _narrow_into(recalled[b, first:until], sums[b, first:until])
+
+
+@functools.cache
+def entry(dtype, stored, stream):
+    """`site_one` for three types (their names) as a C function of the address of `data`."""
+    like, stored_like, stream_like = np.zeros(1, dtype), np.zeros(1, stored), np.zeros(1, stream)
+
+    def enter(data_at):
+        mode = without_denormals()
+        site_one(like, stored_like, stream_like, carray(pointer(data_at), (DATA_SIZE,), np.int64))
+        with_denormals_as(mode)
+
+    return _c_function(enter)
