@@ -12,8 +12,7 @@ from tiny import KINDS, memory_model, one_thread, random_ids  # noqa: F401
 from torch import nn
 
 from gru_memory import GRUMemoryWithDecay, one_token
-from gru_memory.scan import registry
-from gru_memory.scan import team as threads
+from gru_memory.scan import kernels, one_token_kernels, registry, team
 
 D, E, N, S, SIZE = 20, 12, 3, 5, 8
 EXTRA = 7  # width of further key states
@@ -280,7 +279,7 @@ def test_many_rows_and_sizes_that_are_no_multiple_of_four():
 
 
 @pytest.fixture
-def team(monkeypatch):
+def in_team(monkeypatch):
     """Sets how many threads a token has, however small the site."""
     monkeypatch.setattr(one_token, "TEAM_BYTES", 0)
     sizes = []
@@ -292,17 +291,17 @@ def team(monkeypatch):
 
 
 @pytest.mark.parametrize("threads", (2, 3, 7))
-def test_a_team_has_one_result(team, threads):
+def test_a_team_has_one_result(in_team, threads):
     """More threads than rows, heads or fours of a product's rows, and fewer."""
-    sizes = team(threads)
+    sizes = in_team(threads)
     for settings, batch in itertools.product(SETTINGS, (1, 5)):
         site = make(**settings)
         assert_same(*both(site, one(site, batch)), 1e-12)
     assert set(sizes) == {threads}
 
 
-def test_a_team_reads_bfloat16(team):
-    sizes = team(2)
+def test_a_team_reads_bfloat16(in_team):
+    sizes = in_team(2)
     site = make(torch.bfloat16)
     given = one(site)
     with torch.no_grad():
@@ -316,9 +315,9 @@ def test_a_team_reads_bfloat16(team):
     assert_same([outcomes[0][1]["slots"]], [outcomes[1][1]["slots"]], 1e-6)
 
 
-def test_teams_do_not_meet(team):
+def test_teams_do_not_meet(in_team):
     """Tokens of one site in several Python threads at once, as in a server."""
-    team(2)
+    in_team(2)
     site = make()
     inputs = [one(site, batch=2, seed=seed) for seed in range(4)]
 
@@ -336,16 +335,57 @@ def test_teams_do_not_meet(team):
     assert all(map(torch.equal, found, wanted))
 
 
-def test_small_sites_and_processes_without_openmp_do_without_a_team(team, monkeypatch):
-    sizes = team(2)
+def test_threads_come_and_go_between_tokens(in_team):
+    in_team(1)
+    site = make()
+    given = one(site, batch=2)
+    for threads in (2, 1, 5, 3, 1, 2):
+        torch.set_num_threads(threads)
+        assert_same(*both(site, given), 1e-12)
+
+
+def test_without_openmp_a_token_has_one_thread(in_team, monkeypatch):
+    sizes = in_team(2)
+    site = make()
+    monkeypatch.setattr(team, "openmp", lambda: None)
+    assert_same(*both(site, one(site)), 1e-12)
+    assert sizes == [1]
+
+
+@pytest.mark.parametrize(("least", "size"), ((0.49, 2), (0.51, 1)))
+def test_a_team_has_enough_to_read(in_team, monkeypatch, least, size):
+    sizes = in_team(2)
     site = make()
     given = one(site)
-    monkeypatch.setattr(threads, "openmp", lambda: None)
-    assert_same(*both(site, given), 1e-12)
-    monkeypatch.undo()
-    monkeypatch.setattr(one_token, "run_in_team", lambda *given: sizes.append(given[2]) or given[0](given[1]))
-    assert_same(*both(site, given), 1e-12)
-    assert sizes == [1, 1]
+    read = sum(parameter.nbytes for parameter in site.parameters()) + given["state"]["slots"].nbytes
+    monkeypatch.setattr(one_token, "TEAM_BYTES", least * read)
+    both(site, given)
+    assert sizes == [size]
+
+
+def test_what_is_not_done_is_not_returned(monkeypatch):
+    site = make()
+    given = one(site)
+    monkeypatch.setattr(one_token, "run_in_team", lambda *given: None)
+    with pytest.raises(MemoryError, match="could not finish a token"):
+        both(site, given)
+
+
+def test_a_default_device_does_not_matter():
+    site = make()
+    given = one(site)
+    with torch.device("meta"), torch.no_grad():
+        assert one_token.can_run(site, given["hidden_states"])
+        short, _ = one_token.run_one(site, **given)
+    assert torch.equal(short, both(site, given)[0][0])
+
+
+def test_machine_code_is_kept_for_these_very_sources():
+    """numba asks whether the file of a function changed, and not whether those changed whose functions it calls."""
+    for function in (kernels._product, one_token_kernels.site_one):
+        assert function._cache._cache_file._source_stamp == kernels.SOURCES
+    enter = one_token_kernels.entry("float64", "float64", "float64").compiled
+    assert kernels.SOURCES in [cell.cell_contents for cell in enter._pyfunc.__closure__]
 
 
 @torch.no_grad()
@@ -355,9 +395,9 @@ def _token_in_child(connection, site, given):
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system cannot fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_forked_process_takes_tokens_too(team):
+def test_a_forked_process_takes_tokens_too(in_team):
     """It has none of the threads that its parent knew."""
-    sizes = team(2)
+    sizes = in_team(2)
     site = make()
     given = one(site)
     _, (wanted, *_) = both(site, given)
@@ -374,9 +414,9 @@ def test_a_forked_process_takes_tokens_too(team):
         child.join()
 
 
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="others compute tiny numbers as fast as any")
-def test_tiny_numbers_are_zero_in_every_thread_and_stay_outside(team):
-    team(2)
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="only the mode of SSE is switched")
+def test_tiny_numbers_are_zero_in_every_thread_and_stay_outside(in_team):
+    in_team(2)
     site = make(torch.float32)
     given = single(one(site))
     given["state"]["slots"] = torch.full_like(given["state"]["slots"], 1e-40)

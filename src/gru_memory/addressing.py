@@ -196,7 +196,7 @@ def works_on(device: torch.device) -> bool:
 
 def rules(dtype: torch.dtype) -> Tensor:
     """What compiled code goes by: c_0, c_1, the least product of two squared lengths that have a direction, `NO_WRITE`, `ALIKE`."""
-    return torch.tensor([*SAME_KEY, _NO_DIRECTION, NO_WRITE, ALIKE], dtype=dtype)
+    return torch.tensor([*SAME_KEY, _NO_DIRECTION, NO_WRITE, ALIKE], dtype=dtype, device="cpu")
 
 
 def find_places_in_parallel(lookup: Lookup, signatures: Tensor, replacing: Tensor) -> Places:

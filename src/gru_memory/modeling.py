@@ -251,7 +251,8 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, FingerprintMixin, Na
         if torch.compiler.is_compiling():
             return
         container = self._container(self.active_memory)
-        first = None if container is None else next(map(first_parameter, container.values()), None)
+        found = () if container is None else map(first_parameter, container.values())
+        first = next((parameter for parameter in found if parameter is not None), None)
         if first is not None and first.device.type == "meta" and is_fetched(container):
             raise ValueError(
                 "accelerate keeps the memory's own weights elsewhere and fetches them module by module, which a memory cannot "
@@ -327,13 +328,12 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, FingerprintMixin, Na
                 "this version of transformers runs hooks again when it recomputes a block, and the memory's gradients would "
                 "be lost: use transformers 5.23 or later, or sites=('top',), or model.gradient_checkpointing_disable()"
             )
+        self._refuse_fetched_memory()
         cache = arguments.get("past_key_values")
         _refuse_cached_turns(self, arguments)
         layer = find_layer(cache)
-        if memory_state is None and layer is not None:
-            memory_state = layer.state
-        else:  # a cached state is that of a call which came by here
-            self._refuse_fetched_memory()
+        if memory_state is None:
+            memory_state = layer.state if layer is not None else None
         if memory_state is None:
             traced = self.training or torch.compiler.is_compiling()
             memory_state = self._empty_state(batch, None if traced else self.memory_fingerprint())
@@ -351,8 +351,8 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, FingerprintMixin, Na
         visible = valid if memory_mask is None else valid & last_columns(memory_mask, batch, length, source.device)
         starts = turn_starts_of(arguments.get("position_ids"), valid, past_length, attention_mask)
         ticks, state = counted(memory_state, starts, visible)
-        embeds = self._token_embeds(input_ids, embeds)
-        call = MemoryCall(self, self._sites, memory_state, state, embeds, starts, visible, ticks)
+        told = self._token_embeds(input_ids, embeds)
+        call = MemoryCall(self, self._sites, memory_state, state, told, starts, visible, ticks)
         call.recorded = {} if layer is not None and layer.records else None
         return call
 

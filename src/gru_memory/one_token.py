@@ -2,8 +2,8 @@
 
 The same equations as in `GRUMemoryWithDecay.run`, for T = 1 and without gradients, in one call of compiled code. A site
 then takes four operations of torch, all of them allocations, where the general path takes more than 80
-(`tests/test_operation_counts.py`). Weights and hidden states in bfloat16 are read as they are; all between them is computed
-in float32, where the general path rounds after every step.
+(`tests/test_operation_counts.py`); threads share it, if it is large enough (`scan.team`). Weights and hidden states in
+bfloat16 are read as they are; all between them is computed in float32, where the general path rounds after every step.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .memory import GRUMemoryWithDecay, SiteState
 
 _KINDS = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "uint16"}  # what numpy calls their bits
-TEAM_BYTES = 500_000  # of weights and slots that a token reads; below it threads would meet more than work
+TEAM_BYTES = 250_000  # of weights and slots that each thread of a team has to read, or a token has one thread
 
 
 class _Plan(NamedTuple):
@@ -85,7 +85,8 @@ def _make_plan(site: GRUMemoryWithDecay, parameters: list[Tensor]) -> bool:
     decay = site.decay  # lives as long as the site, unless the site moves; then its parameters move as well
     sizes = [site.hidden_size, site.embed_size, site.key_size, site.num_heads, site.num_slots, site.slot_size]
     sizes += [site.address_rank, site.persistent_slots, *decay.shape, site.decay_every == "token", site.signature_size]
-    most, places = torch.tensor([site.max_strength, site.floor], dtype=dtype), rules(dtype)
+    most = torch.tensor([site.max_strength, site.floor], dtype=dtype, device="cpu")
+    places = rules(dtype)
     weights = [found[name].data_ptr() if name in found else 0 for name in WEIGHTS]
     weights += [tensor.data_ptr() for tensor in (decay, most, places)]
     _plans[site] = _Plan(
@@ -94,8 +95,8 @@ def _make_plan(site: GRUMemoryWithDecay, parameters: list[Tensor]) -> bool:
         dtype,
         stored,
         site.floor,
-        torch.tensor(weights),
-        torch.tensor(sizes),
+        torch.tensor(weights, device="cpu"),
+        torch.tensor(sizes, device="cpu"),
         entry,
         sum(shared_widths.py_func(weights, sizes)) * dtype.itemsize,
         sum(parameter.nbytes for parameter in parameters),
@@ -127,12 +128,16 @@ def run_one(
     tensors = (hidden, embeds, further, visible, starts, *before, *new)
     places = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
     function = plan.entry(_KINDS[dtype], _KINDS[plan.stored], _KINDS[stream])
-    threads = team_size() if plan.weight_bytes + kept["slots"].nbytes >= TEAM_BYTES else 1
+    threads = team_size()
+    if plan.weight_bytes + kept["slots"].nbytes < TEAM_BYTES * threads:
+        threads = 1
     team = openmp()[1:] if threads > 1 else (0, 0, 0)
     shared = ctypes.create_string_buffer(batch * plan.shared)
     known = (plan.weights.data_ptr(), plan.sizes.data_ptr(), batch, *team, ctypes.addressof(shared))
-    data = (ctypes.c_int64 * (len(known) + len(places)))(*known, *places)
+    data = (ctypes.c_int64 * (len(known) + len(places) + 1))(*known, *places)
     run_in_team(function, ctypes.addressof(data), threads)
+    if not data[-1]:
+        raise MemoryError("compiled code could not finish a token of the memory: see standard error")
     return recalled.to(hidden_states.dtype), after
 
 

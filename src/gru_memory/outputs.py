@@ -24,7 +24,10 @@ def with_memory_state(outputs: ModelOutput, state: MemoryState) -> ModelOutput:
         # pickle finds no class made here, so it is told how to make it again.
         methods = {"__module__": __name__, "__reduce__": lambda self: (_rebuild, (base, dict(self)))}
         _classes[base] = make_dataclass(f"{base.__name__}WithMemory", added, bases=(base,), namespace=methods)
-    return _classes[base](**outputs, memory_state=state)
+    known = base.__dataclass_fields__
+    return _classes[base](
+        **{k: v for k, v in outputs.items() if k in known and k != "memory_state"}, memory_state=state
+    )
 
 
 def _rebuild(base: type[ModelOutput], values: dict[str, Any]) -> ModelOutput:

@@ -12,14 +12,14 @@ Literals are avoided in the loops: numba would take them for float64 and compute
 
 from __future__ import annotations
 
+import hashlib
 import math
 import shutil
+from pathlib import Path
 
 import numpy as np
-from numba import cfunc, njit, types
+from numba import njit, types
 from numba.extending import overload
-
-from .team import FUNCTION
 
 # Sums may be reordered and products fused; NaN and infinity keep their meaning.
 _OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
@@ -29,31 +29,30 @@ _CACHE_BYTES = (
     50_000_000  # free on disk, or nothing is kept there: numba gives up in the middle of a call on a full one
 )
 
+# One file's functions become part of another's machine code, and numba looks whether the other's source is what it was.
+_HERE = Path(__file__).parent
+SOURCES = hashlib.sha256(
+    b"".join(path.read_bytes() for path in sorted([*_HERE.glob("*kernels.py"), _HERE / "machine.py"]))
+)
+SOURCES = SOURCES.hexdigest()
+
 
 def _compiled(function):
     """Compiled at the first call for its types; kept on disk wherever a place to write can be found."""
     try:
         compiled = njit(cache=True, **_OPTIONS)(function)
-        if shutil.disk_usage(compiled.stats.cache_path).free >= _CACHE_BYTES:
+        compiled._cache._cache_file._source_stamp = SOURCES
+        if is_kept(compiled):
             return compiled
-    except (
-        RuntimeError,
-        OSError,
-    ):  # "no locator available": neither the package nor the user's cache folder can be written
-        pass
+    except (AttributeError, RuntimeError, OSError):
+        pass  # "no locator available": neither the package nor the user's cache folder can be written
     return njit(**_OPTIONS)(function)
 
 
-def _c_function(function):
-    """Compiled at once, as `void f(void *)` with the address as a number; kept on disk like the others."""
-    signature = types.void(types.intp)
-    try:
-        compiled = cfunc(signature, cache=True, **_OPTIONS)(function)
-    except (RuntimeError, OSError):
-        compiled = cfunc(signature, **_OPTIONS)(function)
-    called = FUNCTION(compiled.address)
-    called.compiled = compiled  # which owns the machine code
-    return called
+def is_kept(compiled):
+    """Whether a compiled function is kept on disk, and there is room for more."""
+    path = compiled.stats.cache_path
+    return path is not None and shutil.disk_usage(path).free >= _CACHE_BYTES
 
 
 def _tanh(x):

@@ -29,7 +29,7 @@ def _call(context, builder, address, result):
 
 
 @intrinsic
-def number_from(context, address):
+def call_for_number(context, address):
     """Call a C function `int f(void)` by its address."""
 
     def generate(context, builder, signature, arguments):

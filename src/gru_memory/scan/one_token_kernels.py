@@ -12,13 +12,13 @@ import functools
 import math
 
 import numpy as np
-from numba import carray, types
+from numba import carray, cfunc, types
 from numba.extending import overload
 
 from .kernels import (
     _OPTIONS,
+    SOURCES,
     _addressed,
-    _c_function,
     _compiled,
     _decay,
     _gru_cell,
@@ -27,9 +27,11 @@ from .kernels import (
     _store,
     _wide,
     _write_and_read,
-)  # fmt: skip
-from .machine import call, number_from, pointer, with_denormals_as, without_denormals
+    is_kept,
+)
+from .machine import call, call_for_number, pointer, with_denormals_as, without_denormals
 from .place_kernels import place, squared_lengths
+from .team import FUNCTION
 
 # The parameters of a site in the order in which `site_one` takes their addresses; its decay, `max_strength` with
 # the floor of persistent slots, and `addressing.rules` come after them.
@@ -97,10 +99,11 @@ def _norm_into(out, numbers, visible):
 
 @_compiled
 def _part(count, team, step):
-    """What a thread does of `count` things, in whole steps: from, to."""
+    """What a thread does of `count` things, in whole steps: from, to. A single thing is done by thread 0, which is awake."""
     thread, threads = team
-    until = count if thread + 1 == threads else count * (thread + 1) // threads // step * step
-    return count * thread // threads // step * step, until
+    last = threads - 1 - thread
+    until = count if thread == 0 else count * (last + 1) // threads // step * step
+    return count * last // threads // step * step, until
 
 
 @_compiled
@@ -228,9 +231,8 @@ def _write_and_read_one(
     key, found = np.empty(marks, like.dtype), np.empty(marks, like.dtype)
     left = np.empty(count, like.dtype)
     first, until = _part(rows * heads, team, 1)
-    for item in range(
-        first, until
-    ):  # the rows of a head one after the other, so that they share the weights of its cell
+    # The rows of a head come one after the other, so that they share the weights of its cell.
+    for item in range(first, until):
         n, b = item // rows, item % rows
         value[:room] = values[b, n * room : (n + 1) * room]
         value[room:] = signed[b, n * marks : (n + 1) * marks]
@@ -321,19 +323,25 @@ def _let_through(like, stored, weights, marks, gates, learned, agreement, reads,
                         read[j] += share * _wide(persistent[n, p, j])
 
 
+# What the threads share, arrays (B, ...) one after the other: their order, see `shared_widths`.
+(
+    NORMED, EMBEDDED, KEYS, PUT_AT, DECIDED, ASKED, WANTED, SIGNED, SIGNATURE_ASKED, LEARNED, NEXT_STRENGTH, NOW_STRENGTH,
+    GATES, VALUES, READS, AGREEMENT, SUMS, NUM_SHARED,
+) = range(18)  # fmt: skip
+
+
 @_compiled
 def shared_widths(weights, sizes):
-    """Numbers of a row in each of the arrays that the threads of a team share, in the order in which they lie."""
+    """Numbers of a row in each of the arrays that the threads of a team share."""
     D, E, others, heads, count, size = sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5]
     rank, always, marks = sizes[6], sizes[7], sizes[11]
     by_content = weights[SHARPNESS] != 0
     places = 0 if by_content else heads * count
     strengths = 2 * heads if by_content else heads
-    room = heads * (size - marks)
     decided = rank if rank > 0 else heads * count
     return (
         D, E, D + others + E, places if rank > 0 else 0, decided, rank, places, heads * marks, heads * marks,
-        heads * always, strengths, strengths, heads, room, room, heads, D,
+        heads * always, strengths, strengths, heads, heads * (size - marks), heads * (size - marks), heads, D,
     )  # fmt: skip
 
 
@@ -341,15 +349,24 @@ def shared_widths(weights, sizes):
 (
     WEIGHTS_AT, SIZES_AT, BATCH, THREAD_NUM, NUM_THREADS, BARRIER, SHARED,
     HIDDEN, EMBEDS, FURTHER, VISIBLE, STARTS, ADDRESS, STRENGTH, TOLD, REPLACING, SLOTS,
-    RECALLED, AFTER, LAST_ADDRESS, LAST_STRENGTH, LAST_TOLD, LAST_REPLACING, DATA_SIZE,
-) = range(24)  # fmt: skip
+    RECALLED, AFTER, LAST_ADDRESS, LAST_STRENGTH, LAST_TOLD, LAST_REPLACING, DONE, DATA_SIZE,
+) = range(25)  # fmt: skip
 
 
 @_compiled
 def _meet(data):
-    """Wait until all threads of the team are here."""
+    """Wait until all threads of the team are here; a thread by itself has nobody to wait for."""
     if data[BARRIER] != 0:
         call(data[BARRIER])
+
+
+@_compiled
+def _shared(like, data, widths, which):
+    """One of the arrays that the threads share."""
+    at = data[SHARED]
+    for i in range(which):
+        at += data[BATCH] * widths[i] * like.itemsize
+    return carray(pointer(at), (data[BATCH], widths[which]), like.dtype)
 
 
 @_compiled
@@ -383,7 +400,7 @@ def site_one(like, stored, stream, data):
     told_rows = batch if by_content else 0
     team = (np.int64(0), np.int64(1))
     if data[BARRIER] != 0:
-        team = (number_from(data[THREAD_NUM]), number_from(data[NUM_THREADS]))
+        team = (call_for_number(data[THREAD_NUM]), call_for_number(data[NUM_THREADS]))
 
     hidden = carray(pointer(data[HIDDEN]), (batch, D), stream.dtype)
     embeds = carray(pointer(data[EMBEDS]), (batch, E), stream.dtype)
@@ -403,29 +420,26 @@ def site_one(like, stored, stream, data):
     last_replacing = carray(pointer(data[LAST_REPLACING]), (told_rows, heads), like.dtype)
     decay = carray(pointer(weights[DECAY]), (sizes[8], sizes[9]), like.dtype)
 
-    widths = shared_widths(weights, sizes)
-    places = np.empty(len(widths), np.int64)
-    at = data[SHARED]
-    for i in range(len(widths)):
-        places[i] = at
-        at += batch * widths[i] * like.itemsize
-    normed = carray(pointer(places[0]), (batch, widths[0]), like.dtype)
-    told = carray(pointer(places[1]), (batch, widths[1]), like.dtype)
-    keys = carray(pointer(places[2]), (batch, widths[2]), like.dtype)
-    address = carray(pointer(places[3]), (batch, widths[3]), like.dtype)
-    decided = carray(pointer(places[4]), (batch, widths[4]), like.dtype)
-    asked = carray(pointer(places[5]), (batch, widths[5]), like.dtype)
-    wanted = carray(pointer(places[6]), (batch, widths[6]), like.dtype)
-    signed = carray(pointer(places[7]), (batch, widths[7]), like.dtype)
-    signature = carray(pointer(places[8]), (batch, widths[8]), like.dtype)
-    learned = carray(pointer(places[9]), (batch, widths[9]), like.dtype)
-    next_strength = carray(pointer(places[10]), (batch, widths[10]), like.dtype)
-    strength = carray(pointer(places[11]), (batch, widths[11]), like.dtype)
-    gates = carray(pointer(places[12]), (batch, widths[12]), like.dtype)
-    values = carray(pointer(places[13]), (batch, widths[13]), like.dtype)
-    reads = carray(pointer(places[14]), (batch, widths[14]), like.dtype)
-    agreement = carray(pointer(places[15]), (batch, widths[15]), like.dtype)
-    sums = carray(pointer(places[16]), (batch, widths[16]), like.dtype)
+    widths = np.empty(NUM_SHARED, np.int64)
+    for i, width in enumerate(shared_widths(weights, sizes)):
+        widths[i] = width
+    normed = _shared(like, data, widths, NORMED)
+    embedded = _shared(like, data, widths, EMBEDDED)
+    keys = _shared(like, data, widths, KEYS)
+    address = _shared(like, data, widths, PUT_AT)
+    decided = _shared(like, data, widths, DECIDED)
+    asked = _shared(like, data, widths, ASKED)
+    wanted = _shared(like, data, widths, WANTED)
+    signed = _shared(like, data, widths, SIGNED)
+    signature = _shared(like, data, widths, SIGNATURE_ASKED)
+    learned = _shared(like, data, widths, LEARNED)
+    next_strength = _shared(like, data, widths, NEXT_STRENGTH)
+    strength = _shared(like, data, widths, NOW_STRENGTH)
+    gates = _shared(like, data, widths, GATES)
+    values = _shared(like, data, widths, VALUES)
+    reads = _shared(like, data, widths, READS)
+    agreement = _shared(like, data, widths, AGREEMENT)
+    sums = _shared(like, data, widths, SUMS)
 
     visible, ticks = np.ones(batch, np.bool_), np.zeros(batch, np.bool_)
     for b in range(batch):
@@ -436,13 +450,13 @@ def site_one(like, stored, stream, data):
     for b in range(first, until):
         _norm_into(normed[b], hidden[b], visible[b])
         if data[EMBEDS] != 0:
-            _norm_into(told[b], embeds[b], visible[b])
+            _norm_into(embedded[b], embeds[b], visible[b])
         else:
-            told[b] = like.dtype.type(0)
+            embedded[b] = like.dtype.type(0)
         keys[b, :D] = normed[b]
         if others > 0:
             _norm_into(keys[b, D : D + others], further[b], visible[b])
-        keys[b, D + others :] = told[b]
+        keys[b, D + others :] = embedded[b]
         strength[b] = before_strength[b]
     _meet(data)
 
@@ -456,9 +470,9 @@ def site_one(like, stored, stream, data):
         _times(stored, decided, weights[KEY], weights[KEY_BIAS], keys, team)
     _times(stored, signed, weights[SIGNATURE], 0, before, team)
     _times(stored, next_strength, weights[STRENGTH_KEY], weights[STRENGTH_KEY_BIAS], keys, team)
-    _add_times(stored, strength, weights[STRENGTH_EMBED], keys if ranked else told, team)
+    _add_times(stored, strength, weights[STRENGTH_EMBED], keys if ranked else embedded, team)
     _times(stored, gates, weights[READ_GATE], weights[READ_GATE_BIAS], keys if ranked else normed, team)
-    _times(stored, values, weights[VALUE_EMBED], 0, told, team)
+    _times(stored, values, weights[VALUE_EMBED], 0, embedded, team)
     _add_times(stored, values, weights[VALUE_HIDDEN], normed, team)
     _meet(data)
 
@@ -484,22 +498,29 @@ def site_one(like, stored, stream, data):
     _let_through(like, stored, weights, marks, gates, learned, agreement, reads, team)
     _meet(data)
 
-    first, until = _part(D, team, 4)
+    left, right = _part(D, team, 4)
     for b in range(batch):
-        _widen_into(sums[b, first:until], hidden[b, first:until])
+        _widen_into(sums[b, left:right], hidden[b, left:right])
     _add_times(stored, sums, weights[OUTPUT], reads, team)
     for b in range(batch):
-        _narrow_into(recalled[b, first:until], sums[b, first:until])
+        _narrow_into(recalled[b, left:right], sums[b, left:right])
 
 
 @functools.cache
 def entry(dtype, stored, stream):
-    """`site_one` for three types (their names) as a C function of the address of `data`."""
-    like, stored_like, stream_like = np.zeros(1, dtype), np.zeros(1, stored), np.zeros(1, stream)
+    """`site_one` for three types (their names) as a C function of the address of `data`, in which it sets DONE."""
+    like, stored_like, stream_like, sources = np.zeros(1, dtype), np.zeros(1, stored), np.zeros(1, stream), SOURCES
 
     def enter(data_at):
+        data = carray(pointer(data_at), (DATA_SIZE,), np.int64)
         mode = without_denormals()
-        site_one(like, stored_like, stream_like, carray(pointer(data_at), (DATA_SIZE,), np.int64))
+        site_one(like, stored_like, stream_like, data)
         with_denormals_as(mode)
+        if len(sources) > 0:  # which makes them part of what this is kept under
+            data[DONE] = 1
 
-    return _c_function(enter)
+    signature = types.void(types.intp)
+    compiled = cfunc(signature, cache=is_kept(site_one), **_OPTIONS)(enter)
+    function = FUNCTION(compiled.address)
+    function.compiled = compiled  # which owns the machine code
+    return function

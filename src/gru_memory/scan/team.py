@@ -1,8 +1,8 @@
 """The threads of torch's own OpenMP, for compiled code that runs for a tenth of a millisecond.
 
-Between two tokens these threads wait for the model's next product, some of them by spinning. Whoever wants a part of a
-token done on another core had better ask them: a thread of one's own is woken up in 60 µs, and then shares its core with
-one that spins.
+Between two products these threads wait for the next, some of them by spinning. Whoever wants a part of a token done on
+another core had better ask them: a thread of one's own, as in `threads`, is woken up in 60 µs, and then shares its core
+with one that spins. What runs for milliseconds gains nothing here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ _forked = False
 
 def _note_fork() -> None:
     global _forked
-    _forked = True  # a child has OpenMP's notes on its threads, but not the threads, and would wait for them for ever
+    # A child has OpenMP's notes on its threads, but not the threads, and would wait for them for ever. (So do torch's own
+    # products there, unless the child has set one thread, as workers of a DataLoader do.)
+    _forked = True
 
 
 if hasattr(os, "register_at_fork"):
@@ -39,15 +41,18 @@ class OpenMP(NamedTuple):
 
 @functools.cache
 def openmp() -> OpenMP | None:
-    """The runtime, if torch has one with GCC's entry points (GCC's own and LLVM's on Linux)."""
-    try:
-        library = ctypes.CDLL(torch._C.__file__)  # a symbol is looked for in all that this depends on
-        parallel = library.GOMP_parallel
-        names = (library.omp_get_thread_num, library.omp_get_num_threads, library.GOMP_barrier)
-    except (OSError, AttributeError):
-        return None
-    parallel.restype, parallel.argtypes = None, [FUNCTION, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-    return OpenMP(parallel, *(ctypes.cast(function, ctypes.c_void_p).value for function in names))
+    """The runtime, if torch has one with GCC's entry points: GCC's own, or LLVM's where it has them."""
+    # First among all that is loaded, as torch's own calls are bound (another runtime may be preloaded), then in what torch needs.
+    for name in (None, torch._C.__file__):
+        try:
+            library = ctypes.CDLL(name)
+            parallel = library.GOMP_parallel
+            others = (library.omp_get_thread_num, library.omp_get_num_threads, library.GOMP_barrier)
+        except (OSError, TypeError, AttributeError):
+            continue
+        parallel.restype, parallel.argtypes = None, [FUNCTION, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+        return OpenMP(parallel, *(ctypes.cast(function, ctypes.c_void_p).value for function in others))
+    return None
 
 
 def team_size() -> int:
