@@ -25,6 +25,7 @@ SMALL = {
     "editing": ["--facts", 2, "--between", 1, "--sessions", 2, "--max-new-tokens", 2],
     "grid": ["--facts", "1,2", "--turns", "0,1", "--sessions", 2, "--max-new-tokens", 2],
     "untold": ["--facts", "0,1", "--between", 1, "--questions", 1, "--sessions", 2, "--max-new-tokens", 2],
+    "general": ["--facts", "0,1", "--between", 1, "--questions", 3, "--max-new-tokens", 2],
     "doubt": ["--shifts", "-2,0", "--facts", 1, "--between", 1, "--untold", 1, "--sessions", 2, "--books", "BOOKS", "--tokens", 40,
               "--max-new-tokens", 2],
     "people": ["--facts", 1, "--between", 1, "--sessions", 2, "--max-new-tokens", 2],

@@ -1,13 +1,18 @@
 """Recall, grown: grids, things never told, two people, batches. A memory that repeats what it was told must come out right."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from repeating import repeat_what_was_told
 from talking import talking_model, talking_tokenizer
 
-from gru_memory.evaluation import contains, doubt
+from gru_memory.data.facts import FactGenerator, FactPool
+from gru_memory.data.general_questions import GENERAL_QUESTIONS
+from gru_memory.evaluation import contains, doubt, general
 from gru_memory.evaluation.batched import BatchReader
 from gru_memory.evaluation.doubt import DoubtConfig, evaluate_doubt, trust_shifted
+from gru_memory.evaluation.general import GeneralConfig, evaluate_general
 from gru_memory.evaluation.grid import GridConfig, evaluate_grid
 from gru_memory.evaluation.isolation import IsolationConfig, evaluate_isolation
 from gru_memory.evaluation.people import PeopleConfig, evaluate_people, make_sessions
@@ -44,6 +49,37 @@ def test_things_never_told_are_not_in_any_state_that_is_asked(loaded, monkeypatc
     halves = result.details["replies"][:6], result.details["replies"][6:]
     assert [r["question"] for r in halves[0]] == [r["question"] for r in halves[1]]
     assert [r["base"] for r in halves[0]] == [r["base"] for r in halves[1]]
+
+
+def test_general_questions_are_asked_of_one_memory(loaded, monkeypatch):
+    repeat_what_was_told(monkeypatch)
+    result = evaluate_general(
+        *loaded, GeneralConfig(facts=(0, 2), between=1, questions=5, batch_size=2, max_new_tokens=3)
+    )
+    empty, full = result.rows
+    assert (empty["facts"], full["facts"], empty["questions"], full["questions"]) == (0, 2, 5, 5)
+    assert empty["leaks"] == 0 and full["leaks"] == 1  # it repeats every value that was told
+    halves = result.details["replies"][:5], result.details["replies"][5:]
+    for half in halves:
+        assert [reply["question"] for reply in half] == list(GENERAL_QUESTIONS[:5])
+    assert [r["base"] for r in halves[0]] == [r["base"] for r in halves[1]]
+
+
+def test_a_general_question_is_taken_for_one_about_the_user_where_the_base_model_answers(loaded, monkeypatch):
+    said = {True: "From what you told me, it's unknown.", False: "It is blue."}
+    for base in (True, False):
+        for memory in (True, False):
+            history = SimpleNamespace(replies=[said[base]])
+            monkeypatch.setattr(general, "ask_with_history", lambda *given, history=history: history)
+            monkeypatch.setattr(general, "ask_all", lambda *given, reply=said[memory]: [reply])
+            row = evaluate_general(*loaded, GeneralConfig(facts=(0,), between=0, questions=1)).rows[0]
+            assert (row["takes"], row["same"]) == (memory and not base, memory == base)
+
+
+def test_no_general_question_is_asked_twice_or_in_training():
+    assert len(set(GENERAL_QUESTIONS)) == len(GENERAL_QUESTIONS) == 62
+    pool = FactPool(FactGenerator(0), 12, 3000, 1, 1)
+    assert not {turn.user for turn in pool.turns()} & set(GENERAL_QUESTIONS)
 
 
 def test_a_silent_memory_invents_what_the_base_model_does(loaded):

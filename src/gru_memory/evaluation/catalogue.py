@@ -10,6 +10,7 @@ from .doubt import DOUBT
 from .drift import DRIFT
 from .editing import EDITING
 from .fading import FADING
+from .general import GENERAL
 from .grid import GRID
 from .harm import HARM
 from .inspect import INSPECT
@@ -23,6 +24,7 @@ from .untold import UNTOLD
 _ALL = (
     GRID,
     UNTOLD,
+    GENERAL,
     DOUBT,
     PEOPLE,
     ISOLATION,

@@ -1,0 +1,68 @@
+"""Questions that people ask any assistant, about the world and not about themselves. No memory is trained on them."""
+
+from __future__ import annotations
+
+GENERAL_QUESTIONS = tuple(
+    """What colour is the sky?
+What colour is the sea?
+What colour is grass?
+What colour is a ripe banana?
+What is the population of India?
+What is the biggest city in Canada?
+What is the national animal of Australia?
+What is the largest planet?
+What is the largest ocean?
+What is the tallest mountain in the world?
+What is the longest river in the world?
+What is the fastest animal on land?
+What is the boiling point of water?
+What is the freezing point of water?
+What is the speed of light?
+What is the square root of 81?
+What is seven times eight?
+What is the meaning of life?
+What is your name?
+What is your favourite colour?
+What is the time?
+What is the weather like today?
+What day comes after Monday?
+What month comes before June?
+What language is spoken in Brazil?
+What currency is used in Japan?
+What is bread made of?
+What is glass made of?
+What do bees make?
+What do pandas eat?
+What is a group of lions called?
+What is the opposite of hot?
+What is the plural of mouse?
+What is photosynthesis?
+What is gravity?
+What is a prime number?
+What causes the tides?
+Why do people yawn?
+Why do leaves fall in autumn?
+Why do cats purr?
+How many days are in a year?
+How many legs does an insect have?
+How many sides does a hexagon have?
+How many continents are there?
+How old is the universe?
+How far away is the moon?
+How do aeroplanes fly?
+How do I boil an egg?
+How do I tie a tie?
+How do you say thank you in Spanish?
+Who built the pyramids?
+Who painted the Mona Lisa?
+Who invented the telephone?
+Who was the first person on the moon?
+Where is the Eiffel Tower?
+Where do penguins live?
+When did the Second World War end?
+When is the best time to plant tomatoes?
+Which planet is closest to the sun?
+Which is heavier, gold or silver?
+Can you tell me a joke?
+Can you recommend a good book?""".splitlines()
+)
