@@ -9,11 +9,13 @@ import pytest
 pytest.importorskip("typer")
 pytest.importorskip("rich")
 
+from rich.console import Console
 from talking import talking_model, talking_tokenizer
 from typer.testing import CliRunner
 
 import gru_memory
 from gru_memory import cli, shipped
+from gru_memory.cli import output
 from gru_memory.cli.app import app
 from gru_memory.shipped import load_with_memory, shipped_memory
 
@@ -177,3 +179,13 @@ def test_a_model_is_loaded_with_the_memory_that_was_named(monkeypatch, tmp_path)
     model, tokenizer = load_with_memory("any", tmp_path)
     assert tokenizer == "tokenizer"
     assert model.memory_fingerprint() == trained.memory_fingerprint()
+
+
+def test_progress_in_a_log_is_a_line_now_and_then(monkeypatch, capsys):
+    clock = iter((0, 4, 11, 12, 30))
+    monkeypatch.setattr(output.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(output, "errors", Console(stderr=True, force_terminal=False))
+    with output.progress() as report:
+        for done in range(4):
+            report("hidden states", done, 3)
+    assert capsys.readouterr().err.splitlines() == ["hidden states: 1 of 3, 11 s", "hidden states: 3 of 3, 30 s"]

@@ -177,6 +177,18 @@ def test_a_refused_file_leaves_the_conversation_as_it_was(family, model, tokeniz
     assert conversation.turns == turns
 
 
+def test_a_conversation_refuses_a_disabled_memory(model, tokenizer):
+    chat = Conversation(model, tokenizer, max_new_tokens=4)
+    chat.read("red blue")
+    before = chat.state
+    with model.disable_memory():
+        for turn in (chat.say, chat.read):
+            with pytest.raises(RuntimeError, match="the memory is disabled here"):
+                turn("blue")
+    assert chat.state is before and chat.turns == 1
+    chat.say("blue")
+
+
 def test_reset_forgets_everything(model, tokenizer):
     conversation = read_all(Conversation(model, tokenizer, context_turns=3))
     conversation.reset()

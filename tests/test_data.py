@@ -281,3 +281,10 @@ def test_plain_facts_are_often_what_people_tell_first():
     plain, other = (FactGenerator(2, plain=share) for share in (1.0, 0.0))
     common = [sum(g.fact().attribute.removesuffix("/me") in COMMON for _ in range(100)) for g in (plain, other)]
     assert common[0] > 35 > 20 > common[1]
+
+
+def test_a_session_on_many_lines_is_refused_in_words(tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"messages": [\n]}\n')
+    with pytest.raises(ValueError, match=r"line 1 is not JSON .*: a session stands on one line"):
+        list(read_jsonl(path))

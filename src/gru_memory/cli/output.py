@@ -7,6 +7,7 @@ import functools
 import os
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,11 @@ def _said(error: Exception) -> str:
 
 @contextlib.contextmanager
 def progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for every (what, done, total) that is reported inside."""
+    """A bar for every (what, done, total) that is reported inside; in a log, a line now and then."""
+    if not errors.is_terminal:
+        with _one_bar_at_a_time():
+            yield _Lines().report
+        return
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -84,6 +89,21 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
             bars.update(tasks[what], completed=done, total=total)
 
         yield report
+
+
+class _Lines:
+    """Progress where no bar can move: how far it is, no oftener than every ten seconds."""
+
+    SECONDS = 10.0
+
+    def __init__(self) -> None:
+        self._began = self._said = time.monotonic()
+
+    def report(self, what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._said >= self.SECONDS:
+            self._said = now
+            errors.print(f"{what}: {done} of {total}, {now - self._began:.0f} s", highlight=False, soft_wrap=True)
 
 
 def load(model: str, memory: str | None, device: str | None) -> tuple[Any, Any]:

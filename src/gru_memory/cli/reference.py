@@ -14,7 +14,7 @@ from .app import app
 WIDTH = 100
 _HEAD = """# The command line
 
-What `--help` says, command by command. `gru-memory` comes with `pip install 'gru-memory[all]'`.
+What `--help` says, command by command. `gru-memory` comes with `pip install -c constraints.txt '.[all]'` in a clone.
 """
 
 

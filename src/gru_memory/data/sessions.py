@@ -88,7 +88,11 @@ def read_jsonl(path: str | Path) -> Iterator[Session]:
                 continue
             try:
                 yield Session.from_json(json.loads(line))
-            except ValueError as error:  # json.JSONDecodeError is one
+            except json.JSONDecodeError as error:
+                raise ValueError(
+                    f"{path}, line {number} is not JSON ({error.msg}): a session stands on one line"
+                ) from error
+            except ValueError as error:
                 raise ValueError(f"{path}, line {number}: {error}") from error
 
 
