@@ -22,7 +22,7 @@ CHAOS ?=
 BOOKS ?=
 TRAINING_BOOKS ?=
 SEEDS ?= 3
-EVALUATIONS ?= grid untold people isolation fading inspect editing associative babi continual timeline
+EVALUATIONS ?= grid untold general people isolation fading inspect editing associative babi continual timeline
 BOOK_EVALUATIONS ?= harm doubt
 
 BIN := .venv/bin
