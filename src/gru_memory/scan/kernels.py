@@ -25,16 +25,13 @@ from numba.extending import overload
 _OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
 
 
-_CACHE_BYTES = (
-    50_000_000  # free on disk, or nothing is kept there: numba gives up in the middle of a call on a full one
-)
+# Free on disk, or nothing is kept there: numba gives up in the middle of a call on a full one.
+_CACHE_BYTES = 50_000_000
 
 # One file's functions become part of another's machine code, and numba looks whether the other's source is what it was.
 _HERE = Path(__file__).parent
-SOURCES = hashlib.sha256(
-    b"".join(path.read_bytes() for path in sorted([*_HERE.glob("*kernels.py"), _HERE / "machine.py"]))
-)
-SOURCES = SOURCES.hexdigest()
+_FILES = sorted([*_HERE.glob("*kernels.py"), *_HERE.glob("machine.py")])
+SOURCES = hashlib.sha256(b"".join(path.read_bytes() for path in _FILES)).hexdigest()
 
 
 def _compiled(function):
