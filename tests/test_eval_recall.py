@@ -1,7 +1,5 @@
 """Recall, grown: grids, things never told, two people, batches. A memory that repeats what it was told must come out right."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from repeating import repeat_what_was_told
@@ -62,6 +60,9 @@ def test_general_questions_are_asked_of_one_memory(loaded, monkeypatch):
     halves = result.details["replies"][:5], result.details["replies"][5:]
     for half in halves:
         assert [reply["question"] for reply in half] == list(GENERAL_QUESTIONS[:5])
+    assert all(
+        one["memory"] in other["memory"] != one["memory"] for one, other in zip(*halves)
+    )  # which has the facts, too
     assert [r["base"] for r in halves[0]] == [r["base"] for r in halves[1]]
 
 
@@ -69,8 +70,7 @@ def test_a_general_question_is_taken_for_one_about_the_user_where_the_base_model
     said = {True: "From what you told me, it's unknown.", False: "It is blue."}
     for base in (True, False):
         for memory in (True, False):
-            history = SimpleNamespace(replies=[said[base]])
-            monkeypatch.setattr(general, "ask_with_history", lambda *given, history=history: history)
+            monkeypatch.setattr(general, "ask_alone", lambda *given, reply=said[base]: [reply])
             monkeypatch.setattr(general, "ask_all", lambda *given, reply=said[memory]: [reply])
             row = evaluate_general(*loaded, GeneralConfig(facts=(0,), between=0, questions=1)).rows[0]
             assert (row["takes"], row["same"]) == (memory and not base, memory == base)

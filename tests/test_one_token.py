@@ -1,95 +1,15 @@
 """One token by the short path against the same token by the general one, and when the short path must not be taken."""
 
 import copy
-import itertools
-import multiprocessing
-import platform
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from one_tokens import EXTRA, SETTINGS, SIZE, D, N, assert_same, both, make, one, single
 from tiny import KINDS, memory_model, one_thread, random_ids  # noqa: F401
 from torch import nn
 
 from gru_memory import GRUMemoryWithDecay, one_token
-from gru_memory.scan import kernels, one_token_kernels, registry, team
-
-D, E, N, S, SIZE = 20, 12, 3, 5, 8
-EXTRA = 7  # width of further key states
-
-
-def make(dtype=torch.float64, **changes):
-    """A site of which no weight is zero."""
-    settings = {"cell": "gru", "decay": 0.9, "decay_every": "turn", "embed_size": E, "key_size": EXTRA} | changes
-    torch.manual_seed(3)
-    site = GRUMemoryWithDecay(D, N, S, SIZE, **settings)
-    with torch.no_grad():
-        for parameter in site.parameters():
-            parameter.add_(torch.randn_like(parameter) / max(1, parameter.shape[-1]) ** 0.5)
-    return site.to(dtype).eval()
-
-
-def one(site, batch=3, seed=0):
-    """Inputs of one token in the middle of a text."""
-    generator = torch.Generator().manual_seed(seed)
-    dtype = site.gate.dtype
-
-    def normal(*shape):
-        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
-
-    state = site.initial_state(batch)
-    state = {name: (tensor + normal(*tensor.shape)).clamp(-1, 1) for name, tensor in state.items()}
-    given = {"hidden_states": normal(batch, 1, D), "token_embeds": normal(batch, 1, E), "state": state}
-    given["mask"] = torch.ones(batch, 1, dtype=torch.bool)
-    given["turn_starts"] = torch.rand(batch, 1, generator=generator) < 0.5
-    given["key_states"] = normal(batch, 1, site.key_size) if site.key_size else None
-    return given
-
-
-def both(site, given):
-    """The short path's outputs and state, flat, and those of the general one."""
-    with torch.no_grad():
-        assert one_token.can_run(site, given["hidden_states"])
-        short = one_token.run_one(site, **given)
-        general = site.run(**given)[:2]
-    return [[hidden, *(state[name] for name in sorted(state))] for hidden, state in (short, general)]
-
-
-def single(given):
-    """The same inputs in float32."""
-    return {
-        name: single(value) if isinstance(value, dict) else value.float() if value.is_floating_point() else value
-        for name, value in given.items()
-        if value is not None
-    }
-
-
-def assert_same(short, general, tolerance):
-    for got, wanted in zip(short, general, strict=True):
-        assert (got.shape, got.dtype) == (wanted.shape, wanted.dtype)
-        assert torch.equal(got.isnan(), wanted.isnan())
-        assert (got - wanted).nan_to_num().abs().max() <= tolerance
-
-
-SETTINGS = [
-    {"cell": cell, "decay": decay, "decay_every": every, "address_rank": rank, "persistent_slots": persistent, **signed}
-    for (cell, every), (decay, rank, persistent, signed) in itertools.product(
-        (("gru", "turn"), ("mingru", "token")),
-        (
-            (0.9, 0, 0, {}),
-            ([0.9, 0.8, 0.7], 6, 0, {"signature_size": 3, "tied_queries": False, "max_strength": 0.75}),
-            ([0.9, 0.8, 0.7, 0.6, 0.5], 0, 4, {}),
-            ([[0.5] * S] * N, 6, 4, {"signature_size": 2}),
-        ),
-    )
-] + [
-    {"cell": "mingru", "addressing": "content", "address_rank": 6, "signature_size": 3, "decay_every": every, **more}
-    for every, more in (
-        ("turn", {"persistent_slots": 4}),
-        ("turn", {"persistent_slots": 4, "persistent_floor": 0.25}),
-        ("token", {"decay": [[0.5, 0.6, 0.7, 0.8, 0.9]] * N, "max_strength": 0.75}),
-    )
-]
+from gru_memory.scan import kernels, one_token_kernels, registry
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
@@ -278,91 +198,6 @@ def test_many_rows_and_sizes_that_are_no_multiple_of_four():
         assert_same(*both(site, one(site, batch)), 1e-12)
 
 
-@pytest.fixture
-def in_team(monkeypatch):
-    """Sets how many threads a token has, however small the site."""
-    monkeypatch.setattr(one_token, "TEAM_BYTES", 0)
-    sizes = []
-    run_in_team = one_token.run_in_team
-    monkeypatch.setattr(one_token, "run_in_team", lambda *given: (sizes.append(given[2]), run_in_team(*given))[1])
-    before = torch.get_num_threads()
-    yield lambda threads: torch.set_num_threads(threads) or sizes
-    torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize("threads", (2, 3, 7))
-def test_a_team_has_one_result(in_team, threads):
-    """More threads than rows, heads or fours of a product's rows, and fewer."""
-    sizes = in_team(threads)
-    for settings, batch in itertools.product(SETTINGS, (1, 5)):
-        site = make(**settings)
-        assert_same(*both(site, one(site, batch)), 1e-12)
-    assert set(sizes) == {threads}
-
-
-def test_a_team_reads_bfloat16(in_team):
-    sizes = in_team(2)
-    site = make(torch.bfloat16)
-    given = one(site)
-    with torch.no_grad():
-        outcomes = []
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            assert one_token.can_run(site, given["hidden_states"])
-            outcomes.append(one_token.run_one(site, **given))
-    assert sizes == [1, 2]
-    assert torch.equal(outcomes[0][0], outcomes[1][0])
-    assert_same([outcomes[0][1]["slots"]], [outcomes[1][1]["slots"]], 1e-6)
-
-
-def test_teams_do_not_meet(in_team):
-    """Tokens of one site in several Python threads at once, as in a server."""
-    in_team(2)
-    site = make()
-    inputs = [one(site, batch=2, seed=seed) for seed in range(4)]
-
-    @torch.no_grad()
-    def go_on(given):
-        torch.set_num_threads(2)  # is a setting of the thread
-        for _ in range(30):
-            assert one_token.can_run(site, given["hidden_states"])
-            _, given["state"] = one_token.run_one(site, **given)
-        return given["state"]["slots"]
-
-    wanted = [go_on({**given}) for given in inputs]
-    with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(go_on, [{**given} for given in inputs]))
-    assert all(map(torch.equal, found, wanted))
-
-
-def test_threads_come_and_go_between_tokens(in_team):
-    in_team(1)
-    site = make()
-    given = one(site, batch=2)
-    for threads in (2, 1, 5, 3, 1, 2):
-        torch.set_num_threads(threads)
-        assert_same(*both(site, given), 1e-12)
-
-
-def test_without_openmp_a_token_has_one_thread(in_team, monkeypatch):
-    sizes = in_team(2)
-    site = make()
-    monkeypatch.setattr(team, "openmp", lambda: None)
-    assert_same(*both(site, one(site)), 1e-12)
-    assert sizes == [1]
-
-
-@pytest.mark.parametrize(("least", "size"), ((0.49, 2), (0.51, 1)))
-def test_a_team_has_enough_to_read(in_team, monkeypatch, least, size):
-    sizes = in_team(2)
-    site = make()
-    given = one(site)
-    read = sum(parameter.nbytes for parameter in site.parameters()) + given["state"]["slots"].nbytes
-    monkeypatch.setattr(one_token, "TEAM_BYTES", least * read)
-    both(site, given)
-    assert sizes == [size]
-
-
 def test_what_is_not_done_is_not_returned(monkeypatch):
     site = make()
     given = one(site)
@@ -386,49 +221,6 @@ def test_machine_code_is_kept_for_these_very_sources():
         assert function._cache._cache_file._source_stamp == kernels.SOURCES
     enter = one_token_kernels.entry("float64", "float64", "float64").compiled
     assert kernels.SOURCES in [cell.cell_contents for cell in enter._pyfunc.__closure__]
-
-
-@torch.no_grad()
-def _token_in_child(connection, site, given):
-    connection.send(one_token.run_one(site, **given)[0].tolist())
-
-
-@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system cannot fork")
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_forked_process_takes_tokens_too(in_team):
-    """It has none of the threads that its parent knew."""
-    sizes = in_team(2)
-    site = make()
-    given = one(site)
-    _, (wanted, *_) = both(site, given)
-    context = multiprocessing.get_context("fork")
-    ours, theirs = context.Pipe()
-    child = context.Process(target=_token_in_child, args=(theirs, site, given))
-    child.start()
-    try:
-        assert sizes == [2]
-        assert ours.poll(60), "the child hangs"
-        torch.testing.assert_close(torch.tensor(ours.recv(), dtype=wanted.dtype), wanted)
-    finally:
-        child.kill()
-        child.join()
-
-
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="only the mode of SSE is switched")
-def test_tiny_numbers_are_zero_in_every_thread_and_stay_outside(in_team):
-    in_team(2)
-    site = make(torch.float32)
-    given = single(one(site))
-    given["state"]["slots"] = torch.full_like(given["state"]["slots"], 1e-40)
-    given["mask"] = torch.zeros_like(given["mask"])
-    given["turn_starts"] = torch.zeros_like(given["turn_starts"])
-    tiny = torch.tensor([1e-40])
-    assert tiny * 0.5 != 0
-    with torch.no_grad():
-        assert one_token.can_run(site, given["hidden_states"])
-        _, state = one_token.run_one(site, **given)
-    assert not state["slots"].any()
-    assert tiny * 0.5 != 0
 
 
 def test_inputs_that_do_not_lie_row_by_row():

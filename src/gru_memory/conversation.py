@@ -80,7 +80,7 @@ class Conversation:
         return reply
 
     def _refuse_without_memory(self) -> None:
-        if getattr(self.model, "memory_disabled", False):
+        if self.model.memory_disabled:
             raise RuntimeError(
                 "the memory is disabled here, and a conversation is nothing without it: leave `disable_memory()`, or ask the base "
                 "model itself (model.generate(**chat.prompt(text), ...))"

@@ -91,9 +91,8 @@ def load_model(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(source.path_or_name)
-    if not tokenizer("a", add_special_tokens=False)[
-        "input_ids"
-    ]:  # transformers makes one without words, and says nothing
+    # Where there is none, transformers makes one without words, and says nothing.
+    if not tokenizer("a", add_special_tokens=False)["input_ids"]:
         raise ValueError(
             f"{source.path_or_name} has no tokenizer: put the model's there (tokenizer.save_pretrained({source.path_or_name!r}))"
         )

@@ -6,7 +6,7 @@ is no field of its class would be one too many.
 
 from __future__ import annotations
 
-from dataclasses import make_dataclass
+from dataclasses import fields, make_dataclass
 from typing import Any
 
 from transformers.utils import ModelOutput
@@ -24,9 +24,8 @@ def with_memory_state(outputs: ModelOutput, state: MemoryState) -> ModelOutput:
         # pickle finds no class made here, so it is told how to make it again.
         methods = {"__module__": __name__, "__reduce__": lambda self: (_rebuild, (base, dict(self)))}
         _classes[base] = make_dataclass(f"{base.__name__}WithMemory", added, bases=(base,), namespace=methods)
-    known = base.__dataclass_fields__
-    return _classes[base](
-        **{k: v for k, v in outputs.items() if k in known and k != "memory_state"}, memory_state=state
+    return _rebuild(
+        base, {**{f.name: outputs[f.name] for f in fields(outputs) if f.name in outputs}, "memory_state": state}
     )
 
 

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from ..drawing import MARKERS, PALETTE, panels, save
 from ..state import MemoryState
 from .asking import as_kept, ask_all, asked, talked
 from .batched import BatchReader
-from .full_history import ask_with_history
+from .full_history import ask_alone
 from .harm import Comparison, compare_book
 from .outcome import Evaluation, Figure, Outcome, Progress, at_least, curve, labels_of
 from .scoring import contains, wilson_interval
@@ -76,10 +77,8 @@ def evaluate_doubt(model: Any, tokenizer: Any, config: DoubtConfig, progress: Pr
     states = replace(as_kept(MemoryState.cat(states)), fingerprint=None)
     told = [(row, turn) for row, (_, _, asks, _) in enumerate(sessions) for turn in asks]
     untold = [(row, turn) for row, (_, _, _, asks) in enumerate(sessions) for turn in asks]
-    base: list[str] = []
-    for part in _parts(untold, config.batch_size):
-        tell("base model", len(base), len(untold))
-        base += ask_with_history(reader, [], [turn.user for _, turn in part], config.max_new_tokens).replies
+    questions = [turn.user for _, turn in untold]
+    base = ask_alone(reader, questions, config.batch_size, config.max_new_tokens, partial(tell, "base model"))
     base_invents = sum(not declines(reply) for reply in base) / len(base)
     paths = [] if config.books is None else text_paths(config.books)
     books = [text_tokens(path, tokenizer, config.tokens, SKIPPED) for path in paths]

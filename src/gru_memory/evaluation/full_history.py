@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +57,22 @@ def ask_with_history(
         )  # fmt: skip
     replies = reader.decode(sequences, input_ids.shape[1])
     return ContextAnswers(replies, len(before), kv_bytes, dropped)
+
+
+def ask_alone(
+    reader: BatchReader,
+    questions: Sequence[str],
+    batch_size: int,
+    max_new_tokens: int,
+    tell: Callable[[int, int], None] | None = None,
+) -> list[str]:
+    """Greedy replies of the base model to questions, each asked on its own; `tell` hears how many are done, of how many."""
+    tell, replies = tell or (lambda done, total: None), []
+    for start in range(0, len(questions), batch_size):
+        tell(start, len(questions))
+        replies += ask_with_history(reader, [], questions[start : start + batch_size], max_new_tokens).replies
+    tell(len(questions), len(questions))
+    return replies
 
 
 def cache_bytes(cache: Any) -> int:

@@ -5,25 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 
 from ..data.facts import FactGenerator
 from ..data.general_questions import GENERAL_QUESTIONS
-from ..drawing import PALETTE, panels, save
+from ..drawing import PALETTE
 from .asking import as_kept, ask_all, talked, told
 from .batched import BatchReader
-from .full_history import ask_with_history
-from .outcome import Evaluation, Figure, Outcome, Progress, at_least, labels_of
-from .scoring import contains, wilson_interval
+from .fact_bars import plot_by_facts
+from .full_history import ask_alone
+from .outcome import Evaluation, Figure, Outcome, Progress, at_least
+from .scoring import contains
 from .untold import declines
-
-_KINDS = {
-    "takes": ("says that nobody told it", PALETTE[0]),
-    "leaks": ("gives a value that was told", PALETTE[1]),
-    "same": ("says what the base model says", PALETTE[2]),
-}
 
 
 @dataclass(frozen=True)
@@ -54,12 +50,7 @@ def evaluate_general(model: Any, tokenizer: Any, config: GeneralConfig, progress
     began, tell = time.perf_counter(), progress or (lambda *_: None)
     questions = list(GENERAL_QUESTIONS[: config.questions])
     reader = BatchReader(model, tokenizer)
-    base: list[str] = []
-    for start in range(0, len(questions), config.batch_size):
-        tell("base model", start, len(questions))
-        part = questions[start : start + config.batch_size]
-        base += ask_with_history(reader, [], part, config.max_new_tokens).replies
-    tell("base model", len(questions), len(questions))
+    base = ask_alone(reader, questions, config.batch_size, config.max_new_tokens, partial(tell, "base model"))
 
     session = FactGenerator(config.seed, values="test").session(max(1, *config.facts), config.between)
     rows, replies = [], []
@@ -87,24 +78,13 @@ def _compare(memory: Sequence[str], base: Sequence[str], values: Sequence[str]) 
 
 
 def plot_general(runs: Sequence[dict[str, Any]], path: Any, title: str) -> None:
-    """Shares of the replies by the number of facts told; 95% Wilson intervals."""
-    figure, (axes,) = panels(1, width=7.5, height=4.2)
-    facts = labels_of(runs, "facts")
-    for at, (key, (name, colour)) in enumerate(_KINDS.items()):
-        for place, number in enumerate(facts):
-            rows = [row for run in runs for row in run["rows"] if row["facts"] == number]
-            total = sum(row["questions"] for row in rows)
-            hits = round(sum(row[key] * row["questions"] for row in rows))
-            low, high = wilson_interval(hits, total)
-            x, share = place + (at - 1) * 0.27, hits / total
-            axes.bar(x, 100 * share, 0.25, color=colour, label=name if place == 0 else None)
-            whiskers = [[100 * max(0.0, share - low)], [100 * max(0.0, high - share)]]
-            axes.errorbar([x], [100 * share], yerr=whiskers, fmt="none", ecolor="black", elinewidth=1, capsize=2)
-    axes.set_xticks(range(len(facts)), ["nothing told" if n == 0 else f"{n} facts told" for n in facts])
-    axes.set(ylim=(0, 105), ylabel="replies to general questions (%)")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
-    axes.set_title(title, loc="left", fontweight="bold")
-    save(figure, path)
+    """Shares of replies that take a question for one about the user, that leak, and that are the base model's."""
+    bars = {
+        "takes": ("says that nobody told it", PALETTE[0]),
+        "leaks": ("gives a value that was told", PALETTE[1]),
+        "same": ("says what the base model says", PALETTE[2]),
+    }
+    plot_by_facts(runs, bars, "replies to general questions (%)", path, title)
 
 
 GENERAL = Evaluation(

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 from ..data.facts import FactGenerator
 from ..data.sessions import Session
 from .asking import as_kept, ask_all, kept_bytes
 from .batched import BatchReader, Pair
-from .full_history import ask_with_history
+from .full_history import ask_alone, ask_with_history
 from .scoring import Rate, contains
 
 Progress = Callable[[str, int, int], None]  # (what is being done, done, in all)
@@ -161,14 +162,10 @@ def evaluate_recall(
 
     if floor:
         began = time.perf_counter()
-        done = 0
-        for part in _chunks(asked, config.batch_size):
-            tell("floor", done, len(asked))
-            answers = ask_with_history(reader, [], [e.question for e in part], config.max_new_tokens)
-            for entry, reply in zip(part, answers.replies, strict=True):
-                entry.floor = reply
-            done += len(part)
-        tell("floor", len(asked), len(asked))
+        questions = [entry.question for entry in asked]
+        found = ask_alone(reader, questions, config.batch_size, config.max_new_tokens, partial(tell, "floor"))
+        for entry, reply in zip(asked, found, strict=True):
+            entry.floor = reply
         seconds["floor"] = time.perf_counter() - began
 
     tokens, sizes, dropped = [], [], 0
@@ -235,7 +232,3 @@ def _questions(number: int, session: Session) -> list[Asked]:
         for turn in session.turns
         if turn.kind == "ask"
     ]
-
-
-def _chunks(entries: Sequence[Asked], size: int) -> list[Sequence[Asked]]:
-    return [entries[i : i + size] for i in range(0, len(entries), size)]

@@ -6,18 +6,20 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 
 from ..data.facts import FactGenerator
 from ..data.sessions import Turn
-from ..drawing import PALETTE, panels, save
+from ..drawing import PALETTE
 from .asking import as_kept, ask_all, talked
 from .batched import BatchReader
-from .full_history import ask_with_history
-from .outcome import Evaluation, Figure, Outcome, Progress, at_least, labels_of
-from .scoring import contains, wilson_interval
+from .fact_bars import plot_by_facts
+from .full_history import ask_alone
+from .outcome import Evaluation, Figure, Outcome, Progress, at_least
+from .scoring import contains
 
 # A reply that says that it does not know, or asks back, invents nothing.
 _DECLINES = re.compile(
@@ -70,12 +72,8 @@ def evaluate_untold(model: Any, tokenizer: Any, config: UntoldConfig, progress: 
         sessions.append((tells[:most], talked(session), asks))
     reader = BatchReader(model, tokenizer)
     entries = [(number, turn) for number, (_, _, asks) in enumerate(sessions) for turn in asks]
-    base: list[str] = []
-    for start in range(0, len(entries), config.batch_size):
-        tell("base model", start, len(entries))
-        part = [turn.user for _, turn in entries[start : start + config.batch_size]]
-        base += ask_with_history(reader, [], part, config.max_new_tokens).replies
-    tell("base model", len(entries), len(entries))
+    questions = [turn.user for _, turn in entries]
+    base = ask_alone(reader, questions, config.batch_size, config.max_new_tokens, partial(tell, "base model"))
 
     rows, replies = [], []
     for done, facts in enumerate(config.facts):
@@ -137,29 +135,13 @@ def _compare(memory: Sequence[str], base: Sequence[str], told: Sequence[Sequence
 
 
 def plot_untold(runs: Sequence[dict[str, Any]], path: Any, title: str) -> None:
-    """Shares of replies that invent, of both models, and that leak, by the number of facts told; 95% Wilson intervals."""
-    figure, (axes,) = panels(1, width=7.5, height=4.2)
-    facts = labels_of(runs, "facts")
+    """Shares of replies that invent, of both models, and that leak."""
     bars = {
         "base_invents": ("base model invents", PALETTE[6]),
         "invents": ("with memory, invents", PALETTE[0]),
         "leaks": ("with memory, gives a value told of something else", PALETTE[1]),
     }
-    for at, (key, (name, colour)) in enumerate(bars.items()):
-        for place, told in enumerate(facts):
-            rows = [row for run in runs for row in run["rows"] if row["facts"] == told]
-            total = sum(row["questions"] for row in rows)
-            hits = round(sum(row[key] * row["questions"] for row in rows))
-            low, high = wilson_interval(hits, total)
-            x, share = place + (at - 1) * 0.27, hits / total
-            axes.bar(x, 100 * share, 0.25, color=colour, label=name if place == 0 else None)
-            whiskers = [[100 * max(0.0, share - low)], [100 * max(0.0, high - share)]]
-            axes.errorbar([x], [100 * share], yerr=whiskers, fmt="none", ecolor="black", elinewidth=1, capsize=2)
-    axes.set_xticks(range(len(facts)), ["nothing told" if n == 0 else f"{n} facts told" for n in facts])
-    axes.set(ylim=(0, 105), ylabel="replies to questions about things never told (%)")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
-    axes.set_title(title, loc="left", fontweight="bold")
-    save(figure, path)
+    plot_by_facts(runs, bars, "replies to questions about things never told (%)", path, title)
 
 
 UNTOLD = Evaluation(

@@ -23,7 +23,7 @@ def pointer(context, address):
     return types.voidptr(address), generate
 
 
-def _call(context, builder, address, result):
+def _call(builder, address, result):
     function = builder.inttoptr(address, ir.FunctionType(result, []).as_pointer())
     return builder.call(function, [])
 
@@ -33,7 +33,7 @@ def call_for_number(context, address):
     """Call a C function `int f(void)` by its address."""
 
     def generate(context, builder, signature, arguments):
-        return builder.sext(_call(context, builder, arguments[0], ir.IntType(32)), ir.IntType(64))
+        return builder.sext(_call(builder, arguments[0], ir.IntType(32)), ir.IntType(64))
 
     return types.int64(address), generate
 
@@ -43,7 +43,7 @@ def call(context, address):
     """Call a C function `void f(void)` by its address."""
 
     def generate(context, builder, signature, arguments):
-        _call(context, builder, arguments[0], ir.VoidType())
+        _call(builder, arguments[0], ir.VoidType())
         return context.get_dummy_value()
 
     return types.void(address), generate
@@ -57,9 +57,9 @@ def without_denormals(context):
     """
 
     def generate(context, builder, signature, arguments):
-        before = cgutils.alloca_once(builder, ir.IntType(32))
         if not _HAS_SSE:
             return ir.Constant(ir.IntType(32), 0)
+        before = cgutils.alloca_once(builder, ir.IntType(32))
         _control(builder, "st", before)
         now = cgutils.alloca_once_value(builder, builder.or_(builder.load(before), ir.Constant(ir.IntType(32), _FLUSH)))
         _control(builder, "ld", now)
