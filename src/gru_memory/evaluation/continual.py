@@ -6,7 +6,6 @@ import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from random import Random
 from typing import Any
 
@@ -150,13 +149,9 @@ def _with_memory(reader: BatchReader, stream: Sequence[list[FactTurns]], config:
     return _Course(matrix, seconds, kept_bytes(state), replies)
 
 
-def _ask_base(reader: BatchReader, config: ContinualConfig) -> Any:
-    return partial(ask_alone, reader, batch_size=config.batch_size, max_new_tokens=config.max_new_tokens)
-
-
 def _frozen(reader: BatchReader, stream: Sequence[list[FactTurns]], config: ContinualConfig) -> _Course:
     matrix, replies = [], []
-    _test(stream, 0, _ask_base(reader, config), matrix, replies)
+    _test(stream, 0, lambda questions: _ask_base(reader, questions, config), matrix, replies)
     return _Course(matrix * len(stream), 0.0, 0, replies)  # the same after every set
 
 
@@ -184,7 +179,7 @@ def _with_lora(
                 optimizer.step()
             earlier += turns
             seconds += time.perf_counter() - began
-            _test(stream, number, _ask_base(reader, config), matrix, replies)
+            _test(stream, number, lambda questions: _ask_base(reader, questions, config), matrix, replies)
             done(number + 1)
         kept = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
     if replay:
@@ -226,6 +221,10 @@ def _loss(reader: BatchReader, turns: Sequence[Turn]) -> Tensor:
     with reader.model.disable_memory():
         logits = reader.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
     return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100)
+
+
+def _ask_base(reader: BatchReader, questions: list[str], config: ContinualConfig) -> list[str]:
+    return ask_alone(reader, questions, config.batch_size, config.max_new_tokens)
 
 
 def _test(
