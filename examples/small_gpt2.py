@@ -68,6 +68,7 @@ def run(out: Path, arguments: argparse.Namespace) -> None:
         pool_facts=arguments.facts,
         pool_talk=max(8, arguments.facts // 8),
         replied=0,
+        pool_general=0,
         books=arguments.books,
         pages=arguments.facts // 30,
         bfloat16=False,

@@ -15,6 +15,8 @@ from gru_memory.data import FactGenerator, FactPool, Session, Turn, read_jsonl, 
 from gru_memory.data import attributes as attrs
 from gru_memory.data import phrasings as p
 from gru_memory.data.attribute_lists import COMMON
+from gru_memory.data.general_questions import GENERAL_QUESTIONS
+from gru_memory.data.general_talk import general_questions
 from gru_memory.data.sessions import Mark
 from gru_memory.data.small_talk import sample_talk
 from gru_memory.data.vocabulary import CLOSED_KINDS, MAKERS, sample_value, split_of
@@ -132,6 +134,20 @@ def test_small_talk_is_wide_and_split():
     test = {sample_talk(rng, "test").user for _ in range(200)}
     assert len(train) > 1200 and not train & test
     assert all(split_of(user) == "test" for user in test)
+
+
+def test_general_questions_of_training_are_wide_well_formed_and_none_that_evaluation_asks():
+    train = general_questions(random.Random(0), 1500, "train")
+    test = general_questions(random.Random(0), 200, "test")
+    assert len(set(train)) == 1500 and train == general_questions(random.Random(0), 1500, "train")
+    assert not set(train) & set(test)
+    assert {split_of(question) for question in train} == {"train"} and {split_of(q) for q in test} == {"test"}
+    asked = {p.american(question).lower() for question in GENERAL_QUESTIONS}
+    for question in train + test:
+        assert not re.search(r"[{}/|]|[.?!,] ?[.?!,:]|  |\ba [aeio]", question) and question[-1] in ".?", question
+        bare = re.sub(r"^(Quick one|Something else|Next|A different question|Just curious|Okay, next): ", "", question)
+        assert p.american(bare).lower() not in asked, question
+    assert not any(question.startswith("What is my ") for question in train)
 
 
 def check_order(session):

@@ -77,7 +77,7 @@ def test_a_general_question_is_taken_for_one_about_the_user_where_the_base_model
 
 
 def test_no_general_question_is_asked_twice_or_in_training():
-    assert len(set(GENERAL_QUESTIONS)) == len(GENERAL_QUESTIONS) == 62
+    assert len(set(GENERAL_QUESTIONS)) == len(GENERAL_QUESTIONS) == 100
     pool = FactPool(FactGenerator(0), 12, 3000, 1, 1)
     assert not {turn.user for turn in pool.turns()} & set(GENERAL_QUESTIONS)
 

@@ -17,7 +17,7 @@ from gru_memory.cli.app import app
 
 LITTLE = ["--num-heads", 2, "--num-slots", 4, "--slot-size", 8, "--signature-size", 4, "--steps", 2, "--rows", 2]
 LITTLE += ["--validate-every", 2, "--address-rank", 200]  # more than a key of so small a model has numbers
-POOL = ["--pool-facts", 10, "--pool-talk", 3, "--replied", 3, "--pages", 2]
+POOL = ["--pool-facts", 10, "--pool-talk", 3, "--replied", 3, "--pool-general", 4, "--pages", 2]
 
 
 def test_a_memory_is_trained_for_a_plain_gpt2_by_its_name(tmp_path, small_books):

@@ -14,10 +14,11 @@ from small_training import (
     tokenizer_of_letters,  # noqa: F401 (a fixture)
 )
 
+from gru_memory.data.vocabulary import split_of
 from gru_memory.training.calibration import calibrate
 from gru_memory.training.objective import compute_loss, read
 from gru_memory.training.rows import make_batch
-from gru_memory.training.run import conversation_memory
+from gru_memory.training.run import TrainRequest, _pools, conversation_memory
 from gru_memory.training.trainer import MemoryTrainer, TrainingConfig
 
 
@@ -127,3 +128,22 @@ def test_training_learns(model, pool, build, tmp_path, cell, steps):
 def test_conversations_have_a_memory_for_models_of_any_depth(blocks):
     config = conversation_memory(blocks)
     assert config.key_layers and max(config.key_layers) < blocks
+
+
+@pytest.mark.parametrize("count", (0, 40))
+def test_memory_learns_to_leave_general_questions_to_the_model(count):
+    """With the model's own replies, and what calibration and validations read is held out."""
+
+    class Frozen:
+        def replies(self, name, users, max_new_tokens):
+            return [f"{user} So many: {max_new_tokens}." for user in users]
+
+    request = TrainRequest(out="", pool_facts=6, pool_talk=3, pool_untold=2, replied=0, pool_general=count)
+    pool, validation = _pools(request, Frozen())
+    general = pool.talk[3:]
+    assert len({turn.user for turn in general}) == len(general) == count
+    for turns, split in ((general, "train"), *((kept.talk[60:], "test") for kept in validation.values())):
+        assert bool(turns) == bool(count)
+        for turn in turns:
+            assert (turn.assistant, turn.learn) == (f"{turn.user} So many: 24.", "base")
+            assert (turn.kind, split_of(turn.user)) == ("talk", split)

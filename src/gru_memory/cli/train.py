@@ -55,6 +55,7 @@ def train_command(
     pool_facts: Annotated[int, option(TrainRequest, "pool_facts")] = TrainRequest.pool_facts,
     pool_talk: Annotated[int, option(TrainRequest, "pool_talk")] = TrainRequest.pool_talk,
     pool_untold: Annotated[int, option(TrainRequest, "pool_untold")] = TrainRequest.pool_untold,
+    pool_general: Annotated[int, option(TrainRequest, "pool_general")] = TrainRequest.pool_general,
     corrected: Annotated[float, option(TrainRequest, "corrected")] = TrainRequest.corrected,
     replied: Annotated[int, option(TrainRequest, "replied")] = TrainRequest.replied,
     books: Annotated[Optional[str], option(TrainRequest, "books")] = TrainRequest.books,  # noqa: UP045
@@ -110,6 +111,7 @@ def train_command(
         pool_facts=pool_facts,
         pool_talk=pool_talk,
         pool_untold=pool_untold,
+        pool_general=pool_general,
         corrected=corrected,
         replied=replied,
         books=books,

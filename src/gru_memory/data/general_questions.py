@@ -64,5 +64,43 @@ When is the best time to plant tomatoes?
 Which planet is closest to the sun?
 Which is heavier, gold or silver?
 Can you tell me a joke?
-Can you recommend a good book?""".splitlines()
+Can you recommend a good book?
+What should I call my cat?
+What should I cook tonight?
+What should I wear to a job interview?
+How do I learn to play the guitar?
+How do I get over a cold?
+How do I ask my boss for a day off?
+Is it safe to eat raw eggs?
+Is a tomato a fruit or a vegetable?
+Can dogs eat chocolate?
+Do fish sleep?
+Does the moon have an atmosphere?
+Are you a human?
+Who made you?
+Where do you live?
+How old are you?
+Do you have any brothers or sisters?
+What time is it in Tokyo?
+Who is the president of France?
+Where does the Pope live?
+When is Christmas?
+When is the next Olympics?
+What is the name of the river in London?
+What is the phone number of the police?
+What was Shakespeare's first name?
+Which language do people speak in Mongolia?
+Which team won the first World Cup?
+What does DNA stand for?
+What is a synonym of happy?
+What is the first letter of the alphabet?
+What are the colours of the French flag?
+What is the difference between a crocodile and an alligator?
+How long does it take to boil a potato?
+How much does an elephant weigh?
+Tell me about the Roman Empire.
+Explain how a fridge works.
+Give me a name for a dog.
+Write a poem about the moon.
+I'm hungry. What can I eat?""".splitlines()
 )

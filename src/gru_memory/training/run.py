@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from .. import backbones
 from ..config import MemoryConfig
 from ..data.books import read_books, text_paths
 from ..data.facts import FactGenerator, FactPool, FactTurns
+from ..data.general_talk import general_questions
 from ..data.sessions import Session, Turn, read_jsonl
 from ..embedded import load_model
 from ..models import add_memory
@@ -41,6 +42,8 @@ _ALIGNED_SESSIONS = 3600  # of three facts each: what addresses and strengths be
 _ALIGNED_SHARE = 8  # sessions of a member of a small pool: more would say the same again
 _TRUSTED_SESSIONS = 160  # what trust begins with
 _VALIDATION_SESSIONS = 32
+_VALIDATION_GENERAL = 30  # general questions beside the 60 unrelated turns
+_GENERAL_TOKENS = 24  # of a reply to a general question: memory is tempted to speak where replies begin
 _CALIBRATED_BATCHES = 3  # of so many sessions, for each kind of question
 _CALIBRATED_BETWEEN = 12  # turns of talk: trust falls as they wear away what is stored
 _VALIDATION = {
@@ -70,6 +73,12 @@ class TrainRequest:
     corrected: float = field(default=0.15, metadata={"help": "share of facts that are corrected later"})
     pool_untold: int = field(default=1500, metadata={"help": "distinct questions about things that were not told"})
     replied: int = field(default=550, metadata={"help": "turns that get the model's own reply"})
+    pool_general: int = field(
+        default=1200,
+        metadata={
+            "help": "distinct questions about the world, with the model's own replies, on which memory stays silent"
+        },
+    )
     books: str | None = field(
         default=None,
         metadata={
@@ -234,6 +243,16 @@ class _Frozen:
             self.key_layers, self.fingerprint, tell,
         )  # fmt: skip
 
+    def replies(self, name: str, users: Sequence[str], **settings: Any) -> list[str]:
+        """The model's own; see `own_replies`."""
+        progress = self.progress
+        tell = (
+            None if progress is None else lambda done, total: progress(f"the model's own replies: {name}", done, total)
+        )
+        return own_replies(
+            self.folder, self.model, self.renderer, users, fingerprint=self.fingerprint, progress=tell, **settings
+        )
+
 
 def _train_on_sessions(request: TrainRequest, memory, head, frozen: _Frozen, report) -> None:
     with frozen.running():
@@ -350,10 +369,23 @@ def _pools(request: TrainRequest, frozen: _Frozen) -> tuple[Any, dict[str, Any]]
     rng = random.Random(f"run {seed}")
     if request.replied:
         _with_own_replies(pool, rng, request.replied, frozen)
+    if request.pool_general:
+        pool.talk += _general_talk(frozen, seed, request.pool_general, "train")
     if request.books:
         pool.talk += [Turn(None, page, learn="base") for page in book_pages(request.books, request.pages, rng)]
     pools = {name: FactPool(FactGenerator(seed + 1, **kind), 150, 60, 1, 1, 60) for name, kind in _VALIDATION.items()}
+    if request.pool_general:
+        held_out = _general_talk(frozen, seed, _VALIDATION_GENERAL, "test")
+        for kept in pools.values():
+            kept.talk += held_out
     return pool, pools
+
+
+def _general_talk(frozen: _Frozen, seed: int, count: int, split: str) -> list[Turn]:
+    """General questions of one side of the split, with what the model itself replies."""
+    users = general_questions(random.Random(f"general {seed} {split}"), count, split)
+    replies = frozen.replies("general questions", users, max_new_tokens=_GENERAL_TOKENS)
+    return [Turn(user, reply, learn="base") for user, reply in zip(users, replies, strict=True)]
 
 
 def _with_own_replies(pool, rng, count: int, frozen: _Frozen) -> None:
@@ -362,11 +394,7 @@ def _with_own_replies(pool, rng, count: int, frozen: _Frozen) -> None:
     chosen = rng.sample(tells, min(len(tells), count * 2 // 3))
     talk = rng.sample(range(len(pool.talk)), min(len(pool.talk), count // 3))
     users = [turn.user for turn in chosen] + [pool.talk[i].user for i in talk]
-    progress = frozen.progress
-    tell = None if progress is None else lambda done, total: progress("the model's own replies", done, total)
-    replies = own_replies(
-        frozen.folder, frozen.model, frozen.renderer, users, fingerprint=frozen.fingerprint, progress=tell
-    )
+    replies = frozen.replies("told and talk", users)
     replied = {
         turn: replace(turn, assistant=reply, learn="base")
         for turn, reply in zip(chosen, replies[: len(chosen)], strict=True)
