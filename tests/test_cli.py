@@ -10,6 +10,7 @@ pytest.importorskip("typer")
 pytest.importorskip("rich")
 
 from rich.console import Console
+from rich.table import Table
 from talking import talking_model, talking_tokenizer
 from typer.testing import CliRunner
 
@@ -121,6 +122,17 @@ def test_recall_writes_a_table_and_every_reply(run, tiny, tmp_path):
     assert written["results"][0]["config"]["between"] == 1
     assert written["results"][0]["full_history"] is None
     assert len(written["results"][0]["replies"]) == 2
+
+
+def test_tables_in_a_file_are_whole(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    words = [f"a column of {number}" for number in range(9)]
+    table = Table(*words)
+    with output.console.capture() as captured:
+        output.console.print(table)
+    assert all(word in captured.get() for word in words)
+    monkeypatch.setenv("COLUMNS", "60")
+    assert output.console.width == 60
 
 
 def test_train_hands_over_what_was_asked_for(run, monkeypatch, tmp_path):

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
@@ -29,8 +29,20 @@ MEMORY_HELP = "folder of a trained memory; the one that ships with the library i
 DEVICE_HELP = "'cuda', 'cuda:1', 'cpu' ...; a GPU that torch can use if there is one, else the CPU, if not given"
 STORE_HELP = "where sessions are: a SQLite file or postgresql://...; $GRU_MEMORY_STORE, or a file in your data folder, if not given"
 
-console = Console()
-errors = Console(stderr=True)
+_FILE_WIDTH = 160  # columns of what goes into a pipe or a file, unless COLUMNS says how many: tables are whole there
+
+
+class _Console(Console):
+    """Knows that a file is wider than a terminal: rich would cut tables in one to 80 columns."""
+
+    @property
+    def size(self) -> ConsoleDimensions:
+        size = super().size
+        return size if self.is_terminal or "COLUMNS" in os.environ else ConsoleDimensions(_FILE_WIDTH, size.height)
+
+
+console = _Console()
+errors = _Console(stderr=True)
 
 # C0 and C1 but line feeds and tabs: to a terminal these are commands.
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
