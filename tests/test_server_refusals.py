@@ -180,6 +180,12 @@ def test_a_wrong_field_is_named_as_the_client_knows_it(http, fields, param, mess
 def test_what_is_wrong_is_said_in_words(http):
     answer = http.post("/v1/chat/completions", content=b"{", headers={"content-type": "application/json"})
     assert answer.status_code == 400 and "the body is no JSON" in answer.json()["error"]["message"]
+    for kind, named in (("text/plain", "as text/plain"), ("", "without one")):
+        body = json.dumps({"model": MODEL, "messages": [user(BOAT)]}).encode()
+        answer = http.post("/v1/chat/completions", content=body, headers={"content-type": kind} if kind else {})
+        said = answer.json()["error"]
+        assert answer.status_code == 400 and said["param"] is None
+        assert f"Content-Type: application/json; it came {named}" in said["message"]
     answer = http.post("/v1/chat/completions", json={"model": MODEL, "messages": [user(BOAT * 500)]})
     assert answer.status_code == 400 and answer.json()["error"]["code"] == "context_length_exceeded"
     answer = http.post("/v1/embeddings", json={})

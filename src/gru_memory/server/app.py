@@ -329,6 +329,9 @@ def _add_error_handlers(app: FastAPI) -> None:
             message = "this field is not supported here"
         elif first["type"] == "json_invalid":
             where, message = "", f"the body is no JSON: {first.get('ctx', {}).get('error', 'it cannot be read')}"
+        elif first["loc"] == ("body",) and "json" not in (sent_as := request.headers.get("content-type", "")):
+            came = f"as {sent_as}" if sent_as else "without one"
+            message = f"send the body with the header Content-Type: application/json; it came {came}"
         return as_answer(ApiError(400, f"{where}: {message}" if where else message, "invalid_value", where or None))
 
     @app.exception_handler(HTTPException)

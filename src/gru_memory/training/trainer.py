@@ -57,6 +57,12 @@ class TrainingConfig:
     )
     margin: float = field(default=3.0, metadata={"help": "nats by which what memory has to say is ahead"})
     opening_weight: float = field(default=8.0, metadata={"help": "how often the first token of a reply counts"})
+    floor_from: float = field(
+        default=0.5,
+        metadata={
+            "help": "share of the steps after which learned slots that are hardly read (`persistent_floor`) are left out, as in use"
+        },
+    )
     validate_every: int = field(default=100, metadata={"help": "steps between validations and checkpoints"})
     seed: int = field(default=0, metadata={"help": "of sessions and sampling"})
 
@@ -122,7 +128,8 @@ class MemoryTrainer:
                 group["lr"] = self._learning_rate() * group["share"]
             batch = self._batch()
             generator = torch.Generator().manual_seed(config.seed * 1_000_003 + self.step)
-            outcome = self._loss(batch, generator)
+            with in_mode(self.memory, training=self.step < config.floor_from * config.steps):
+                outcome = self._loss(batch, generator)
             self.optimizer.zero_grad(set_to_none=True)
             outcome.loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(self.memory.parameters(), config.clip_norm)
