@@ -85,8 +85,10 @@ def test_training_ends_with_the_last_checkpoint_or_the_one_with_most_whole_repli
 
 
 @pytest.mark.parametrize("mode", (False, True))
-def test_it_is_trained_in_training_mode_and_judged_as_it_will_be_used(model, pool, build, tmp_path, monkeypatch, mode):
-    """What `persistent_floor` leaves out is heard while it learns, and in nothing that is decided about it."""
+def test_it_is_trained_in_training_mode_at_first_and_judged_as_it_will_be_used(
+    model, pool, build, tmp_path, monkeypatch, mode
+):
+    """What `persistent_floor` leaves out is heard while slots learn what to say, and no longer when that is done."""
     memory = make_memory(address_rank=12, signature_size=3, persistent_slots=2, persistent_floor=0.4).train(mode)
     modes = []
 
@@ -95,8 +97,9 @@ def test_it_is_trained_in_training_mode_and_judged_as_it_will_be_used(model, poo
         return compute_loss(memory, *arguments, **settings)
 
     monkeypatch.setattr("gru_memory.training.trainer.compute_loss", spy)
-    run(memory, model, pool, build(pool.turns()), tmp_path, 4)
-    assert set(modes) == {(True, True), (False, False)}
+    run(memory, model, pool, build(pool.turns()), tmp_path, 4, floor_from=0.5)
+    assert [training for learns, training in modes if learns] == [True, True, False, False]
+    assert {training for learns, training in modes if not learns} == {False}
     assert memory.training is mode
     batch = make_batch([pool.session(random.Random(0), 2, 1)], build(pool.turns()))
     modes.clear()
