@@ -63,7 +63,7 @@ def run(out: Path, arguments: argparse.Namespace) -> None:
     request = TrainRequest(
         out=str(memory),
         model=str(base),
-        training=TrainingConfig(steps=arguments.steps, validate_every=max(1, arguments.steps // 7)),
+        training=TrainingConfig(steps=arguments.steps, validate_every=max(1, arguments.steps // 7), floor_from=1.0),
         memory={"num_heads": 4, "num_slots": 8} if tiny else {"key_layers": KEY_LAYERS},
         pool_facts=arguments.facts,
         pool_talk=max(8, arguments.facts // 8),

@@ -1,5 +1,6 @@
 """A run of training: it can be stopped anywhere, ends with the right weights, and learns."""
 
+import json
 import random
 
 import pytest
@@ -36,8 +37,8 @@ def run(memory, model, pool, cache, folder, steps, **settings):
 
 @pytest.mark.parametrize("older", [False, True])
 def test_resumed_run_has_the_curve_of_an_uninterrupted_one(model, pool, build, tmp_path, monkeypatch, older):
-    cache = build(pool.turns())
-    straight = run(make_memory(), model, pool, cache, tmp_path / "a", 8)
+    cache, settings = build(pool.turns()), {"floor_from": 1.0} if older else {}
+    straight = run(make_memory(), model, pool, cache, tmp_path / "a", 8, **settings)
 
     calls = []
 
@@ -49,17 +50,21 @@ def test_resumed_run_has_the_curve_of_an_uninterrupted_one(model, pool, build, t
     original = MemoryTrainer._checkpoint
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(MemoryTrainer, "_checkpoint", stop)
-        run(make_memory(), model, pool, cache, tmp_path / "b", 8)
+        run(make_memory(), model, pool, cache, tmp_path / "b", 8, **settings)
     assert calls == [4]
-    if older:  # gates were numbers, shape ()
+    if older:  # gates were numbers, shape (), and no learned slot was ever left out
         with safe_open(tmp_path / "b" / "last.safetensors", "pt") as file:
             metadata = file.metadata()
+        progress = json.loads(metadata["progress"])
+        assert progress["config"].pop("floor_from") == 1.0
+        metadata["progress"] = json.dumps(progress)
         tensors = load_file(tmp_path / "b" / "last.safetensors")
         gate = [name for name, _ in make_memory().named_parameters()].index("gate")
         for name in ("memory.gate", f"optimizer.exp_avg.{gate}", f"optimizer.exp_avg_sq.{gate}"):
             tensors[name] = tensors[name].reshape(())
         save_file(tensors, tmp_path / "b" / "last.safetensors", metadata)
-    resumed = run(make_memory(gate=7.0), model, pool, cache, tmp_path / "b", 8)  # its own weights are replaced
+    fresh = make_memory(gate=7.0)  # its own weights are replaced
+    resumed = run(fresh, model, pool, cache, tmp_path / "b", 8, **settings)
     assert len(straight) == 8
     assert resumed == pytest.approx(straight[4:], rel=1e-4)
     with pytest.raises(ValueError, match="rows"):

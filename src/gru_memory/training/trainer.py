@@ -279,7 +279,8 @@ def check_resumable(folder: str | Path, config: TrainingConfig, about: dict) -> 
         return None
     with safe_open(path, "pt") as file:
         progress = json.loads(file.metadata()["progress"])
-    theirs = {**progress["config"], **progress.get("about", about)}  # earlier versions kept nothing about it
+    # Earlier versions kept nothing about it, and left no learned slot out.
+    theirs = {"floor_from": 1.0, **progress["config"], **progress.get("about", about)}
     mine = {**asdict(config), **about}
     differ = {name for name in mine if mine[name] != theirs.get(name)} - {"steps"}
     if differ:
