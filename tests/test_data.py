@@ -148,6 +148,8 @@ def test_general_questions_of_training_are_wide_well_formed_and_none_that_evalua
         bare = re.sub(r"^(Quick one|Something else|Next|A different question|Just curious|Okay, next): ", "", question)
         assert p.american(bare).lower() not in asked, question
     assert not any(question.startswith("What is my ") for question in train)
+    with pytest.raises(ValueError, match="ask for fewer than 1000000"):
+        general_questions(random.Random(0), 1_000_000, "test")
 
 
 def check_order(session):

@@ -14,7 +14,7 @@ from .attribute_lists import OWNERS
 from .attributes import bases
 from .phrasings import american
 from .small_talk import OPENINGS
-from .vocabulary import article, split_of
+from .vocabulary import MAX_TRIES, article, split_of
 
 AMERICAN_SHARE = 0.3  # of the questions are spelt the American way
 OPENED_SHARE = 0.2  # begin with a few words ("Just curious: ")
@@ -144,16 +144,8 @@ _OF_COUNTRIES = (
     *("What are the colours of the flag of {}?", "What time is it in {}?", "What is the highest mountain in {}?"),
     *("How many people live in {}?", "Where is {}?", "What is the phone code of {}?", "What do people eat in {}?"),
 )
-_SPARED = (
-    "India",
-    "Canada",
-    "Australia",
-    "Japan",
-    "Brazil",
-    "France",
-    "Switzerland",
-    "Mongolia",
-)  # evaluation asks of them
+# Evaluation asks of these.
+_SPARED = w.word_list("India, Canada, Australia, Japan, Brazil, France, Switzerland, Mongolia")
 _ABOUT_OWNERS = (
     *("What should I buy my {} for Christmas?", "How do I say sorry to my {}?", "What could I cook for my {}?"),
     *("What is a good present for my {}?", "How can I make my {} laugh?", "What do I do if my {} is angry with me?"),
@@ -180,12 +172,20 @@ def _yours() -> tuple[str, ...]:
 
 
 def general_questions(rng: Random, count: int, split: str = "train") -> list[str]:
-    """So many distinct ones of one side of the split, which a hash of the question decides."""
+    """So many distinct ones of one side of the split, which a hash of the question decides.
+
+    Raises:
+        ValueError: there are not so many.
+    """
     found: dict[str, None] = {}
+    since = 0  # questions drawn since there was a new one
     while len(found) < count:
         question = _question(rng)
-        if split_of(question) == split:
-            found[question] = None
+        since += 1
+        if split_of(question) == split and question not in found:
+            found[question], since = None, 0
+        if since > MAX_TRIES:
+            raise ValueError(f"there are hardly more than {len(found)} general questions: ask for fewer than {count}")
     return list(found)
 
 
