@@ -60,9 +60,8 @@ def test_general_questions_are_asked_of_one_memory(loaded, monkeypatch):
     halves = result.details["replies"][:5], result.details["replies"][5:]
     for half in halves:
         assert [reply["question"] for reply in half] == list(GENERAL_QUESTIONS[:5])
-    assert all(
-        one["memory"] in other["memory"] != one["memory"] for one, other in zip(*halves)
-    )  # which has the facts, too
+    # The later ones have the facts, too.
+    assert all(one["memory"] in other["memory"] != one["memory"] for one, other in zip(*halves))
     assert [r["base"] for r in halves[0]] == [r["base"] for r in halves[1]]
 
 

@@ -1,7 +1,7 @@
 """Questions and requests that any assistant hears, about the world and not about the user: memory has nothing to add.
 
 Many are worded as people ask about themselves ("What is your star sign?", "When is Easter?"), so that a memory learns to tell
-the two apart. `general_questions.py` is what evaluation asks; none of those is here, nor any of these with its subject.
+the two apart. `general_questions.py` is what evaluation asks: none of those is here, nor in one of these wordings what it is about.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .small_talk import OPENINGS
 from .vocabulary import MAX_TRIES, article, split_of
 
 AMERICAN_SHARE = 0.3  # of the questions are spelt the American way
-OPENED_SHARE = 0.2  # begin with a few words ("Just curious: ")
+OPENED_SHARE = 0.2  # get one of small talk's openings ("Just curious: "), half of which are empty
 YOURS_SHARE = 0.15  # ask of the assistant what others are asked of the user
 
 # Wordings | what to put into them. Every wording takes everything of its row.

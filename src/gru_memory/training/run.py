@@ -7,6 +7,7 @@ import json
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -235,23 +236,20 @@ class _Frozen:
             yield
 
     def features(self, name: str, turns: Iterator[Turn]) -> FeatureCache:
-        model, progress = self.model, self.progress
+        model = self.model
         texts = [PREFIX, *dict.fromkeys(turn_text(turn) for turn in turns)]
-        tell = None if progress is None else lambda done, total: progress(f"hidden states: {name}", done, total)
         return build_feature_cache(
             self.folder, model, backbones.before_head_of(model), backbones.blocks_of(model), self.renderer, texts,
-            self.key_layers, self.fingerprint, tell,
+            self.key_layers, self.fingerprint, self._tell(f"hidden states: {name}"),
         )  # fmt: skip
 
     def replies(self, name: str, users: Sequence[str], **settings: Any) -> list[str]:
         """The model's own; see `own_replies`."""
-        progress = self.progress
-        tell = (
-            None if progress is None else lambda done, total: progress(f"the model's own replies: {name}", done, total)
-        )
-        return own_replies(
-            self.folder, self.model, self.renderer, users, fingerprint=self.fingerprint, progress=tell, **settings
-        )
+        settings |= {"fingerprint": self.fingerprint, "progress": self._tell(f"the model's own replies: {name}")}
+        return own_replies(self.folder, self.model, self.renderer, users, **settings)
+
+    def _tell(self, what: str) -> Callable[[int, int], None] | None:
+        return None if self.progress is None else partial(self.progress, what)
 
 
 def _train_on_sessions(request: TrainRequest, memory, head, frozen: _Frozen, report) -> None:
