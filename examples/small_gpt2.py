@@ -25,7 +25,8 @@ from gru_memory.evaluation import RecallConfig, evaluate_recall
 from gru_memory.evaluation.fading import FadingConfig, evaluate_fading, plot_fading
 from gru_memory.evaluation.scoring import contains
 from gru_memory.rendering import TurnRenderer
-from gru_memory.training.run import TrainRequest, train
+from gru_memory.training.request import TrainRequest
+from gru_memory.training.run import train
 from gru_memory.training.trainer import TrainingConfig
 
 END = "<|endoftext|>"

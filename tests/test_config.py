@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gru_memory import GRUMemoryWithDecay, MemoryConfig
-from gru_memory.training.run import conversation_memory
+from gru_memory.training.request import conversation_memory
 
 
 @pytest.mark.parametrize(

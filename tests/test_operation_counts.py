@@ -14,7 +14,7 @@ from gru_memory import MemoryConfig, add_memory, one_token
 from gru_memory.bench.models import sharing_weights
 from gru_memory.bench.peers import GRUCellLoop
 from gru_memory.scan import CellWeights, ScanInputs, scan, scan_reference
-from gru_memory.training.run import conversation_memory
+from gru_memory.training.request import conversation_memory
 
 # At most, of a site and token; `torch.compile` makes fewer of them.
 KERNELS = {"gru": 89, "mingru": 60}

@@ -26,7 +26,8 @@ from gru_memory.training.passages import (
     passages_loss,
     recurring,
 )
-from gru_memory.training.run import TrainRequest, _training_gate, train
+from gru_memory.training.request import TrainRequest
+from gru_memory.training.run import _training_gate, train
 from gru_memory.training.trainer import TrainingConfig
 
 NAMES = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789@#$%&*+=<>~^"  # a letter is a token: rare ones

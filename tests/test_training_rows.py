@@ -15,8 +15,8 @@ from small_training import (
 from gru_memory.data.facts import UNTOLD, FactGenerator, FactPool
 from gru_memory.data.sessions import Mark, Session, Turn, write_jsonl
 from gru_memory.training.features import PREFIX
+from gru_memory.training.pools import FilePool, book_pages
 from gru_memory.training.rows import make_batch
-from gru_memory.training.run import FilePool, book_pages
 
 # What a row marks
 

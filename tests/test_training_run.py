@@ -18,8 +18,9 @@ from small_training import (
 from gru_memory.data.vocabulary import split_of
 from gru_memory.training.calibration import calibrate
 from gru_memory.training.objective import compute_loss, read
+from gru_memory.training.pools import session_pools
+from gru_memory.training.request import TrainRequest, conversation_memory
 from gru_memory.training.rows import make_batch
-from gru_memory.training.run import TrainRequest, _pools, conversation_memory
 from gru_memory.training.trainer import MemoryTrainer, TrainingConfig
 
 
@@ -147,7 +148,7 @@ def test_memory_learns_to_leave_general_questions_to_the_model(count):
             return [f"{user} So many: {max_new_tokens}." for user in users]
 
     request = TrainRequest(out="", pool_facts=6, pool_talk=3, pool_untold=2, replied=0, pool_general=count)
-    pool, validation = _pools(request, Frozen())
+    pool, validation = session_pools(request, Frozen())
     general = pool.talk[3:]
     assert len({turn.user for turn in general}) == len(general) == count
     for turns, split in ((general, "train"), *((kept.talk[60:], "test") for kept in validation.values())):

@@ -12,7 +12,7 @@ from ..backbones import blocks_of
 from ..config import MemoryConfig
 from ..embedded import load_model
 from ..models import add_memory
-from ..training.run import conversation_memory
+from ..training.request import conversation_memory
 from .measure import Plan, Row, peak_bytes, side_by_side
 
 CONVERSATION = "conversation_memory"  # the shape that ships: many small slots, at the top

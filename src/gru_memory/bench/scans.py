@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..memory import GRUMemoryWithDecay
 from ..modeling import site_of
 from ..scan import CellWeights, ScanInputs, scan
-from ..training.run import conversation_memory
+from ..training.request import conversation_memory
 from .measure import Plan, Row, left_out, peak_bytes, side_by_side
 from .models import CONVERSATION
 from .peers import GRUCellLoop, titans_memory

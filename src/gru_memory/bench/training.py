@@ -13,8 +13,8 @@ from ..backbones import blocks_of
 from ..memory import GRUMemoryWithDecay
 from ..models import add_memory
 from ..training.objective import compute_loss
+from ..training.request import conversation_memory
 from ..training.rows import Batch
-from ..training.run import conversation_memory
 from .measure import Plan, Row, side_by_side
 from .models import CONVERSATION, SITES, model_name, sharing_weights, smollm2, with_memory
 from .peers import with_lora

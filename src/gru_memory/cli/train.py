@@ -9,7 +9,8 @@ import typer
 from rich.markup import escape
 
 from ..config import MemoryConfig
-from ..training.run import TrainRequest, train
+from ..training.request import TrainRequest
+from ..training.run import train
 from ..training.trainer import TrainingConfig
 from .output import console, one_line_errors, option, progress, set_threads
 

@@ -21,8 +21,10 @@ from ..drawing import MARKERS, PALETTE, panels, save
 from ..rendering import TurnRenderer
 from ..state import MemoryState
 from ..training.features import PREFIX, FeatureCache, build_feature_cache
+from ..training.frozen import weights_sum
+from ..training.request import TrainRequest
 from ..training.rows import make_batch, turn_text
-from ..training.run import TrainRequest, train_loaded, weights_digest
+from ..training.run import train_loaded
 from ..training.trainer import TrainingConfig
 from .asking import as_kept, ask_all, asked
 from .babi_world import TASKS, answer_in, spread, story
@@ -201,7 +203,7 @@ def _cache(model: Any, tokenizer: Any, sessions: Sequence[Session], work: Path) 
     with model.disable_memory():
         return build_feature_cache(
             work / "states", model, backbones.before_head_of(model), backbones.blocks_of(model), TurnRenderer(tokenizer),
-            texts, model.memory_config.key_layers, f"{weights_digest(model)} float32",
+            texts, model.memory_config.key_layers, f"{weights_sum(model)} float32",
         )  # fmt: skip
 
 
