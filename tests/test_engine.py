@@ -10,6 +10,7 @@ from tiny import assert_same_state
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from gru_memory import Conversation
+from gru_memory.cache import keeps_every_token
 from gru_memory.server.engine import (
     Delta,
     Done,
@@ -23,7 +24,7 @@ from gru_memory.server.engine import (
     TimedOut,
 )
 from gru_memory.server.guessing import Guesser
-from gru_memory.server.rows import RoomyLayer, _with_room, can_share_batches, prefill
+from gru_memory.server.rows import RoomyLayer, _with_room, prefill
 from gru_memory.server.sampling import Sampling
 
 TEXTS = [
@@ -330,7 +331,7 @@ def test_closing_passes_over_a_call_that_was_cancelled(loaded):
 
 
 def test_a_model_whose_caches_cannot_be_joined_decodes_one_by_one(loaded, monkeypatch):
-    monkeypatch.setattr("gru_memory.server.engine.can_share_batches", lambda model: False)
+    monkeypatch.setattr("gru_memory.server.engine.keeps_every_token", lambda model: False)
     engine = Engine(*loaded)
     largest = []
     engine.on_step = lambda rows, tokens: largest.append(rows)
@@ -388,7 +389,7 @@ def test_room_is_made_without_a_copy_and_only_where_there_are_keys():
 
 def test_a_step_copies_no_keys(loaded):
     model, tokenizer = loaded
-    assert can_share_batches(model)
+    assert keeps_every_token(model)
     conversation = Conversation(model, tokenizer)
     rows, _ = prefill(model, [conversation.prompt(TEXTS[0])], [conversation.state], 0)
     rows.step(model, [[5]])

@@ -7,7 +7,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache, CacheLayerMixin, EncoderDecoderCache, StaticCache
+from transformers.cache_utils import (
+    Cache,
+    CacheLayerMixin,
+    DynamicCache,
+    DynamicLayer,
+    EncoderDecoderCache,
+    StaticCache,
+)
 
 from .state import MemoryState
 
@@ -173,6 +180,12 @@ def _overwrite(kept: MemoryState | None, state: MemoryState) -> bool:
 
 def _kind(name: str, tensor: torch.Tensor) -> tuple:
     return name, tuple(tensor.shape), tensor.dtype, tensor.device
+
+
+def keeps_every_token(model: Any) -> bool:
+    """Whether all layers of a cache for this model keep every key and value: rows of different lengths can share it then."""
+    layers = DynamicCache(config=model.config).layers
+    return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
 
 
 def find_layer(cache: Cache | None) -> MemoryCacheLayer | None:

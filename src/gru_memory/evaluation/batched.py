@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..prefix import KeptPrefix, cache_of, is_plain, kept_prefix, turn_begun
 from ..rendering import TurnRenderer
 from ..state import MemoryState
 
@@ -41,8 +42,11 @@ class BatchReader:
     def read(self, states: MemoryState, turns: Sequence[Pair]) -> MemoryState:
         """The states after one more turn in every row, nothing generated."""
         ids = [self.renderer.turn(user, reply).ids for user, reply in turns]
-        inputs = self.inputs(states, ids, left=False)
-        states = self.model(**inputs, memory_state=states, logits_to_keep=1, use_cache=False).memory_state
+        inputs, cached = self.inputs(states, ids, left=False), {"memory_state": states, "use_cache": False}
+        if prefix := self._kept_prefix(states):
+            inputs |= {name: inputs[name][:, prefix.length :] for name in ("input_ids", "memory_mask")}
+            cached = self._after(prefix, states) | {"use_cache": True}
+        states = self.model(**inputs, **cached, logits_to_keep=1).memory_state
         if not states.is_finite():
             raise FloatingPointError("the memory became NaN or infinite while it read these turns")
         return states
@@ -66,10 +70,13 @@ class BatchReader:
         Arguments as for `generate` (max_new_tokens, ...).
         """
         inputs = self.inputs(states, [self.renderer.prompt(question) for question in questions], left=True)
-        output = self.model.generate(
-            **inputs, memory_state=states, **{**GREEDY, **generation}, pad_token_id=self.pad_id,
-            return_dict_in_generate=True,
-        )  # fmt: skip
+        settings = {**GREEDY, **generation, "pad_token_id": self.pad_id, "return_dict_in_generate": True}
+        start = {"memory_state": states}
+        if (prefix := self._kept_prefix(states)) and is_plain(self.model.generation_config, settings):
+            # The prefix comes first in every row, and its padding between it and the question.
+            inputs = {name: _prefix_first(t, inputs["attention_mask"], prefix.length) for name, t in inputs.items()}
+            start = self._after(prefix, states)
+        output = self.model.generate(**inputs, **start, **settings)
         return self.decode(output.sequences, inputs["input_ids"].shape[1]), output.memory_state
 
     def inputs(self, states: MemoryState, turns: Sequence[list[int]], left: bool) -> dict[str, Tensor]:
@@ -89,10 +96,28 @@ class BatchReader:
                 memory_mask[row, first : first + len(prefix)] = False
         return {"input_ids": input_ids, "attention_mask": attention_mask, "memory_mask": memory_mask}
 
+    def _kept_prefix(self, states: MemoryState) -> KeptPrefix | None:
+        """What every row begins with, if none of them is new."""
+        return kept_prefix(self.model, self.renderer.prefix_ids) if bool((states.turns > 0).all()) else None
+
+    def _after(self, prefix: KeptPrefix, states: MemoryState) -> dict[str, Any]:
+        cache, _ = cache_of(self.model, [prefix] * states.batch_size)
+        return {"past_key_values": cache, "memory_state": turn_begun(states)}
+
     def decode(self, sequences: Tensor, prompt_length: int) -> list[str]:
         """The text after the prompt, row by row."""
         new = sequences[:, prompt_length:]
         return [text.strip() for text in self.tokenizer.batch_decode(new, skip_special_tokens=True)]
+
+
+def _prefix_first(values: Tensor, mask: Tensor, length: int) -> Tensor:
+    """Rows (B, T) padded on the left by `mask`, with their first `length` tokens moved to the columns before the padding."""
+    columns = torch.arange(values.shape[1], device=values.device)
+    padding = values.shape[1] - mask.sum(dim=1, keepdim=True)
+    source = torch.where(
+        columns < length, columns + padding, torch.where(columns < length + padding, columns - length, columns)
+    )
+    return values.gather(1, source)
 
 
 def pad(rows: Sequence[list[int]], pad_id: int, left: bool, device: Any = None) -> tuple[Tensor, Tensor]:

@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
+from ..cache import keeps_every_token
 from ..conversation import Conversation
 from .guessing import Guesser
-from .rows import Rows, can_share_batches, prefill
+from .rows import Rows, prefill
 from .sampling import Sampling
 
 logger = logging.getLogger(__name__)
@@ -151,7 +152,7 @@ class Engine:
         on_step: Callable[[int, int], None] = lambda rows, tokens: None,
     ) -> None:
         self.model, self.tokenizer, self.limits, self.on_step = model, tokenizer, limits or EngineLimits(), on_step
-        self.shares_batches = can_share_batches(model)
+        self.shares_batches = keeps_every_token(model)
         known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
         self._pad = next(token for token in known if token is not None)
         ends = model.generation_config.eos_token_id
@@ -346,7 +347,10 @@ class Engine:
         return chosen
 
     def _read_step(self, jobs: list[Job], segments: list[dict[str, torch.Tensor]]) -> None:
-        rows, logits = prefill(self.model, segments, [job.conversation.state for job in jobs], self._pad)
+        conversations = [job.conversation for job in jobs]
+        prefixes = [conversation.kept_prefix() for conversation in conversations]
+        states = [conversation.state for conversation in conversations]
+        rows, logits = prefill(self.model, segments, states, self._pad, prefixes)
         self.on_step(len(jobs), sum(segment["input_ids"].shape[1] for segment in segments))
         decoding = []
         for row, job in enumerate(jobs):

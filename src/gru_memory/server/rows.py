@@ -11,13 +11,8 @@ from torch.nn import functional as F
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from ..cache import MemoryCacheLayer, attach, find_layer
+from ..prefix import KeptPrefix, cache_of, turn_begun
 from ..state import MemoryState
-
-
-def can_share_batches(model: Any) -> bool:
-    """Whether rows of different lengths can share a cache: only if all its layers keep every key and value."""
-    layers = DynamicCache(config=model.config).layers
-    return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
 
 
 class RoomyLayer(DynamicLayer):
@@ -135,22 +130,36 @@ class Rows:
 
 @torch.inference_mode()
 def prefill(
-    model: Any, rows: Sequence[dict[str, Tensor]], states: Sequence[MemoryState], pad: int
+    model: Any,
+    rows: Sequence[dict[str, Tensor]],
+    states: Sequence[MemoryState],
+    pad: int,
+    prefixes: Sequence[KeptPrefix | None] = (),
 ) -> tuple[Rows, Tensor]:
     """One forward pass over a stretch of tokens a row; the rows after it, and the logits (B, V) of their next tokens.
 
-    Each of `rows` is what `Conversation.inputs` and `Conversation.prompt` return.
+    Each of `rows` is what `Conversation.inputs` and `Conversation.prompt` return, and each of `prefixes`, if there are any, what
+    `Conversation.kept_prefix` does: what the row begins with is not run again then.
     """
-    length = max(row["input_ids"].shape[1] for row in rows)
+    prefixes = list(prefixes) or [None] * len(rows)
+    spared = [0 if prefix is None else prefix.length for prefix in prefixes]
+    length = max(row["input_ids"].shape[1] - begin for row, begin in zip(rows, spared, strict=True))
 
     def batch(name: str, value: int) -> Tensor:
-        return torch.cat([F.pad(row[name], (length - row[name].shape[1], 0), value=value) for row in rows])
+        new = [row[name][:, begin:] for row, begin in zip(rows, spared, strict=True)]
+        return torch.cat([F.pad(part, (length - part.shape[1], 0), value=value) for part in new])
 
-    mask = batch("attention_mask", 0)
+    mask, cached = batch("attention_mask", 0), {}
+    if any(spared):
+        cached["past_key_values"], before = cache_of(model, prefixes)
+        mask = torch.cat([before, mask], dim=1)
+        states = [
+            state if prefix is None else turn_begun(state) for state, prefix in zip(states, prefixes, strict=True)
+        ]
     output = model(
         input_ids=batch("input_ids", pad), attention_mask=mask,
-        position_ids=(mask.cumsum(dim=1) - 1).clamp_min(0), memory_mask=batch("memory_mask", False),
-        memory_state=MemoryState.cat(states), use_cache=True, logits_to_keep=1,
+        position_ids=(mask.cumsum(dim=1) - 1).clamp_min(0)[:, -length:], memory_mask=batch("memory_mask", False),
+        memory_state=MemoryState.cat(states), use_cache=True, logits_to_keep=1, **cached,
     )  # fmt: skip
     return Rows(_with_room(output.past_key_values), mask, output.memory_state), output.logits[:, -1]
 

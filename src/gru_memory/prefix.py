@@ -1,0 +1,158 @@
+"""The system prompt that attention sees in every turn: run once, and its keys and values kept.
+
+Memory takes a prefix in with the first turn of a conversation. In every later one it is there for attention alone, and its keys and
+values are the same each time where memory acts above all blocks.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.cache_utils import DynamicCache
+
+from .cache import MemoryCacheLayer, keeps_every_token
+from .state import MemoryState
+
+_PER_MODEL = 8  # prefixes, the last ones used
+
+# Options of `generate` that leave the prompt in one row, and to one forward pass with a cache.
+_PLAIN_OPTIONS = {
+    *(
+        "max_new_tokens",
+        "min_new_tokens",
+        "max_length",
+        "min_length",
+        "max_time",
+        "stop_strings",
+        "tokenizer",
+        "streamer",
+    ),
+    *("do_sample", "temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"),
+    *("repetition_penalty", "encoder_repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "sequence_bias"),
+    *("suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id"),
+    *("exponential_decay_length_penalty", "renormalize_logits", "remove_invalid_values", "logits_processor"),
+    *("stopping_criteria", "pad_token_id", "eos_token_id", "bos_token_id", "output_scores", "output_logits"),
+}
+_USUAL = {"num_beams": 1, "num_return_sequences": 1, "use_cache": True, "return_dict_in_generate": True}
+# Settings of a model's own by which it decodes in another way.
+_OTHER_WAYS = (
+    *("cache_implementation", "prompt_lookup_num_tokens", "assistant_early_exit", "guidance_scale"),
+    *("prefill_chunk_size", "token_healing"),
+)
+
+
+@dataclass(frozen=True)
+class KeptPrefix:
+    """Keys and values of P tokens for every layer, (1, H, P, d), and what the model was when they were computed."""
+
+    layers: tuple[tuple[Tensor, Tensor], ...]
+    model: tuple
+
+    @property
+    def length(self) -> int:
+        return self.layers[0][0].shape[2]
+
+
+_kept: WeakKeyDictionary[nn.Module, OrderedDict[tuple[int, ...], KeptPrefix]] = WeakKeyDictionary()
+
+
+def kept_prefix(model: Any, ids: Sequence[int]) -> KeptPrefix | None:
+    """What attention needs of a prefix, computed at most once for a model as it is; None where it has to be fed each time.
+
+    That is in training, with sites below the top (what they recall at a prefix depends on the conversation), and where a cache
+    does not keep every key and value.
+    """
+    if not ids or model.training or set(model.memory_sites()) != {"top"} or not keeps_every_token(model):
+        return None
+    if "local" in getattr(
+        model.config, "attention_layers", ()
+    ):  # GPT-Neo's windows count padding between prefix and turn
+        return None
+    looks = _looks_of(model)
+    if looks is None:
+        return None
+    known, key = _kept.setdefault(model, OrderedDict()), tuple(ids)
+    found = known.get(key)
+    if found is None or found.model != looks:
+        found = known[key] = KeptPrefix(_run(model, key), looks)
+    known.move_to_end(key)
+    while len(known) > _PER_MODEL:
+        known.popitem(last=False)
+    return found
+
+
+def cache_of(model: Any, rows: Sequence[KeptPrefix | None]) -> tuple[DynamicCache, Tensor]:
+    """A cache that begins with the prefix of each row, padded on the left to the longest, and its mask (B, P).
+
+    None is a row without one.
+    """
+    length = max(0 if row is None else row.length for row in rows)
+    longest = next(row for row in rows if row is not None and row.length == length)
+    cache = DynamicCache(config=model.config.get_text_config())
+    for number, (keys, values) in enumerate(longest.layers):
+        both = tuple(t.expand(len(rows), -1, -1, -1) for t in (keys, values))
+        if any(row is not longest for row in rows):
+            given = [[None if row is None else row.layers[number][side] for row in rows] for side in (0, 1)]
+            both = tuple(
+                torch.cat([_padded(t, like, length) for t in part]) for part, like in zip(given, (keys, values))
+            )
+        cache.update(*both, number)
+    lengths = torch.tensor([0 if row is None else row.length for row in rows], device=model.device)
+    return cache, (torch.arange(length, device=model.device) >= length - lengths[:, None]).long()
+
+
+def turn_begun(state: MemoryState) -> MemoryState:
+    """The state after a prefix that attention alone has seen: a turn has begun, and the clock waits for its first token."""
+    return replace(state, pending=torch.ones_like(state.pending))
+
+
+def is_plain(generation_config: Any, options: dict[str, Any]) -> bool:
+    """Whether `generate` with these options feeds one row, once, with a cache that it would make itself."""
+    asked = {name for name, value in options.items() if value is not None and _USUAL.get(name) is not value}
+    usual = generation_config
+    return (
+        asked <= _PLAIN_OPTIONS
+        and (usual.num_beams or 1) == 1
+        and (usual.num_return_sequences or 1) == 1
+        and usual.use_cache is not False
+        and not any(getattr(usual, name, None) for name in _OTHER_WAYS)
+    )
+
+
+def _run(model: Any, ids: tuple[int, ...]) -> tuple[tuple[Tensor, Tensor], ...]:
+    # Outside inference mode: what is kept may be used by code that is not in it.
+    with torch.inference_mode(False), torch.no_grad(), model.disable_memory():
+        cache = DynamicCache(config=model.config.get_text_config())
+        model(torch.tensor([ids], device=model.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return tuple((layer.keys, layer.values) for layer in cache.layers if not isinstance(layer, MemoryCacheLayer))
+
+
+def _looks_of(model: nn.Module) -> tuple | None:
+    """Changes whenever what the model computes may have: weights, where they lie, adapters, hooks, autocast. None: who knows."""
+    try:
+        weights = tuple((p.data_ptr(), p._version, p.dtype) for p in (*model.parameters(), *model.buffers()))
+    except RuntimeError:  # weights that are not at hand, or keep no count of what was written into them
+        return None
+    modules = []
+    for module in model.modules():
+        about = vars(module)
+        hooks = (*about["_forward_hooks"], *about["_forward_pre_hooks"])
+        if "_disable_adapters" in about:  # a layer of peft's
+            hooks += (about["_disable_adapters"], repr(about.get("_active_adapter")), repr(about.get("scaling")))
+            hooks += (repr(about.get("merged_adapters")),)
+        modules.append(hooks)
+    device = model.device.type
+    autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    return weights, tuple(modules), autocast
+
+
+def _padded(tensor: Tensor | None, like: Tensor, length: int) -> Tensor:
+    """(1, H, P, d) with zeros before, which the mask hides."""
+    return torch.zeros_like(like) if tensor is None else F.pad(tensor, (0, 0, length - tensor.shape[2], 0))
