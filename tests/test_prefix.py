@@ -1,6 +1,7 @@
 """A prefix that was run once gives what running it with every turn gives, wherever it is used, and not where it would not."""
 
 import copy
+import queue
 
 import pytest
 import torch
@@ -11,11 +12,13 @@ from tiny import assert_close, assert_same_state, memory_model, random_ids
 from gru_memory import Conversation, MemoryState
 from gru_memory.cache import keeps_every_token
 from gru_memory.evaluation.batched import BatchReader
-from gru_memory.prefix import _PER_MODEL, cache_of, is_plain, kept_prefix, turn_begun
+from gru_memory.prefix import _PER_MODEL, cache_of, kept_prefix, turn_begun
+from gru_memory.server.engine import Done, Engine, EngineLimits, Failed, Job
 from gru_memory.server.rows import prefill
 
 PREFIX = random_ids(1, 7, seed=5)[0].tolist()
 TURNS = [("My boat is called Marigold.", "Lovely."), ("I live in Porto.", None), ("What is two and two?", "Four.")]
+QUESTIONS = ("Where do I live?", "What is my boat called?")
 TOLERANCE = 1e-5  # some families compute positions in float32
 
 
@@ -39,7 +42,11 @@ class Fed:
 def row_of(prefix, ids, seen):
     mask = torch.ones(1, len(prefix) + len(ids), dtype=torch.bool)
     mask[:, : len(prefix)] = not seen
-    return {"input_ids": torch.tensor([prefix + ids]), "attention_mask": torch.ones_like(mask).long(), "memory_mask": mask}
+    return {
+        "input_ids": torch.tensor([prefix + ids]),
+        "attention_mask": torch.ones_like(mask).long(),
+        "memory_mask": mask,
+    }
 
 
 @pytest.mark.parametrize("family", CONFIGS)
@@ -72,45 +79,8 @@ def family(request):
     return request.param
 
 
-def conversation_of(family, **settings):
-    tokenizer = talking_tokenizer(family)
-    return Conversation(
-        talking_model(family, sites=("top",)), tokenizer, system="be kind", max_new_tokens=6, **settings
-    )
-
-
 def without_reuse(patch):
-    for module in ("conversation", "evaluation.batched"):
-        patch.setattr(f"gru_memory.{module}.kept_prefix", lambda model, ids: None)
-
-
-@pytest.mark.parametrize("context_turns", (1, 2))
-@pytest.mark.parametrize("options", ({}, {"do_sample": True, "top_k": 5, "repetition_penalty": 1.5}, {"num_beams": 2}))
-def test_a_conversation_says_and_remembers_the_same_and_runs_the_prefix_once(
-    family, context_turns, options, monkeypatch
-):
-    def talk(conversation):
-        torch.manual_seed(0)
-        with Fed(conversation.model) as fed:
-            for turn in TURNS:
-                conversation.read(*turn)
-            said = [
-                conversation.say(question, **options) for question in ("Where do I live?", "What is my boat called?")
-            ]
-        return said, fed.tokens
-
-    reusing, feeding = (
-        conversation_of(family, context_turns=context_turns),
-        conversation_of(family, context_turns=context_turns),
-    )
-    said, fewer = talk(reusing)
-    without_reuse(monkeypatch)
-    wanted, all_tokens = talk(feeding)
-    assert said == wanted
-    assert_same_state(reusing.state, feeding.state)
-    # Two turns of reading and two of saying spare it, the second run of it was in the first of them; beams feed it.
-    times = 2 if options.get("num_beams") else 4
-    assert all_tokens - fewer == (times - 1) * len(reusing.renderer.prefix_ids)
+    patch.setattr("gru_memory.evaluation.batched.kept_prefix", lambda model, ids: None)
 
 
 def test_a_batch_reads_and_answers_the_same(family, monkeypatch):
@@ -131,30 +101,43 @@ def test_a_batch_reads_and_answers_the_same(family, monkeypatch):
     assert_same_state(states, same)
 
 
-def test_a_conversation_with_another_system_prompt_sees_that_one(family):
-    conversation = conversation_of(family)
-    for turn in TURNS:
-        conversation.read(*turn)
-    other = Conversation(conversation.model, conversation.tokenizer, system="be rude, and short", max_new_tokens=6)
-    other.load(conversation.to_bytes())
-    other.state = conversation.state
-    other.use_system("be rude, and short")
-    inputs = other.prompt("Where do I live?", 6)
-    output = other.model.generate(
-        **inputs,
-        memory_state=other.state,
-        max_new_tokens=6,
-        do_sample=False,
-        return_dict_in_generate=True,
-        pad_token_id=1,
-    )
-    other.say("Where do I live?")
-    assert_same_state(other.state, output.memory_state)
+def test_the_engine_answers_as_a_conversation_does_and_runs_the_prefix_once(family):
+    tokenizer, model = talking_tokenizer(family), talking_model(family, sites=("top",))
+    alone, served = (Conversation(model, tokenizer, system="be kind", max_new_tokens=6) for _ in range(2))
+    for turn in TURNS[:2]:
+        alone.read(*turn)
+    with Fed(model) as fed:
+        said = [alone.say(question) for question in QUESTIONS]
+    told: queue.Queue = queue.Queue()
+    engine = Engine(model, tokenizer, EngineLimits(guessed_tokens=0))
+    try:
+        with Fed(model) as fewer:
+            for number, question in enumerate(QUESTIONS):
+                read = [] if number else list(TURNS[:2])
+                engine.submit(Job(served, question, told.put, read=read, max_new_tokens=6))
+                while not isinstance(event := told.get(timeout=60), Done | Failed):
+                    pass
+                assert event.reply == said[number]
+    finally:
+        engine.close()
+    assert_same_state(served.state, alone.state)
+    spared = len(served.renderer.prefix_ids)
+    read_too = sum(len(served.renderer.turn(*turn).ids) for turn in TURNS[:2]) + 2 * spared
+    assert (
+        fed.tokens + read_too - fewer.tokens == 2 * spared
+    )  # of four turns the first takes it in, and another runs it
 
 
 def change_weight(model):
     with torch.no_grad():
         next(model.parameters()).mul_(1.5)
+
+
+def change_by_a_fused_optimizer(model):
+    weights = list(model.model.parameters())
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    torch.optim.AdamW(weights, lr=0.1, fused=True).step()
 
 
 def change_hooks(model):
@@ -165,7 +148,7 @@ def change_precision(model):
     model.float()
 
 
-@pytest.mark.parametrize("change", (change_weight, change_hooks, change_precision))
+@pytest.mark.parametrize("change", (change_weight, change_by_a_fused_optimizer, change_hooks, change_precision))
 def test_a_model_that_changed_runs_it_again(change):
     model = memory_model("llama", sites=("top",))
     kept = kept_prefix(model, PREFIX)
@@ -222,25 +205,6 @@ def test_what_is_kept_is_not_written_into():
     model(input_ids=random_ids(1, 4), past_key_values=cache, use_cache=True, memory_state=model.initial_memory_state(1))
     assert cache.get_seq_length() == len(PREFIX) + 4
     assert all(torch.equal(a, b) for one, two in zip(before, kept.layers) for a, b in zip(one, two))
-
-
-@pytest.mark.parametrize(
-    ("options", "plain"),
-    (
-        ({"max_new_tokens": 3, "do_sample": True, "top_p": 0.9, "num_beams": 1}, True),
-        ({"num_beams": 2}, False),
-        ({"use_cache": False}, False),
-        ({"prompt_lookup_num_tokens": 3}, False),
-        ({"cache_implementation": "static"}, False),
-        ({"generation_config": object()}, False),
-    ),
-)
-def test_options_that_decode_in_another_way_get_the_whole_prompt(options, plain):
-    model = memory_model("llama", sites=("top",))
-    assert is_plain(model.generation_config, options) == plain
-    if plain:
-        model.generation_config.cache_implementation = "static"
-        assert not is_plain(model.generation_config, options)
 
 
 def test_a_state_that_waits_for_its_turn_is_another_value():

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load as deserialize
 from safetensors.torch import save as serialize
 
-from .prefix import KeptPrefix, cache_of, is_plain, kept_prefix, turn_begun
+from .prefix import KeptPrefix, kept_prefix
 from .rendering import TurnRenderer
 from .state import AS_KEPT, MemoryState, write_whole
 
@@ -59,11 +59,8 @@ class Conversation:
     def read(self, text: str, reply: str | None = None) -> None:
         """Take a turn in without generating. `reply` is what the assistant is known to have answered, if anything."""
         self._refuse_without_memory()
-        inputs, cached = self.inputs(text, reply), {"memory_state": self.state, "use_cache": False}
-        if prefix := self.kept_prefix():
-            inputs |= {name: inputs[name][:, prefix.length :] for name in ("input_ids", "memory_mask")}
-            cached = self._after(prefix) | {"use_cache": True}
-        state = self.model(**inputs, **cached, logits_to_keep=1).memory_state
+        inputs = self.inputs(text, reply)
+        state = self.model(**inputs, memory_state=self.state, logits_to_keep=1, use_cache=False).memory_state
         if not state.is_finite():
             raise FloatingPointError("the memory became NaN or infinite on this turn; the state from before it is kept")
         self.commit(state, text, reply)
@@ -75,9 +72,7 @@ class Conversation:
         inputs = self.prompt(text, settings.get("max_new_tokens") or 0)
         if settings.get("pad_token_id") is None and self.tokenizer.pad_token_id is None:
             settings["pad_token_id"] = self.tokenizer.eos_token_id
-        prefix = self.kept_prefix() if is_plain(self.model.generation_config, settings) else None
-        start = {"memory_state": self.state} if prefix is None else self._after(prefix)
-        output = self.model.generate(**inputs, **start, **{**settings, "return_dict_in_generate": True})
+        output = self.model.generate(**inputs, memory_state=self.state, **{**settings, "return_dict_in_generate": True})
         if output.sequences.shape[0] != 1:
             raise ValueError("a conversation has one reply: leave num_return_sequences at 1")
         new = output.sequences[0, inputs["input_ids"].shape[1] :]
@@ -111,7 +106,9 @@ class Conversation:
     def kept_prefix(self) -> KeptPrefix | None:
         """The prefix of the next turn as the model has run it before; None where it has to be fed with the turn.
 
-        It has to with the first turn, in which memory takes it in, and for models named in `prefix.kept_prefix`.
+        For those who run the model themselves, many conversations in one batch: a turn alone is bound by reading the weights, and
+        gains nothing. It has to be fed with the first turn, in which memory takes it in, and to models that `prefix.kept_prefix`
+        names.
         """
         return kept_prefix(self.model, self.renderer.prefix_ids) if self.turns else None
 
@@ -173,9 +170,6 @@ class Conversation:
         self.renderer = TurnRenderer(self.tokenizer, system)
         self.state, self.turns, self.system = state.to(self.model.device), turns, system
         self._context = context[-self.context_turns + 1 :] if self.context_turns > 1 else []
-
-    def _after(self, prefix: KeptPrefix) -> dict[str, Any]:
-        return {"past_key_values": cache_of(self.model, [prefix])[0], "memory_state": turn_begun(self.state)}
 
     def _inputs(self, ids: list[int], room: int = 0) -> dict[str, torch.Tensor]:
         """The prefix, the turns still in sight and the new tokens; memory takes in what it has not seen yet."""

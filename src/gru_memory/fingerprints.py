@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .config import MemoryConfig
 from .named import NamedMemoriesMixin
@@ -30,7 +31,7 @@ class FingerprintMixin(NamedMemoriesMixin):
         parameters = self._weights_of(name)
         # `.to()` puts new numbers under the same parameter and version, hence the type and the address.
         versions = tuple((id(p), _version(p), p.dtype, local(p).data_ptr()) for p in parameters)
-        versions = (self.config.get_text_config().vocab_size, *versions)
+        versions = (self.config.get_text_config().vocab_size, optimizer_steps(), *versions)
         fingerprints = self.__dict__.setdefault("_fingerprints", {})
         cached = fingerprints.get(name)
         if cached is None or cached[0] != versions:
@@ -132,6 +133,22 @@ class FingerprintMixin(NamedMemoriesMixin):
 
 def _readable(weight: Tensor) -> bool:
     return weight.device.type != "meta" and not is_sharded(weight)
+
+
+_steps = 0
+
+
+def optimizer_steps() -> int:
+    """How many steps optimizers have made in this process: fused ones write into weights without raising their version."""
+    return _steps
+
+
+def _count_step(*_: object) -> None:
+    global _steps
+    _steps += 1
+
+
+register_optimizer_step_post_hook(_count_step)
 
 
 def _version(weight: Tensor) -> int:

@@ -18,34 +18,10 @@ from torch.nn import functional as F
 from transformers.cache_utils import DynamicCache
 
 from .cache import MemoryCacheLayer, keeps_every_token
+from .fingerprints import optimizer_steps
 from .state import MemoryState
 
 _PER_MODEL = 8  # prefixes, the last ones used
-
-# Options of `generate` that leave the prompt in one row, and to one forward pass with a cache.
-_PLAIN_OPTIONS = {
-    *(
-        "max_new_tokens",
-        "min_new_tokens",
-        "max_length",
-        "min_length",
-        "max_time",
-        "stop_strings",
-        "tokenizer",
-        "streamer",
-    ),
-    *("do_sample", "temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"),
-    *("repetition_penalty", "encoder_repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "sequence_bias"),
-    *("suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id"),
-    *("exponential_decay_length_penalty", "renormalize_logits", "remove_invalid_values", "logits_processor"),
-    *("stopping_criteria", "pad_token_id", "eos_token_id", "bos_token_id", "output_scores", "output_logits"),
-}
-_USUAL = {"num_beams": 1, "num_return_sequences": 1, "use_cache": True, "return_dict_in_generate": True}
-# Settings of a model's own by which it decodes in another way.
-_OTHER_WAYS = (
-    *("cache_implementation", "prompt_lookup_num_tokens", "assistant_early_exit", "guidance_scale"),
-    *("prefill_chunk_size", "token_healing"),
-)
 
 
 @dataclass(frozen=True)
@@ -113,19 +89,6 @@ def turn_begun(state: MemoryState) -> MemoryState:
     return replace(state, pending=torch.ones_like(state.pending))
 
 
-def is_plain(generation_config: Any, options: dict[str, Any]) -> bool:
-    """Whether `generate` with these options feeds one row, once, with a cache that it would make itself."""
-    asked = {name for name, value in options.items() if value is not None and _USUAL.get(name) is not value}
-    usual = generation_config
-    return (
-        asked <= _PLAIN_OPTIONS
-        and (usual.num_beams or 1) == 1
-        and (usual.num_return_sequences or 1) == 1
-        and usual.use_cache is not False
-        and not any(getattr(usual, name, None) for name in _OTHER_WAYS)
-    )
-
-
 def _run(model: Any, ids: tuple[int, ...]) -> tuple[tuple[Tensor, Tensor], ...]:
     # Outside inference mode: what is kept may be used by code that is not in it.
     with torch.inference_mode(False), torch.no_grad(), model.disable_memory():
@@ -150,7 +113,7 @@ def _looks_of(model: nn.Module) -> tuple | None:
         modules.append(hooks)
     device = model.device.type
     autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    return weights, tuple(modules), autocast
+    return optimizer_steps(), weights, tuple(modules), autocast
 
 
 def _padded(tensor: Tensor | None, like: Tensor, length: int) -> Tensor:

@@ -6,6 +6,7 @@ turn. Memory sees the prefix once, at the start of a conversation, and then the 
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,11 +43,17 @@ class TurnRenderer:
         head = [] if system is None else [{"role": "system", "content": system}]
         # What a second turn adds is a turn without the prefix; what precedes it in a first turn is the prefix.
         first, reply, probe = _user("Hello."), _assistant("Hi."), _user("Well?")
-        before = self._text([*head, first, reply])
-        turn = self._text([*head, first, reply, probe])[len(before) :]
+        turn = self._after_reply(self._text([*head, first, reply]), self._text([*head, first, reply, probe]), "Hi.")
         whole = self._text([*head, probe])
         self._head = head
         self.prefix_text = whole[: -len(turn)] if turn and whole.endswith(turn) else ""
+        another = self._text([*head, _user("Is it so?")])
+        if "Is it so?" not in another[len(self.prefix_text) :]:
+            raise ValueError(
+                "this tokenizer's chat template does not render a message that is a text: give it another chat_template"
+            )
+        if not another.startswith(self.prefix_text):
+            self.prefix_text = ""
         self.prefix_ids: list[int] = self._ids(self.prefix_text)
         # What `turn` drops at its end belongs between two turns that attention sees together.
         self.separator_ids: list[int] = self._ids(turn[len(turn.rstrip("\n")) :])
@@ -69,6 +76,21 @@ class TurnRenderer:
     def prompt(self, user: str) -> list[int]:
         """A user message with everything that makes the model reply, without the prefix."""
         return self._ids(self._turn_text([_user(user)], reply=True))
+
+    def _after_reply(self, ended: str, going_on: str, reply: str) -> str:
+        """What a turn adds to `going_on`, a conversation that goes on after the reply with which `ended` ends."""
+        if going_on.startswith(ended):
+            return going_on[len(ended) :]
+        # Some templates render the last reply in another way, or close every text with a token of its own.
+        if reply not in ended or reply not in going_on:
+            return ""
+        tail, rest = ended.rpartition(reply)[2], going_on.rpartition(reply)[2]
+        cut = len(os.path.commonprefix([tail, rest]))
+        for token in map(str, self.tokenizer.get_added_vocab()):  # never within one
+            for begin in range(max(0, cut - len(token) + 1), cut):
+                if rest.startswith(token, begin):
+                    cut = begin
+        return rest[cut:]
 
     def _turn_text(self, messages: list[Message], reply: bool = False) -> str:
         return self._text([*self._head, *messages], reply)[len(self.prefix_text) :]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..prefix import KeptPrefix, cache_of, is_plain, kept_prefix, turn_begun
+from ..prefix import KeptPrefix, cache_of, kept_prefix, turn_begun
 from ..rendering import TurnRenderer
 from ..state import MemoryState
 
@@ -72,7 +72,8 @@ class BatchReader:
         inputs = self.inputs(states, [self.renderer.prompt(question) for question in questions], left=True)
         settings = {**GREEDY, **generation, "pad_token_id": self.pad_id, "return_dict_in_generate": True}
         start = {"memory_state": states}
-        if (prefix := self._kept_prefix(states)) and is_plain(self.model.generation_config, settings):
+        plain = set(generation) <= {"max_new_tokens"} and not self.model.generation_config.cache_implementation
+        if plain and (prefix := self._kept_prefix(states)):
             # The prefix comes first in every row, and its padding between it and the question.
             inputs = {name: _prefix_first(t, inputs["attention_mask"], prefix.length) for name, t in inputs.items()}
             start = self._after(prefix, states)
