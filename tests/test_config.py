@@ -1,12 +1,15 @@
 """`MemoryConfig` refuses what no memory could be made of, in words that say what to do."""
 
+import copy
 import json
-from dataclasses import fields
+import pickle
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
+from tiny import base_model, memory_model
 
-from gru_memory import GRUMemoryWithDecay, MemoryConfig
+from gru_memory import GRUMemoryWithDecay, MemoryConfig, add_memory
 from gru_memory.training.request import conversation_memory
 
 
@@ -78,3 +81,23 @@ def test_the_table_of_settings_is_that_of_the_code(repository):
         default, other = getattr(MemoryConfig(), field.name), getattr(conversations, field.name)
         differs = f"`{other!r}`" if other != default else ""
         assert f"| `{field.name}` | `{default!r}` | {differs} | {field.metadata['help']} |" in text
+
+
+def test_what_a_memory_was_built_by_cannot_be_changed_in_place():
+    config = MemoryConfig(decay=0.9)
+    config.decay = 0.8  # nobody uses it yet
+    model = memory_model("gpt2")
+    used = model.memory_config
+    for name, value in (("decay", 0.5), ("persistent_floor", 0.2), ("num_slots", 3), ("deacy", 0.5)):
+        with pytest.raises(AttributeError, match=f"{name} of a memory that is in use cannot be changed in place"):
+            setattr(used, name, value)
+    with pytest.raises(ValueError, match="mode is 'Persistent'"):
+        used.mode = "Persistent"
+    used.mode = "ephemeral"
+    assert model.memory_config.mode == "ephemeral" and replace(used, decay=0.5).decay == 0.5
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert twin.memory_config == used
+        with pytest.raises(AttributeError, match="cannot be changed in place"):
+            twin.memory_config.decay = 0.5
+    add_memory(base_model("gpt2"), config)
+    config.decay = 0.7  # it is still its owner's

@@ -1,5 +1,6 @@
 """`Conversation`: what attention sees, what memory takes in once, and files."""
 
+import copy
 import json
 from dataclasses import replace
 
@@ -245,3 +246,21 @@ def test_a_memory_made_for_the_model_converses_too(tokenizer, family):
     model = talking_model(family)
     add_memory(model, MemoryConfig(num_heads=1, num_slots=2, slot_size=4))
     assert isinstance(Conversation(model, tokenizer, max_new_tokens=3).say("Hello there."), str)
+
+
+def test_options_of_generate_are_heard_over_the_usual_ones(model, tokenizer):
+    def tokens_said(defaults=(), **options):
+        conversation = read_all(Conversation(model, tokenizer, **dict(defaults)))
+        before = int(conversation.state.tokens)
+        conversation.say("What is my boat called?", eos_token_id=None, **options)
+        return int(conversation.state.tokens) - before - len(conversation.renderer.prompt("What is my boat called?"))
+
+    config = copy.deepcopy(model.generation_config)
+    config.update(max_new_tokens=3, eos_token_id=None, pad_token_id=1)
+    assert tokens_said(max_new_tokens=2) == 2
+    assert tokens_said() == 64
+    assert tokens_said(generation_config=config) == 3
+    assert tokens_said({"generation_config": config}) == 3
+    assert tokens_said({"max_new_tokens": 5}) == 5
+    prompt = read_all(Conversation(model, tokenizer)).prompt("What is my boat called?")["input_ids"].shape[1]
+    assert tokens_said(max_length=prompt + 4) == 4

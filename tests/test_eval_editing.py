@@ -87,6 +87,21 @@ def test_a_model_remembers_in_every_conversation_it_has(model, tokenizer):
         model.memory_state = None
 
 
+def test_what_would_never_be_read_is_not_remembered(model, tokenizer):
+    model.memory_state = None
+    with pytest.raises(ValueError, match="the turn is empty"):
+        model.remember(" ", tokenizer)
+    with model.disable_memory(), pytest.raises(RuntimeError, match="the memory is disabled here"):
+        model.remember("Oh.", tokenizer)
+    model.memory_config.mode = "ephemeral"
+    try:
+        with pytest.raises(RuntimeError, match="an ephemeral memory starts each"):
+            model.remember("Oh.", tokenizer)
+    finally:
+        model.memory_config.mode = "persistent"
+    assert model.memory_state is None
+
+
 def test_a_difference_is_in_the_words_that_were_written(tokenizer):
     """Heads that can say every token, and one content in one slot a head: the difference names that token."""
     model = talking_model("llama", num_slots=6, slot_size=16)

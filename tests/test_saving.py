@@ -133,6 +133,27 @@ def test_whole_numbers_of_a_site_of_your_own_are_not_rounded(tmp_path):
     assert model.memory_sites()["top"].ids.tolist() == [4097, 2049]
 
 
+@pytest.mark.parametrize("dtype", (torch.int8, "float16"))
+def test_weights_are_saved_as_floats_or_not_at_all(dtype, tmp_path):
+    model = memory_model()
+    model.save_memory(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match="give one of floats, such as torch.float16"):
+        model.save_memory(tmp_path, dtype=dtype)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_memory_that_a_fused_optimizer_trained_is_another_one():
+    """Fused steps write into weights and leave their version as it was."""
+    model = memory_model()
+    before = model.memory_fingerprint()
+    for weight in model.memory_parameters():
+        weight.grad = torch.ones_like(weight)
+    torch.optim.AdamW(list(model.memory_parameters()), lr=0.1, fused=True).step()
+    assert model.memory_fingerprint() != before
+    assert model.memory_fingerprint() == copy.deepcopy(model).memory_fingerprint()
+
+
 def test_loading_draws_no_random_numbers(tmp_path):
     model = memory_model()
     model.save_memory(tmp_path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from numbers import Integral, Real
 from typing import Any
 
@@ -23,6 +23,7 @@ KEPT_IN = ("float32", "float16", "int4")
 # How a memory is used, began and is stored, not what a state of it means.
 # The last one shows in which weights there are.
 _USE = ("mode", "gate_init", "kept_in", "persistent_floor", "tied_queries")
+_IN_PLACE = ("mode", "kept_in")  # read each time, where all else is what modules were built by
 _FORMAT_1_MEANING = (
     "format_version",
     "sites",
@@ -137,6 +138,25 @@ class MemoryConfig:
         if not isinstance(self.gate_init, (int, float)) or not math.isfinite(self.gate_init):
             raise ValueError(f"gate_init is {self.gate_init!r}: it must be a finite number, 0 for a silent memory")
         check_decay(self.decay, self.num_heads, self.num_slots)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Raises AttributeError for what the memory of a model was built by, and ValueError for what is out of range."""
+        if not self.__dict__.get("_in_use"):
+            object.__setattr__(self, name, value)
+            return
+        if name not in _IN_PLACE:
+            raise AttributeError(
+                f"{name} of a memory that is in use cannot be changed in place, only {' and '.join(_IN_PLACE)}: give the model "
+                f"another memory, with dataclasses.replace(config, {name}={value!r})"
+            )
+        replace(self, **{name: value})
+        object.__setattr__(self, name, value)
+
+    def in_use(self) -> MemoryConfig:
+        """A copy for the model that it is the memory of."""
+        config = replace(self)
+        object.__setattr__(config, "_in_use", True)
+        return config
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, with the version of the format."""

@@ -12,8 +12,10 @@ from safetensors.torch import load as deserialize
 from safetensors.torch import save as serialize
 
 from .prefix import KeptPrefix, kept_prefix
-from .rendering import TurnRenderer
+from .rendering import TurnRenderer, require_text
 from .state import AS_KEPT, MemoryState, write_whole
+
+USUAL_GENERATION = {"max_new_tokens": 64, "do_sample": False}
 
 
 class TurnTooLong(ValueError):
@@ -45,7 +47,7 @@ class Conversation:
         if not hasattr(model, "initial_memory_state"):
             raise ValueError(f"{type(model).__name__} has no memory: give it one with gru_memory.add_memory(model)")
         self.model, self.tokenizer, self.system, self.context_turns = model, tokenizer, system, context_turns
-        self.generation = {"max_new_tokens": 64, "do_sample": False, **generation}
+        self.generation = generation
         self.renderer = TurnRenderer(tokenizer, system)
         self.reset()
 
@@ -68,8 +70,9 @@ class Conversation:
     def say(self, text: str, **generation: Any) -> str:
         """Take a turn in and return the reply; arguments as for `generate`, over the defaults of this conversation."""
         self._refuse_without_memory()
-        settings = {**self.generation, **generation}
-        inputs = self.prompt(text, settings.get("max_new_tokens") or 0)
+        settings = self._settings(generation)
+        longest = settings.get("max_new_tokens", getattr(settings.get("generation_config"), "max_new_tokens", None))
+        inputs = self.prompt(text, longest or 0)
         if settings.get("pad_token_id") is None and self.tokenizer.pad_token_id is None:
             settings["pad_token_id"] = self.tokenizer.eos_token_id
         output = self.model.generate(**inputs, memory_state=self.state, **{**settings, "return_dict_in_generate": True})
@@ -80,6 +83,14 @@ class Conversation:
         self.commit(output.memory_state, text, reply)
         return reply
 
+    def _settings(self, generation: dict[str, Any]) -> dict[str, Any]:
+        """Of `generate`: what `say` was given, over what this conversation was, over the usual where neither says otherwise."""
+        given = {**self.generation, **generation}
+        if given.get("generation_config") is not None:
+            return given
+        usual = {"do_sample": False} if given.get("max_length") is not None else USUAL_GENERATION
+        return {**usual, **given}
+
     def _refuse_without_memory(self) -> None:
         if self.model.memory_disabled:
             raise RuntimeError(
@@ -89,7 +100,7 @@ class Conversation:
 
     def inputs(self, text: str, reply: str | None = None) -> dict[str, torch.Tensor]:
         """What `read` feeds to the model: one row of `input_ids`, `attention_mask` and `memory_mask`, each (1, T)."""
-        _require_text(text)
+        require_text(text)
         return self._inputs(self.renderer.turn(text, reply).ids)
 
     def prompt(self, text: str, max_new_tokens: int = 0) -> dict[str, torch.Tensor]:
@@ -100,7 +111,7 @@ class Conversation:
         Raises:
             ValueError: an empty turn, or one that does not fit with `max_new_tokens` after it.
         """
-        _require_text(text)
+        require_text(text)
         return self._inputs(self.renderer.prompt(text), max_new_tokens)
 
     def kept_prefix(self) -> KeptPrefix | None:
@@ -213,12 +224,3 @@ def _is_conversation(turns: object, system: object, context: list[tuple]) -> boo
         len(turn) == 2 and isinstance(turn[0], str) and isinstance(turn[1], (str, type(None))) for turn in context
     )
     return isinstance(turns, int) and turns >= 0 and isinstance(system, (str, type(None))) and pairs
-
-
-def _require_text(text: str) -> None:
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError("the turn is empty: give some text")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError("the turn is no valid Unicode text: leave lone surrogates out") from error

@@ -33,6 +33,7 @@ from .named import DEFAULT_NAME, NamedMemoriesMixin, check_name
 from .outputs import with_memory_state
 from .own_sites import check_own_site
 from .placement import computes_on, first_parameter, head_weight, is_fetched, run_where_it_lies
+from .rendering import require_text
 from .saving import MemorySavingMixin
 from .state import MemoryState
 
@@ -219,8 +220,21 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, FingerprintMixin, Na
             tokenizer: of this model.
             reply: what was answered, if anything.
             system: system prompt; None leaves the default of the chat template.
+
+        Raises:
+            ValueError: the text is empty.
+            RuntimeError: the memory is disabled here, or ephemeral: nothing would ever be read from `memory_state`.
         """
         from .evaluation.batched import BatchReader  # which reads into models
+
+        require_text(text)
+        if self.memory_disabled:
+            raise RuntimeError("the memory is disabled here, so nothing can be told to it: leave `disable_memory()`")
+        if self.memory_config.mode != "persistent":
+            raise RuntimeError(
+                "an ephemeral memory starts each generate() empty, and would not know it: set memory_config.mode to 'persistent', "
+                "or use a Conversation"
+            )
 
         state = self.initial_memory_state(1) if self.memory_state is None else self.memory_state
         self.memory_state = BatchReader(self, tokenizer, system).read(state, [(text, reply)] * state.batch_size)

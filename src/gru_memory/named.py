@@ -89,7 +89,7 @@ class NamedMemoriesMixin:
 
     def _install_memory(self, name: str, config: MemoryConfig, container: nn.ModuleDict) -> None:
         """Put a memory in place, or in the place of the one of this name. The first one, and the active one, is in use."""
-        self._memories = {**self.memories, name: config}
+        self._memories = {**self.memories, name: config.in_use()}
         self.add_module(container_name(name), container)
         for kept in ("_parked_states", "_fingerprints"):  # the address of a new weight may be that of an old one
             self.__dict__.get(kept, {}).pop(name, None)

@@ -110,3 +110,13 @@ def _user(text: str) -> Message:
 
 def _assistant(text: str) -> Message:
     return {"role": "assistant", "content": text}
+
+
+def require_text(text: str) -> None:
+    """Raise ValueError for what is no turn: an empty text, or no valid one."""
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError("the turn is empty: give some text")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("the turn is no valid Unicode text: leave lone surrogates out") from error

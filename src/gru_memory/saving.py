@@ -166,7 +166,8 @@ class MemorySavingMixin:
                 Either way they are loaded in the type that they have now.
 
         Raises:
-            ValueError: no memory of that name, or a `recall` of another kind. Nothing is written then.
+            ValueError: no memory of that name, a `recall` of another kind, or a `dtype` that is none of floats. Nothing is written
+                then.
         """
         self._write_memory(Path(folder), name, recall, card, None, dtype)
 
@@ -277,6 +278,8 @@ class MemorySavingMixin:
         dtype: torch.dtype | None = None,
     ) -> None:
         name = self._require(name)
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise ValueError(f"dtype is {dtype!r}: give one of floats, such as torch.float16")
         sites, config = self._sites_of(name), self.memories[name]
         weights = {
             f"{site}.{key}": whole(tensor.detach()).cpu().contiguous()
