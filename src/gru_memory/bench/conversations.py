@@ -1,4 +1,4 @@
-"""What turn 200 of a conversation costs: with a memory, with the history's keys and values kept, with it fed again."""
+"""What turns cost: the 200th with a memory and with its history, and a batch of them with the system prompt fed or kept."""
 
 from __future__ import annotations
 
@@ -6,11 +6,18 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from ..backbones import blocks_of
+from ..models import add_memory
+from ..prefix import cache_of, kept_prefix, turn_begun
+from ..state import MemoryState
+from ..training.request import conversation_memory
 from .measure import Plan, Row, left_out, side_by_side
 from .models import model_name, shorten, smollm2, with_memory
 
 MEMORY, KEPT, FED_AGAIN = "memory", "history, keys and values kept", "history, fed again"
 USER, REPLY = 24, 12  # tokens of a message and of its reply
+PREFIX = 21  # of SmolLM2's system prompt
+FED, PREFIX_KEPT = "prefix fed", "prefix kept"
 
 
 def bench_conversation(plan: Plan) -> list[Row]:
@@ -81,3 +88,38 @@ def _turn(model: PreTrainedModel, remembering: PreTrainedModel, ids: Tensor, tur
 def _decode(model: PreTrainedModel, reply: Tensor, cache: DynamicCache) -> None:
     for token in reply.split(1, dim=1):
         model(token, past_key_values=cache, use_cache=True)
+
+
+def bench_prefix(plan: Plan) -> list[Row]:
+    """Conversations that all take a message in, in one pass, as the server does: the system prompt fed again, or its keys kept."""
+    model, rows = smollm2(plan), []
+    remembering = add_memory(model, conversation_memory(len(blocks_of(model)), gate_init=0.1)).eval()
+    generator = torch.Generator().manual_seed(0)
+    prefix = torch.randint(10, 90, (PREFIX,), generator=generator)
+    for batch in (1, 2) if plan.quick else (1, 8, 32):
+        if not plan.wants(batch=batch):
+            continue
+        messages = torch.randint(10, 90, (batch, USER), generator=generator)
+        whole = torch.cat([prefix.expand(batch, -1), messages], dim=1)
+        mask, seen = torch.ones_like(whole), torch.arange(PREFIX + USER).expand(batch, -1) >= PREFIX
+        states = remembering.initial_memory_state(batch)
+
+        def fed(whole: Tensor = whole, mask: Tensor = mask, seen: Tensor = seen, states: MemoryState = states) -> None:
+            remembering(
+                whole, attention_mask=mask, memory_mask=seen, memory_state=states, use_cache=True, logits_to_keep=1
+            )
+
+        def kept(new: Tensor = messages, mask: Tensor = mask, states: MemoryState = states) -> None:
+            found = [kept_prefix(remembering, prefix.tolist()) for _ in new]  # looked up for each, as the server does
+            cache, _ = cache_of(remembering, found)
+            remembering(
+                new, attention_mask=mask, past_key_values=cache, memory_state=turn_begun(states), use_cache=True,
+                logits_to_keep=1,
+            )  # fmt: skip
+
+        setting = {"model": model_name(plan), "batch": batch}
+        for name, seconds in side_by_side(
+            {FED: torch.no_grad()(fed), PREFIX_KEPT: torch.no_grad()(kept)}, plan
+        ).items():
+            rows.append(Row("prefix", setting, name, seconds))
+    return rows

@@ -18,6 +18,7 @@ TITLES = {
     "prefill": "taking in a prompt",
     "training": "a step of training",
     "conversation": "a turn",
+    "prefix": "a batch of turns",
     "gpt2": "decoding, GPT-2",
     "floor": "what the machine allows",
     "gpu": "recurrence on a GPU",

@@ -26,6 +26,7 @@ AGAINST: dict[str, str | tuple[str, ...]] = {
     "gpt2": "no memory",
     "training": "top site, cached, mingru",
     "conversation": "memory",
+    "prefix": "prefix fed",
     "floor": "floor",
     "gpu": ("gru, reference", "places, step by step", "no memory"),
 }

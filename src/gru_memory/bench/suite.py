@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from .conversations import bench_conversation
+from .conversations import bench_conversation, bench_prefix
 from .floor import bench_floor
 from .gpu import bench_gpu
 from .measure import Plan, Row
@@ -21,6 +21,7 @@ BENCHMARKS: dict[str, Callable[[Plan], list[Row]]] = {
     "prefill": bench_prefill,
     "training": bench_training,
     "conversation": bench_conversation,
+    "prefix": bench_prefix,
     "gpt2": bench_gpt2,
     "floor": bench_floor,
     "gpu": bench_gpu,
