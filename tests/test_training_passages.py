@@ -1,5 +1,6 @@
 """Books: what is marked as worth carrying, and a memory that learns to carry it."""
 
+import copy
 import json
 import random
 from dataclasses import replace
@@ -27,7 +28,7 @@ from gru_memory.training.passages import (
     recurring,
 )
 from gru_memory.training.request import TrainRequest
-from gru_memory.training.run import _training_gate, train
+from gru_memory.training.run import _training_gate, train, train_loaded
 from gru_memory.training.trainer import TrainingConfig
 
 NAMES = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789@#$%&*+=<>~^"  # a letter is a token: rare ones
@@ -194,9 +195,18 @@ def test_a_memory_of_books_from_the_command_s_request_to_a_folder(folder, model,
     assert loaded.memory_config.persistent_slots == 0 and loaded.memory_config.addressing == "content"
     log = (tmp_path / "memory" / "log.jsonl").read_text().splitlines()
     assert json.loads(log[-1])["step"] == 2 and "held_out_gain" in json.loads(log[-1])
-    for other in ({"passages": 40}, {"data": "facts"}, {"memory": {**shape, "num_slots": 9}}):
+    others = {"passages": 40}, {"data": "facts"}, {"memory": {**shape, "num_slots": 9}}, {"bfloat16": True}
+    for other in others:
         with pytest.raises(ValueError, match=f"other settings .*{'|'.join(other)}"):
             train(replace(request, model="nowhere", **other))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "memory").rglob("*")}
+    stranger = copy.deepcopy(model)
+    with torch.no_grad():
+        stranger.lm_head.weight.neg_()
+    with pytest.raises(ValueError, match=r"other settings \(model\)"):
+        train_loaded(stranger, tokenizer, request)
+    assert not hasattr(stranger, "memory_config")
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "memory").rglob("*")}
 
 
 def test_requests_that_name_no_books_are_refused_before_anything_is_loaded(tmp_path, folder):

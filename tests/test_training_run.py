@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -21,7 +22,8 @@ from gru_memory.training.objective import compute_loss, read
 from gru_memory.training.pools import session_pools
 from gru_memory.training.request import TrainRequest, conversation_memory
 from gru_memory.training.rows import make_batch
-from gru_memory.training.trainer import MemoryTrainer, TrainingConfig
+from gru_memory.training.run import _about
+from gru_memory.training.trainer import MemoryTrainer, TrainingConfig, check_resumable
 
 
 def run(memory, model, pool, cache, folder, steps, **settings):
@@ -156,3 +158,41 @@ def test_memory_learns_to_leave_general_questions_to_the_model(count):
         for turn in turns:
             assert (turn.assistant, turn.learn) == (f"{turn.user} So many: 24.", "base")
             assert (turn.kind, split_of(turn.user)) == ("talk", split)
+
+
+def test_what_makes_another_run_is_refused_unless_its_checkpoint_says_nothing_of_it(tmp_path):
+    def kept(about, data):
+        progress = {"step": 1, "config": asdict(TrainingConfig()), "about": about}
+        save_file({"x": torch.zeros(1)}, tmp_path / data / "last.safetensors", {"progress": json.dumps(progress)})
+
+    sessions = tmp_path / "sessions.jsonl"
+    sessions.write_text("one")
+    (tmp_path / "books").mkdir()
+    (tmp_path / "books" / "a.txt").write_text("text")
+    of_facts = {
+        "pool_facts": 1,
+        "pool_talk": 1,
+        "pool_untold": 1,
+        "pool_general": 1,
+        "corrected": 0.9,
+        "replied": 0,
+        "pages": 3,
+    }
+    for data, others in (("facts", of_facts | {"bfloat16": False}), ("file", {"bfloat16": False})):
+        (tmp_path / data).mkdir()
+        request = TrainRequest(
+            str(tmp_path / data), data=str(sessions) if data == "file" else data, books=str(tmp_path / "books")
+        )
+        kept(_about(request, "digest"), data)
+        assert check_resumable(request.out, request.training, _about(request, "digest"))["step"] == 1
+        assert check_resumable(request.out, request.training, _about(request))["step"] == 1
+        changes = [(name, _about(replace(request, **{name: value}))) for name, value in others.items()]
+        if data == "file":
+            sessions.write_text("two")
+            changes.append(("sessions", _about(request)))
+        for name, about in (*changes, ("model", _about(request, "other"))):
+            with pytest.raises(ValueError, match=f"other settings .*{name}"):
+                check_resumable(request.out, request.training, about)
+        kept({name: _about(request)[name] for name in ("data", "memory", "books")}, data)
+        for _, about in changes:
+            assert check_resumable(request.out, request.training, about)

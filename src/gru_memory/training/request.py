@@ -9,6 +9,14 @@ from ..config import MemoryConfig
 from .trainer import TrainingConfig
 
 BOOKS = "books"
+POOLS = (
+    "pool_facts",
+    "pool_talk",
+    "pool_untold",
+    "pool_general",
+    "corrected",
+    "replied",
+)  # what sessions of facts are drawn from
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections.abc import Callable, Iterable, Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from .. import backbones
+from ..base_identity import weights_digest
 from ..config import MemoryConfig
 from ..data.books import text_paths
 from ..data.sessions import Session
@@ -25,7 +27,7 @@ from .features import PREFIX, FeatureCache
 from .frozen import FrozenModel, Progress, weights_sum, without_denormals
 from .passages import PASSAGES, PassagePool, PassageTrainer, held_out_passages
 from .pools import FilePool, session_pools
-from .request import BOOKS, TrainRequest, conversation_memory
+from .request import BOOKS, POOLS, TrainRequest, conversation_memory
 from .rows import Batch, make_batch
 from .trainer import MemoryTrainer, check_resumable
 
@@ -49,6 +51,9 @@ def train(
 
     Returns:
         the folder of the memory.
+
+    Raises:
+        ValueError: the request cannot be trained, or its folder holds a run of another model, other data or other settings.
     """
     _check(request)
     out = Path(request.out)
@@ -72,6 +77,8 @@ def train_loaded(
     With `request.bfloat16` the model's weights are rounded to bfloat16.
     """
     _check(request)
+    about = _about(request, weights_digest(base))
+    check_resumable(request.out, request.training, about)
     out = Path(request.out)
     out.mkdir(parents=True, exist_ok=True)
     config = _memory_config(request, len(backbones.blocks_of(base)))
@@ -93,12 +100,12 @@ def train_loaded(
     folder = Path(request.cache) if request.cache else out / "cache"
     frozen = FrozenModel(model, TurnRenderer(tokenizer), folder, config.key_layers, fingerprint, progress)
     train_on = _train_on_books if request.data == BOOKS else _train_on_sessions
-    train_on(request, memory, head, frozen, report)
+    train_on(request, about, memory, head, frozen, report)
     memory.to(home)
     return model
 
 
-def _train_on_sessions(request: TrainRequest, memory, head, frozen: FrozenModel, report) -> None:
+def _train_on_sessions(request: TrainRequest, about: dict, memory, head, frozen: FrozenModel, report) -> None:
     with frozen.running():
         pool, validation_pools = session_pools(request, frozen)
         cache = frozen.features("training", pool.turns())
@@ -108,7 +115,7 @@ def _train_on_sessions(request: TrainRequest, memory, head, frozen: FrozenModel,
     with without_denormals():
         # The generator's answers are one wording around one value; those of a file may be anything.
         by_replies = request.data != "facts"
-        settings = request.training, request.out, report, by_replies, _about(request)
+        settings = request.training, request.out, report, by_replies, about
         trainer = MemoryTrainer(memory, head, pool, cache, validation, *settings)
         if memory.address_rank and not trainer.resume():
             _align(memory, head, pool, cache, len(frozen.key_layers), request.training.seed, frozen.progress)
@@ -117,14 +124,14 @@ def _train_on_sessions(request: TrainRequest, memory, head, frozen: FrozenModel,
             calibrate(memory, head, _calibration_batches(kept.values()))
 
 
-def _train_on_books(request: TrainRequest, memory, head, frozen: FrozenModel, report) -> None:
+def _train_on_books(request: TrainRequest, about: dict, memory, head, frozen: FrozenModel, report) -> None:
     pool, held_out = _passages(request)
     with frozen.running():
         cache = frozen.features("training", pool.turns())
         kept = frozen.features("held-out passages", held_out.turns())
     memory.float()
     with without_denormals():
-        settings = request.training, request.out, report, False, _about(request)
+        settings = request.training, request.out, report, False, about
         trainer = PassageTrainer(memory, head, pool, cache, {"held_out": (held_out, kept)}, *settings)
         if not trainer.resume():
             trainer.begin(len(frozen.key_layers), frozen.progress)
@@ -156,12 +163,20 @@ def _passages(request: TrainRequest) -> tuple[PassagePool, PassagePool]:
     return pool, held_out_passages(request.books, random.Random(f"held-out passages {seed}"))
 
 
-def _about(request: TrainRequest) -> dict[str, Any]:
-    """What makes another run of it, besides how long it trains and how fast."""
+def _about(request: TrainRequest, weights: str | None = None) -> dict[str, Any]:
+    """What makes another run of it, besides how long it trains and how fast; `weights` is a digest of the model's."""
     books = [path.name for path in text_paths(request.books)] if request.books else []
-    about = {"data": request.data, "memory": request.memory, "books": books}
+    about = {"data": request.data, "memory": request.memory, "books": books, "bfloat16": request.bfloat16}
     if request.data == BOOKS:
         about["passages"] = request.passages
+    elif request.data == "facts":
+        about |= {name: getattr(request, name) for name in POOLS}
+        if books:
+            about["pages"] = request.pages
+    else:
+        about["sessions"] = hashlib.sha256(Path(request.data).read_bytes()).hexdigest()[:32]
+    if weights is not None:
+        about["model"] = weights
     return json.loads(json.dumps(about))  # tuples come back as lists
 
 

@@ -272,15 +272,16 @@ def check_resumable(folder: str | Path, config: TrainingConfig, about: dict) -> 
     """What the last checkpoint of the run in `folder` says of itself, None if there is none.
 
     Raises:
-        ValueError: it is a run with other settings than `config`, but for its steps, and `about`.
+        ValueError: it is a run with other settings than `config`, but for its steps, and `about`. What an earlier version did not
+            keep decides nothing.
     """
     path = Path(folder) / LAST_NAME
     if not path.exists():
         return None
     with safe_open(path, "pt") as file:
         progress = json.loads(file.metadata()["progress"])
-    # Earlier versions kept nothing about it, and left no learned slot out.
-    theirs = {"floor_from": 1.0, **progress["config"], **progress.get("about", about)}
+    # Earlier versions kept little or nothing about it, and left no learned slot out.
+    theirs = {"floor_from": 1.0, **progress["config"], **about, **progress.get("about", {})}
     mine = {**asdict(config), **about}
     differ = {name for name in mine if mine[name] != theirs.get(name)} - {"steps"}
     if differ:
