@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 from gru_memory import embedded, shipped
 from gru_memory.cli.app import app
 from gru_memory.evaluation.catalogue import EVALUATIONS
-from gru_memory.evaluation.outcome import Columns, Figure, Needs, at_least, curve, spread, table
+from gru_memory.evaluation.outcome import Columns, Figure, Needs, curve, spread, table
 from gru_memory.evaluation.report import environment
+from gru_memory.limits import at_least
 
 # The least that each can be run with.
 SMALL = {

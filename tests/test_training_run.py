@@ -1,6 +1,7 @@
 """A run of training: it can be stopped anywhere, ends with the right weights, and learns."""
 
 import json
+import math
 import random
 from dataclasses import asdict, replace
 
@@ -196,3 +197,29 @@ def test_what_makes_another_run_is_refused_unless_its_checkpoint_says_nothing_of
         kept({name: _about(request)[name] for name in ("data", "memory", "books")}, data)
         for _, about in changes:
             assert check_resumable(request.out, request.training, about)
+
+
+def test_numbers_that_nothing_can_be_trained_with_are_refused():
+    wrong = {
+        "rows": 0,
+        "max_facts": 0,
+        "validate_every": 0,
+        "steps": -1,
+        "max_between": -1,
+        "warmup_steps": -3,
+        "keep": 1.5,
+    }
+    for name, value in (wrong | {"learning_rate": math.nan, "key_dropout": 1, "floor_from": -0.1}).items():
+        with pytest.raises(ValueError, match=f"{name} is {value}: "):
+            TrainingConfig(**{name: value})
+    for name, value in {
+        "pool_facts": 0,
+        "passages": 0,
+        "pool_talk": -1,
+        "replied": -1,
+        "pages": -2,
+        "corrected": 2,
+    }.items():
+        with pytest.raises(ValueError, match=f"{name} is {value}: "):
+            TrainRequest("out", **{name: value})
+    assert TrainingConfig(steps=0, max_between=0, keep=1).steps == 0

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..drawing import MARKERS, PALETTE, panels, save
+from ..limits import at_least
 from .mixers import KINDS, Mixer, build
-from .outcome import Evaluation, Figure, Needs, Outcome, Progress, Row, at_least, curve, labels_of
+from .outcome import Evaluation, Figure, Needs, Outcome, Progress, Row, curve, labels_of
 
 NAMES = {
     "gru": "ours, gru",

@@ -18,6 +18,7 @@ from .. import backbones
 from ..data.facts import FactGenerator
 from ..data.sessions import Session, Turn, write_jsonl
 from ..drawing import MARKERS, PALETTE, panels, save
+from ..limits import at_least
 from ..rendering import TurnRenderer
 from ..state import MemoryState
 from ..training.features import PREFIX, FeatureCache, build_feature_cache
@@ -29,7 +30,7 @@ from ..training.trainer import TrainingConfig
 from .asking import as_kept, ask_all, asked
 from .babi_world import TASKS, answer_in, spread, story
 from .batched import BatchReader
-from .outcome import Evaluation, Figure, Needs, Outcome, Progress, at_least, curve, labels_of
+from .outcome import Evaluation, Figure, Needs, Outcome, Progress, curve, labels_of
 
 MEAN = "mean"
 # Table 1 of Rodkin et al. 2024 (2407.04841): RMT with GPT-2 (137M) trained on BABILong, exact match in percent, at 64,000 tokens.

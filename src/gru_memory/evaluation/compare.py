@@ -17,10 +17,11 @@ from ..config import MemoryConfig
 from ..data.facts import FactGenerator
 from ..data.sessions import Session
 from ..drawing import PALETTE, figure_class, save
+from ..limits import at_least
 from ..memory import GRUMemoryWithDecay
 from ..models import add_memory
 from ..training.collator import IGNORED, SessionCollator, pad_rows
-from .outcome import Evaluation, Figure, Needs, Outcome, Progress, Row, at_least, spread
+from .outcome import Evaluation, Figure, Needs, Outcome, Progress, Row, spread
 from .rivals import DecayedAverage, MemoryTokens, TitansSite
 
 TOKENS = 16  # of RMT; all others get as many numbers as these have, or fewer

@@ -16,10 +16,11 @@ from torch.nn import functional as F
 from ..data.facts import FactGenerator, FactTurns
 from ..data.sessions import Turn
 from ..drawing import panels, save
+from ..limits import at_least
 from .asking import as_kept, ask_all, kept_bytes
 from .batched import BatchReader, pad
 from .full_history import ask_alone
-from .outcome import Evaluation, Figure, Outcome, Progress, at_least
+from .outcome import Evaluation, Figure, Outcome, Progress
 from .scoring import contains
 
 METHODS = {

@@ -14,12 +14,13 @@ import torch
 from ..data.books import text_paths
 from ..data.facts import FactGenerator
 from ..drawing import MARKERS, PALETTE, panels, save
+from ..limits import at_least
 from ..state import MemoryState
 from .asking import as_kept, ask_all, asked, talked
 from .batched import BatchReader
 from .full_history import ask_alone
 from .harm import Comparison, compare_book
-from .outcome import Evaluation, Figure, Outcome, Progress, at_least, curve, labels_of
+from .outcome import Evaluation, Figure, Outcome, Progress, curve, labels_of
 from .scoring import contains, wilson_interval
 from .texts import SKIPPED, text_tokens
 from .untold import declines

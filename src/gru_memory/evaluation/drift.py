@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..drawing import MARKERS, PALETTE, panels, save
+from ..limits import at_least
 from ..state import MemoryState
-from .outcome import Evaluation, Figure, Outcome, Progress, at_least, curve, labels_of
+from .outcome import Evaluation, Figure, Outcome, Progress, curve, labels_of
 from .texts import book_paths, stream, window_of
 from .variants import accumulating, memory_sites, same_blocks, with_decay
 

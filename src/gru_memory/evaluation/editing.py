@@ -14,10 +14,11 @@ from ..data.sessions import Session, Turn
 from ..drawing import PALETTE, panels, save
 from ..editing import diff, same_slots
 from ..inspection import places_of, trace
+from ..limits import at_least
 from ..state import MemoryState
 from .asking import as_kept, ask_all, asked, talked
 from .batched import BatchReader, Pair
-from .outcome import Evaluation, Figure, Outcome, Progress, at_least, labels_of
+from .outcome import Evaluation, Figure, Outcome, Progress, labels_of
 from .scoring import contains
 from .variants import memory_sites
 

@@ -13,11 +13,12 @@ import torch
 from ..data.facts import FactGenerator
 from ..data.general_questions import GENERAL_QUESTIONS
 from ..drawing import PALETTE
+from ..limits import at_least
 from .asking import as_kept, ask_all, talked, told
 from .batched import BatchReader
 from .fact_bars import plot_by_facts
 from .full_history import ask_alone
-from .outcome import Evaluation, Figure, Outcome, Progress, at_least
+from .outcome import Evaluation, Figure, Outcome, Progress
 from .scoring import contains
 from .untold import declines
 

@@ -11,9 +11,10 @@ import torch
 
 from ..data.facts import FactGenerator
 from ..drawing import MARKERS, PALETTE, panels, save
+from ..limits import at_least
 from .asking import as_kept, ask_all, asked, read_along, talked, told
 from .batched import BatchReader
-from .outcome import Evaluation, Figure, Outcome, Progress, at_least, curve, labels_of
+from .outcome import Evaluation, Figure, Outcome, Progress, curve, labels_of
 from .scoring import contains, wilson_interval
 
 

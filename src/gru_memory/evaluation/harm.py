@@ -18,9 +18,10 @@ from ..data.books import text_paths
 from ..data.facts import FactGenerator
 from ..data.sessions import Session, read_jsonl
 from ..drawing import PALETTE, panels, save
+from ..limits import at_least
 from ..state import MemoryState
 from .batched import BatchReader, Pair
-from .outcome import Evaluation, Figure, Outcome, Progress, at_least, labels_of
+from .outcome import Evaluation, Figure, Outcome, Progress, labels_of
 from .texts import SKIPPED, text_tokens, window_of
 
 WINDOW = 512  # tokens of a book that attention sees, fewer if the model has fewer positions

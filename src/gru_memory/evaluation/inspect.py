@@ -14,9 +14,10 @@ from ..data.facts import FactGenerator
 from ..data.sessions import Session, Turn
 from ..drawing import PALETTE, panels, save
 from ..inspection import Trace, places_of, recalled_words, trace, words_at
+from ..limits import at_least
 from .asking import ask_all, asked, talked, told
 from .batched import BatchReader
-from .outcome import Evaluation, Figure, Outcome, Progress, at_least
+from .outcome import Evaluation, Figure, Outcome, Progress
 from .scoring import contains
 from .variants import memory_sites
 

@@ -11,10 +11,11 @@ import torch
 
 from ..data.facts import FactGenerator
 from ..drawing import PALETTE, panels, save
+from ..limits import at_least
 from ..state import MemoryState
 from .asking import ask_all, asked, talked, told
 from .batched import BatchReader
-from .outcome import Evaluation, Figure, Outcome, Progress, at_least, labels_of
+from .outcome import Evaluation, Figure, Outcome, Progress, labels_of
 from .scoring import contains
 
 

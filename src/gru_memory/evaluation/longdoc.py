@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..drawing import PALETTE, panels, save
+from ..limits import at_least
 from .asking import as_kept, kept_bytes
 from .full_history import kv_bytes_per_token
-from .outcome import Evaluation, Figure, Outcome, Progress, Row, at_least, labels_of
+from .outcome import Evaluation, Figure, Outcome, Progress, Row, labels_of
 from .texts import book_paths, text_tokens, window_of
 
 _HALF = 2  # bytes of a number in half precision

@@ -183,17 +183,6 @@ def labels_of(runs: Sequence[dict[str, Any]], name: str) -> list[Any]:
     return list(dict.fromkeys(row[name] for run in runs for row in run["rows"]))
 
 
-def at_least(config: Any, least: float, *names: str) -> None:
-    """Raise ValueError unless every named setting, or every number in it, is at least `least`."""
-    for name in names:
-        value = getattr(config, name)
-        values = value if isinstance(value, tuple) else (value,)
-        if not values:
-            raise ValueError(f"{name} is empty: give at least one number")
-        if any(one < least for one in values):
-            raise ValueError(f"{name} is {', '.join(map(str, values))}: it must be at least {least}")
-
-
 def _with_spread(figure: Figure, found: Spread | None) -> str:
     if found is None:
         return ""

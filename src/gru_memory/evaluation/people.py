@@ -12,9 +12,10 @@ import torch
 
 from ..data.facts import FactGenerator
 from ..drawing import PALETTE, panels, save
+from ..limits import at_least
 from .asking import as_kept, ask_all
 from .batched import BatchReader, Pair
-from .outcome import Evaluation, Figure, Outcome, Progress, at_least, labels_of
+from .outcome import Evaluation, Figure, Outcome, Progress, labels_of
 from .scoring import contains
 
 NAMES = ("Anna", "Ben", "Clara", "David", "Emma", "Frank", "Grace", "Henry", "Ivy", "Jack")

@@ -17,10 +17,11 @@ from ..data.facts import FactGenerator
 from ..data.sessions import Session, read_jsonl
 from ..drawing import PALETTE
 from ..inspection import Trace, trace
+from ..limits import at_least
 from ..memory import GRUMemoryWithDecay
 from .asking import asked
 from .batched import BatchReader, Pair
-from .outcome import Evaluation, Figure, Outcome, Progress, at_least
+from .outcome import Evaluation, Figure, Outcome, Progress
 from .variants import memory_sites, unwritten
 
 VIEWS = {

@@ -6,22 +6,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..config import MemoryConfig
+from ..limits import at_least, shares
 from .trainer import TrainingConfig
 
 BOOKS = "books"
-POOLS = (
-    "pool_facts",
-    "pool_talk",
-    "pool_untold",
-    "pool_general",
-    "corrected",
-    "replied",
-)  # what sessions of facts are drawn from
+# What sessions of facts are drawn from.
+POOLS = ("pool_facts", "pool_talk", "pool_untold", "pool_general", "corrected", "replied")
 
 
 @dataclass
 class TrainRequest:
-    """What to train, on what, and where to put it."""
+    """What to train, on what, and where to put it. Raises ValueError for counts that nothing can be trained with."""
 
     out: str = field(metadata={"help": "folder for the memory, its checkpoints and its log; resumed if there is a run"})
     model: str = field(default="smollm2", metadata={"help": "'smollm2', a folder, a .gguf file or a hub name"})
@@ -63,6 +58,11 @@ class TrainRequest:
     bfloat16: bool = field(
         default=True, metadata={"help": "run the frozen model in bfloat16: faster on recent processors"}
     )
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "pool_facts", "passages")
+        at_least(self, 0, "pool_talk", "pool_untold", "pool_general", "replied", "pages")
+        shares(self, "corrected")
 
 
 def conversation_memory(num_blocks: int, **changes: Any) -> MemoryConfig:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..data.facts import FactPool
+from ..limits import at_least, shares
 from ..memory import GRUMemoryWithDecay
 from .features import FeatureCache
 from .objective import LossReport, compute_loss, in_mode
@@ -31,7 +32,7 @@ _LESS_DOUBT = (0.0, 2.0, 4.0, 6.0)  # shifts of the bias of trust that a validat
 
 @dataclass
 class TrainingConfig:
-    """How long and on what; see `MemoryTrainer`."""
+    """How long and on what; see `MemoryTrainer`. Raises ValueError for numbers that nothing can be trained with."""
 
     steps: int = field(default=1200, metadata={"help": "optimiser steps"})
     rows: int = field(default=16, metadata={"help": "sessions in a step of three facts; more facts, fewer sessions"})
@@ -65,6 +66,15 @@ class TrainingConfig:
     )
     validate_every: int = field(default=100, metadata={"help": "steps between validations and checkpoints"})
     seed: int = field(default=0, metadata={"help": "of sessions and sampling"})
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "rows", "max_facts", "validate_every")
+        at_least(self, 0, "steps", "warmup_steps", "curriculum_steps", "max_between", "max_untold")
+        at_least(self, 0, "learning_rate", "weight_decay", "clip_norm", "margin")
+        at_least(self, 0, "base_weight", "address_weight", "write_weight", "speech_weight", "opening_weight")
+        shares(self, "keep", "key_dropout", "floor_from")
+        if self.key_dropout == 1:
+            raise ValueError("key_dropout is 1: nothing would be left of the key layers' output, so take less")
 
 
 class MemoryTrainer:
