@@ -242,6 +242,21 @@ def test_sessions_survive_jsonl(tmp_path):
     assert [mark.fact for mark in marked.marks] == ["f", "g", "h"]
 
 
+def one_turn(reply=None, **keys):
+    """A line with one turn."""
+    messages = [{"role": "user", "content": "Hi", "turn": 0, **keys}]
+    if reply is not None:
+        messages.append({"role": "assistant", "content": "Hello.", "turn": 0, **reply})
+    return json.dumps({"messages": messages})
+
+
+def test_a_byte_order_mark_and_keys_without_a_value_are_no_matter(tmp_path):
+    path = tmp_path / "data.jsonl"
+    line = one_turn({"learn": "base", "value": None}, learn=None, kind=None, more=None, notes=None, name=None)
+    path.write_text(f"{line}\n\n{line}\n", encoding="utf-8-sig")
+    assert list(read_jsonl(path)) == [Session((Turn("Hi", "Hello.", learn="base"),))] * 2
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -265,12 +280,23 @@ def test_sessions_survive_jsonl(tmp_path):
             '{"messages": [{"role": "user", "content": "Hi", "turn": 0}, {"role": "text", "content": "A page.", "turn": 0}]}',
             "line 2: turn 0 has a 'text' message",
         ),
+        (one_turn(value=42, fact="boat"), 'line 2: turn 0: "value" is 42: give a text'),
+        (one_turn(value="red", fact=["boat"]), "line 2: turn 0: \"fact\" is ['boat']: give a text"),
+        (one_turn(value="red", fact=""), "line 2: turn 0: \"fact\" is ''"),
+        (one_turn(more=["ab"]), "line 2: turn 0: \"more\" is ['ab']: give a list of [fact, value]"),
+        (one_turn(more=[["boat", 5]]), 'line 2: turn 0: "more" is'),
+        (one_turn(notes={"fact": "a", "value": "b"}), 'line 2: turn 0: "notes" is'),
+        (one_turn(notes=[["a", "b", 1]]), 'line 2: turn 0: "notes" is'),
+        (one_turn(vlaue="red"), 'line 2: turn 0 has a message with "vlaue"; use "role", "content"'),
+        (one_turn(reply={}, learn="answer"), 'line 2: turn 0 has "learn" on the user\'s message: give it to the reply'),
+        (one_turn(reply={"value": "red"}), 'line 2: turn 0 has "value" on its reply'),
+        ("\udce9", "line 2 is not UTF-8 (byte 1 of the line)"),
     ],
 )
 def test_an_unreadable_line_is_named(tmp_path, line, message):
     path = tmp_path / "data.jsonl"
     write_jsonl(path, [Session((Turn("Hi."),))])
-    with open(path, "a") as file:
+    with open(path, "a", encoding="utf-8", errors="surrogateescape") as file:
         file.write(line + "\n")
     with pytest.raises(ValueError, match=re.escape(message)) as error:
         list(read_jsonl(path))

@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -160,6 +161,23 @@ def test_sessions_of_a_file(tmp_path):
         FilePool(path)
     write_jsonl(path, [Session((Turn("A.", kind="tell"), Turn("B?", "C.", learn="answer")))])
     with pytest.raises(ValueError, match='give "value" and "fact"'):
+        FilePool(path)
+
+
+def test_values_that_are_not_where_a_file_says_are_named_with_their_lines(tmp_path):
+    path = tmp_path / "sessions.jsonl"
+    ask = Turn("What is it?", "It is red.", learn="answer", value="red", fact="it")
+    tell = Turn("It is red.", value="red", fact="it")
+    told_at = Turn("It is red.", more=(Mark("it", "red", "."), Mark("who", "nobody", "is")))
+    noted = replace(ask, notes=(Mark("asked", "What"), Mark("said", "red")))
+    write_jsonl(path, [Session((tell, ask)), Session((told_at, noted))])
+    assert len(FilePool(path)) == 2
+    wrong = [replace(tell, value="Red"), replace(ask, value="it?"), replace(told_at, more=(Mark("it", "red", "!"),))]
+    wrong.append(replace(noted, notes=(Mark("said", "blue"),)))
+    write_jsonl(path, [Session((tell, ask)), *(Session((turn,)) for turn in wrong)])
+    with pytest.raises(
+        ValueError, match=r'line 2: "Red" is not in "It is red\."; line 3: "it\?" .*; line 4: "!" .*; and 1 more'
+    ):
         FilePool(path)
 
 

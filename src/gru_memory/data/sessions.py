@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 LEARN = (None, "answer", "base")
 KINDS = ("tell", "correct", "ask", "talk")
+_EVERY = ("role", "content", "turn", "learn")  # keys of any message
+_FIRST = ("kind", "value", "fact", "more", "notes")  # of the first one of a turn
 
 
 class Mark(NamedTuple):
@@ -65,12 +67,17 @@ class Session:
 
     @classmethod
     def from_json(cls, data: dict) -> Session:
+        """The session of `to_json`. Keys whose value is None count as missing.
+
+        Raises:
+            ValueError: it has another form, or keys that mean nothing where they stand.
+        """
         if not isinstance(data, dict) or not isinstance(data.get("messages"), list):
             raise ValueError('a session needs a list under "messages"')
         by_turn: dict[int, dict[str, dict]] = {}
         for message in data["messages"]:
             _add_message(by_turn, message)
-        return cls(tuple(_turn(i, by_turn[i]) for i in by_turn), data.get("meta", {}))
+        return cls(tuple(_turn(i, by_turn[i]) for i in by_turn), data.get("meta") or {})
 
 
 def write_jsonl(path: str | Path, sessions: Iterable[Session]) -> None:
@@ -82,12 +89,21 @@ def write_jsonl(path: str | Path, sessions: Iterable[Session]) -> None:
 
 def read_jsonl(path: str | Path) -> Iterator[Session]:
     """Sessions of a file, blank lines skipped; a line that is not one raises ValueError with its number."""
-    with open(path, encoding="utf-8") as file:
+    return (session for _, session in numbered_sessions(path))
+
+
+def numbered_sessions(path: str | Path) -> Iterator[tuple[int, Session]]:
+    """The same, each after the number of its line."""
+    with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
             try:
-                yield Session.from_json(json.loads(line))
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                if text.strip():
+                    yield number, Session.from_json(json.loads(text))
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{path}, line {number} is not UTF-8 (byte {error.start + 1} of the line): save the file as UTF-8"
+                ) from error
             except json.JSONDecodeError as error:
                 raise ValueError(
                     f"{path}, line {number} is not JSON ({error.msg}): a session stands on one line"
@@ -120,6 +136,11 @@ def _add_message(by_turn: dict[int, dict[str, dict]], message: dict) -> None:
     if by_turn and index < max(by_turn):
         raise ValueError(f"turn {index} comes after turn {max(by_turn)}; messages must be in order of turns")
     turn = by_turn.setdefault(index, {})
+    given = {name for name, value in message.items() if value is not None}
+    if unknown := sorted(given - {*_EVERY, *_FIRST}):
+        raise ValueError(f"turn {index} has a message with {_named(unknown)}; use {_named((*_EVERY, *_FIRST))} alone")
+    if role == "assistant" and (misplaced := sorted(given & {*_FIRST})):
+        raise ValueError(f"turn {index} has {_named(misplaced)} on its reply: give that to the user's message")
     if role == "text" and not turn:
         turn[role] = message
         return
@@ -135,16 +156,44 @@ def _turn(index: int, messages: dict[str, dict]) -> Turn:
     text = messages.get("text")
     user = text or messages["user"]
     reply = text or messages.get("assistant")
+    if reply and reply is not user and user.get("learn") is not None:
+        raise ValueError(
+            f'turn {index} has "learn" on the user\'s message: give it to the reply, the last one of the turn'
+        )
+    for name in ("value", "fact"):
+        if user.get(name) is not None and not _is_text(user[name]):
+            raise ValueError(f'turn {index}: "{name}" is {user[name]!r}: give a text, which is not empty')
     try:
         return Turn(
             user=None if text else user["content"],
             assistant=reply["content"] if reply else None,
             learn=(reply or user).get("learn"),
-            kind=user.get("kind", "talk"),
+            kind=user.get("kind") or "talk",
             value=user.get("value"),
             fact=user.get("fact"),
-            more=tuple(Mark(*mark) for mark in user.get("more", ())),
-            notes=tuple(Mark(*mark) for mark in user.get("notes", ())),
+            more=_marks("more", user.get("more")),
+            notes=_marks("notes", user.get("notes")),
         )
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise ValueError(f"turn {index}: {error}") from error
+
+
+def _marks(name: str, found: object) -> tuple[Mark, ...]:
+    if found is None:
+        return ()
+    if not isinstance(found, list) or not all(map(_is_mark, found)):
+        raise ValueError(f'"{name}" is {found!r}: give a list of [fact, value] or [fact, value, text]')
+    return tuple(Mark(*mark) for mark in found)
+
+
+def _is_mark(mark: object) -> bool:
+    whole = isinstance(mark, list) and len(mark) in (2, 3) and all(map(_is_text, mark[:2]))
+    return whole and all(text is None or _is_text(text) for text in mark[2:])
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _named(names: Iterable[str]) -> str:
+    return ", ".join(f'"{name}"' for name in names)

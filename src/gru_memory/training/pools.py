@@ -6,12 +6,13 @@ import random
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from ..data.books import read_books
 from ..data.facts import FactGenerator, FactPool, FactTurns
 from ..data.general_talk import general_questions
-from ..data.sessions import Session, Turn, read_jsonl
+from ..data.sessions import Session, Turn, numbered_sessions
 from .frozen import FrozenModel
 from .request import TrainRequest
 
@@ -19,6 +20,7 @@ _PLAIN = 0.25  # share of questions in the plainest words: what people ask most 
 _ALIKE = 0.3  # share of sessions whose values are all of one kind
 _BEGUN_ALIKE = 0.2  # share of sessions in which two values begin with the same letters
 _SILENT = 0.7  # share of told turns without a reply: replies to them are all alike, facts are not
+_NAMED = 3  # values that an error names
 _VALIDATION_GENERAL = 30  # general questions beside the 60 unrelated turns
 _GENERAL_TOKENS = 24  # of a reply to a general question: memory is tempted to speak where replies begin
 _VALIDATION = {
@@ -30,16 +32,29 @@ _VALIDATION = {
 
 
 class FilePool:
-    """Sessions of a JSONL file, drawn whole."""
+    """Sessions of a JSONL file, drawn whole.
+
+    Raises:
+        ValueError: a line is no session, nothing is to be learned, nothing is told and asked for, or what is said to be does not
+            stand in its turn.
+    """
 
     def __init__(self, path: str | Path) -> None:
-        self.sessions = list(read_jsonl(path))
+        numbered = list(numbered_sessions(path))
+        self.sessions = [session for _, session in numbered]
         if not any(turn.learn == "answer" for s in self.sessions for turn in s.turns):
             raise ValueError(f'{path} marks nothing to learn: give the replies to learn "learn": "answer"')
         if not any(map(_asks_for_what_it_tells, self.sessions)):
             raise ValueError(
                 f'{path} does not say what is told and asked for: give "value" and "fact" to the messages of users that tell '
                 "something and to those that ask for it"
+            )
+        lost = [f"line {number}: {words}" for number, session in numbered for words in _not_in_their_turns(session)]
+        if lost:
+            more = f"; and {len(lost) - _NAMED} more" if len(lost) > _NAMED else ""
+            raise ValueError(
+                f"{path} marks values where they are not, {'; '.join(lost[:_NAMED])}{more}: write them as the message that tells "
+                "them does, and as the reply that is learned does"
             )
 
     def __len__(self) -> int:
@@ -59,6 +74,17 @@ def _asks_for_what_it_tells(session: Session) -> bool:
     told = {mark.fact for turn in session.turns if turn not in learned for mark in turn.marks}
     told |= {mark.fact for turn in learned for mark in turn.notes}
     return any(mark.fact in told for turn in learned for mark in turn.marks)
+
+
+def _not_in_their_turns(session: Session) -> Iterator[str]:
+    """Which values, or texts at which they are to be written, are not where training looks for them."""
+    for turn in session.turns:
+        whole = f"{turn.user or ''}\n{turn.assistant or ''}"
+        for marks, text in ((turn.marks, turn.assistant if turn.learn == "answer" else whole), (turn.notes, whole)):
+            for mark in marks:
+                wanted = mark.written or mark.value
+                if wanted not in text:
+                    yield f'"{wanted}" is not in "{shorten(text, 60, placeholder="...")}"'
 
 
 def session_pools(request: TrainRequest, frozen: FrozenModel) -> tuple[Any, dict[str, Any]]:
