@@ -158,3 +158,17 @@ def test_a_model_in_training_mode_is_asked_without_its_dropout(tokenizer, tmp_pa
         replies.append(own_replies(tmp_path / str(len(found)), base, renderer, users, max_new_tokens=8))
         assert [module.training for module in base.modules()] == modes
     assert torch.equal(*found) and replies[0] == replies[1]
+
+
+def test_another_chat_template_has_hidden_states_and_replies_of_its_own(model, tokenizer, tmp_path):
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = tokenizer.chat_template.replace("m['role'] }}: ", "m['role'] }}> ")
+    renderers = TurnRenderer(tokenizer), TurnRenderer(other)
+    assert renderers[0].prefix_ids == renderers[1].prefix_ids != []
+    norm, blocks = backbones.before_head_of(model), backbones.blocks_of(model)
+    for renderer in renderers:
+        texts = [PREFIX, ("My boat is called Ara.", "Noted.")]
+        cache = build_feature_cache(tmp_path, model, norm, blocks, renderer, texts, KEY_LAYERS, "tiny")
+        assert cache.tokens(1).tolist() == renderer.turn(*texts[1]).ids
+        own_replies(tmp_path, model, renderer, ["Where do you live?"], max_new_tokens=4)
+    assert len(list(tmp_path.glob("replies-*.json"))) == 2

@@ -121,12 +121,12 @@ def build_feature_cache(
 ) -> FeatureCache:
     """Compute (or finish, or simply open) the cache of `texts` in `folder`.
 
-    Shards are written whole and renamed into place, so an interrupted run goes on where it stopped. Another model or
-    other layers get a folder of their own; in it a shard is named by its texts, so that data sets which begin alike share
-    their work.
+    Shards are written whole and renamed into place, so an interrupted run goes on where it stopped. Another model,
+    chat template or other layers get a folder of their own; in it a shard is named by its texts, so that data sets which begin
+    alike share their work.
 
     Args:
-        folder: parent folder; the cache lives in a sub-folder named by the model and the layers.
+        folder: parent folder; the cache lives in a sub-folder named by the model, the chat template and the layers.
         model: the frozen causal LM, `final_norm` and `blocks` its final norm and its list of blocks.
         texts: distinct turns.
         key_layers: blocks whose output is kept beside the final hidden state.
@@ -136,7 +136,7 @@ def build_feature_cache(
     Raises:
         ValueError: the model's hidden states are not finite, or its final ones do not fit into float16.
     """
-    folder = Path(folder) / _digest([fingerprint, list(key_layers), renderer.prefix_ids])
+    folder = Path(folder) / _digest([fingerprint, list(key_layers), renderer.prefix_ids, template_ids(renderer)])
     folder.mkdir(parents=True, exist_ok=True)
     head = model.get_output_embeddings().weight.shape[1]  # a projection may come before it
     width = head + model.config.get_text_config().hidden_size * len(key_layers)
@@ -151,6 +151,11 @@ def build_feature_cache(
         if progress:
             progress(start + len(part), len(texts))
     return FeatureCache(folder, shards, texts, width, renderer.tokenizer)
+
+
+def template_ids(renderer: TurnRenderer) -> list[int]:
+    """A turn with a reply, which tells chat templates apart, and tokenizers."""
+    return renderer.turn("Well?", "Fine.").ids
 
 
 def _digest(what: Any) -> str:

@@ -12,7 +12,7 @@ import torch
 
 from ..rendering import TurnRenderer
 from ..state import write_whole
-from .features import in_eval_mode
+from .features import in_eval_mode, template_ids
 
 _ROWS = 64
 
@@ -32,7 +32,7 @@ def own_replies(
     Replies are cut after `max_new_tokens` tokens, as a chat with that limit would cut them.
     """
     tokenizer = renderer.tokenizer
-    description = json.dumps([fingerprint, renderer.prefix_text, max_new_tokens, list(users)])
+    description = json.dumps([fingerprint, renderer.prefix_text, template_ids(renderer), max_new_tokens, list(users)])
     path = Path(folder) / f"replies-{hashlib.sha256(description.encode()).hexdigest()[:16]}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     replies: list[str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
