@@ -185,7 +185,7 @@ def test_where_a_store_is(monkeypatch, tmp_path):
     assert default_url() == f"sqlite:///{tmp_path}/own"
     SessionStore().close()
     assert (tmp_path / "own").exists()
-    for wrong in ("mysql://host/db", "no such://thing", "sqlite://", "postgres:///x"):
+    for wrong in ("mysql://host/db", "no such://thing", "sqlite://", "postgres:///x", "sqlite:///:memory:", ":memory:"):
         with pytest.raises(ValueError, match="this is no store|is a file") as refused:
             connect(wrong)
         assert "host" not in str(refused.value)
@@ -218,6 +218,13 @@ def test_a_locked_or_broken_file_is_one_clear_error(tmp_path, states, monkeypatc
         SessionStore(str(tmp_path / "junk"))
     with pytest.raises(StoreUnavailable, match="cannot be made"):
         SessionStore(str(path / "below a file" / "sessions"))
+
+
+def test_what_keeps_no_log_is_given_up_with_the_reason(tmp_path, monkeypatch):
+    monkeypatch.setattr("gru_memory.store.database.SQLITE_WAIT_SECONDS", 0.1)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StoreUnavailable, match="no write-ahead log, its journal mode stays 'memory'"):
+        SessionStore("sqlite:///file::memory:?uri=true")
 
 
 def test_a_postgres_that_restarts_is_found_again(postgres, states):

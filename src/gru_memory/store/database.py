@@ -23,6 +23,7 @@ from .errors import StoreError, StoreUnavailable
 
 SQLITE_WAIT_SECONDS = 10.0  # for a lock that another writer holds
 _SCRUB_SECONDS = 0.5  # for readers to get out of the way, who hold up writers meanwhile
+_NO_FILE = "a SQLite store is a file: give its path, or sqlite:///PATH"
 _MIGRATION_LOCK = 0x6772756D  # of PostgreSQL's advisory locks: any number nobody else uses
 
 
@@ -128,6 +129,8 @@ def sqlite_file(url: str) -> Path | None:
 def _parse(url: str) -> URL:
     if not url.strip():
         raise ValueError("the store is empty: give the path of a SQLite file or a URL, or leave it out")
+    if url.strip() == ":memory:":
+        raise ValueError(_NO_FILE)
     if "://" not in url:
         return URL.create("sqlite", database=str(Path(url).expanduser()))
     try:
@@ -140,7 +143,7 @@ def _parse(url: str) -> URL:
     if backend != "sqlite":
         raise ValueError(_wrong_url())
     if not parsed.database or parsed.database == ":memory:":
-        raise ValueError("a SQLite store is a file: give its path, or sqlite:///PATH")
+        raise ValueError(_NO_FILE)
     return parsed
 
 
@@ -181,10 +184,14 @@ def _connect_sqlite(url: URL) -> Engine:
 def _keep_a_log(cursor: sqlite3.Cursor) -> None:
     """Write-ahead logging, which the file remembers. Switching it on takes a lock that SQLite itself does not wait for."""
     deadline = time.monotonic() + SQLITE_WAIT_SECONDS
-    while cursor.execute("PRAGMA journal_mode").fetchone() != ("wal",):
+    while (mode := cursor.execute("PRAGMA journal_mode").fetchone()) != ("wal",):
+        late = time.monotonic() > deadline
         try:
             cursor.execute("PRAGMA journal_mode=WAL")
         except sqlite3.OperationalError:
-            if time.monotonic() > deadline:
+            if late:
                 raise
-            time.sleep(0.01)
+        else:
+            if late:  # SQLite says nothing where it cannot
+                raise sqlite3.OperationalError(f"it keeps no write-ahead log, its journal mode stays {mode[0]!r}")
+        time.sleep(0.01)
