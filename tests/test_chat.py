@@ -78,6 +78,14 @@ def test_an_ephemeral_chat_leaves_nothing(run, tmp_path):
 
 
 def test_commands(run, tmp_path, loaded):
+@pytest.mark.parametrize("options", [(), ("--ephemeral",)])
+def test_what_is_ephemeral_already_goes_on(run, options):
+    result = chat(run, "Hello.", "/ephemeral", "/ephemeral", "Still here?", options=options)
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("Nothing is kept already.") == 1 + bool(options)
+    assert result.stdout == chat(run, "Hello.", "Still here?", options=["--ephemeral"]).stdout
+
+
     result = chat(
         run, "My boat is called Marigold.", "/remember I live in Porto.", "/memory 3", "/facts", "/stats", "/history",
         "/save talk.safetensors", "/fork copy", "/forget marigold", "/memory", "/ephemeral", "Gone.", "/history", "/help",

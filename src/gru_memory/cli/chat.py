@@ -272,6 +272,9 @@ class Chat:
         name = "ephemeral" if self.talk.ephemeral else self.talk.session.name
         _plain(f"session  {name}")
         _plain(f"turns    {conversation.turns}")
+        if self.talk.ephemeral:
+            self._done("Nothing is kept already.")
+            return
         _plain(f"tokens   {tokens}")
         _plain(f"memory   {kilobytes(state)}")
         _plain(f"a KV cache of those tokens would be {kilobytes(kv)}")

@@ -87,6 +87,8 @@ class StoredConversation:
 
     def make_ephemeral(self) -> None:
         """Keep nothing from here on. The session stays as it is now."""
+        if self.session is None:
+            return
         self._told = [(turn.user, turn.reply) for turn in self.transcript()]
         self._keep_text, self.session = self.session.keep_text, None
 
