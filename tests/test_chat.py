@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from gru_memory import Conversation, MemoryState, shipped
 from gru_memory.cli.app import app
+from gru_memory.cli.chat import Chat
 from gru_memory.cli.output import harmless
 from gru_memory.cli.reference import reference
 from gru_memory.editing import forget, forget_slot, kept_share
@@ -77,7 +78,6 @@ def test_an_ephemeral_chat_leaves_nothing(run, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_commands(run, tmp_path, loaded):
 @pytest.mark.parametrize("options", [(), ("--ephemeral",)])
 def test_what_is_ephemeral_already_goes_on(run, options):
     result = chat(run, "Hello.", "/ephemeral", "/ephemeral", "Still here?", options=options)
@@ -86,6 +86,7 @@ def test_what_is_ephemeral_already_goes_on(run, options):
     assert result.stdout == chat(run, "Hello.", "Still here?", options=["--ephemeral"]).stdout
 
 
+def test_commands(run, tmp_path, loaded):
     result = chat(
         run, "My boat is called Marigold.", "/remember I live in Porto.", "/memory 3", "/facts", "/stats", "/history",
         "/save talk.safetensors", "/fork copy", "/forget marigold", "/memory", "/ephemeral", "Gone.", "/history", "/help",
@@ -261,10 +262,28 @@ def at_a_terminal(monkeypatch, lines):
     monkeypatch.setattr("gru_memory.cli.chat._at_a_terminal", lambda: True)
 
 
+def test_without_text_only_what_was_said_is_forgotten(loaded, tmp_path, monkeypatch):
+    said = []
+    with SessionStore(str(tmp_path / "sessions")) as store:
+        session = store.get_or_begin("boat", keep_text=False)
+        talk = StoredConversation(*loaded, store, session, max_new_tokens=4)
+        here = Chat(talk, *loaded)
+        monkeypatch.setattr(here, "_done", said.append)
+        talk.say("My boat is called Marigold.")
+        before, version = talk.conversation.state, store.get("boat").version
+        with pytest.raises(ValueError, match="reads 'My boat', word for word, so nothing was changed"):
+            here._command("forget My boat")
+        assert (talk.conversation.state is before, store.get("boat").version) == (True, version)
+        here._command("forget My boat is called Marigold.")
+        assert store.get("boat").version > version
+        assert said[0].startswith("Forgotten: 1 message(s).")
+
+
 def test_without_text_a_message_is_forgotten_by_its_words(run):
     result = chat(run, "My boat is called Marigold.", "/forget My boat is called Marigold.", options=["--no-text"])
     assert result.exit_code == 0, result.output
-    assert "as far as they were a message" in result.stderr
+    assert "Forgotten: 1 message(s)." in result.stderr
+    assert "goes on as it began" not in chat(run, "Hello.").stderr
 
 
 def test_what_is_for_new_conversations_is_not_dropped_without_a_word(run):

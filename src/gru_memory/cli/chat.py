@@ -18,6 +18,7 @@ from ..embedded import EMBEDDED_NAME
 from ..evaluation.full_history import kv_bytes_per_token
 from ..inspection import said_tokens, slot_words
 from ..store import SessionStore, StoredConversation, StoreError
+from ..store.digests import user_digest
 from .output import (
     DEVICE_HELP,
     MEMORY_HELP,
@@ -68,7 +69,7 @@ def chat_command(
         if not ephemeral:
             opened = stack.enter_context(SessionStore(store))
             kept = opened.get_or_begin(session, keep_text=text)  # made with its first turn
-            if kept.head is not None and (system is not None or kept.keep_text != text):
+            if kept.head is not None and (system is not None or (kept.keep_text and not text)):
                 told = "--system and --no-text are for new conversations"
                 errors.print(Text(f"session {session!r} goes on as it began: {told}", style="yellow"), soft_wrap=True)
         loaded, tokenizer = load(model, memory, device)
@@ -239,16 +240,25 @@ class Chat:
             self.talk.edit(forget_slot(state, int(head), int(slot)))
             self._done(f"Slot {rest} is empty.")
             return
-        known = [turn for turn in self.talk.transcript() if turn.user and rest.lower() in turn.user.lower()]
-        if not known and (self.talk.ephemeral or self.talk.session.keep_text):
-            raise ValueError(f"no message of yours contains {rest!r}: /history shows them")
-        for turn in known:
-            state = forget(self.model, self.tokenizer, state, turn.user, turn.reply, system)
-        if not known:  # no text is kept to look it up in: as if it had been told in these words
-            state = forget(self.model, self.tokenizer, state, rest, None, system)
+        texts = self._told(rest)
+        for text, reply in texts:
+            state = forget(self.model, self.tokenizer, state, text, reply, system)
         self.talk.edit(state)
-        said = f"{len(known)} message(s)" if known else "these words, as far as they were a message"
-        self._done(f"Forgotten: {said}. The text of the session stays until the session is removed.")
+        self._done(f"Forgotten: {len(texts)} message(s). The text of the session stays until the session is removed.")
+
+    def _told(self, wanted: str) -> list[tuple[str, str | None]]:
+        """The turns in which `wanted` was said; where no text is kept, those whose message it is, without the reply."""
+        turns = self.talk.transcript()
+        if self.talk.ephemeral or self.talk.session.keep_text:
+            known = [(turn.user, turn.reply) for turn in turns if turn.user and wanted.lower() in turn.user.lower()]
+            if not known:
+                raise ValueError(f"no message of yours contains {wanted!r}: /history shows them")
+            return known
+        digest = user_digest(self.talk.session.salt, wanted)
+        known = [(wanted, None) for turn in turns if turn.user_digest == digest]
+        if not known:
+            raise ValueError(f"no message of yours reads {wanted!r}, word for word, so nothing was changed")
+        return known
 
     def _fork(self, rest: str) -> None:
         if self.talk.ephemeral:
@@ -262,6 +272,9 @@ class Chat:
         self._done(f"Written to {rest}: `gru-memory sessions import` takes it in.")
 
     def _ephemeral(self, rest: str) -> None:
+        if self.talk.ephemeral:
+            self._done("Nothing is kept already.")
+            return
         self.talk.make_ephemeral()
         self._done("Nothing is kept from here on; the session stays as it was.")
 
@@ -272,9 +285,6 @@ class Chat:
         name = "ephemeral" if self.talk.ephemeral else self.talk.session.name
         _plain(f"session  {name}")
         _plain(f"turns    {conversation.turns}")
-        if self.talk.ephemeral:
-            self._done("Nothing is kept already.")
-            return
         _plain(f"tokens   {tokens}")
         _plain(f"memory   {kilobytes(state)}")
         _plain(f"a KV cache of those tokens would be {kilobytes(kv)}")
