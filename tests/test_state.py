@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 from dataclasses import FrozenInstanceError, replace
 
 import pytest
@@ -11,7 +12,7 @@ from tiny import assert_close, assert_same_state, base_model, memory_model, one_
 
 import gru_memory.state
 from gru_memory import MemoryState, add_memory
-from gru_memory.state import AS_KEPT
+from gru_memory.state import AS_KEPT, write_whole
 
 
 @pytest.fixture(scope="module")
@@ -336,16 +337,37 @@ def test_a_save_that_fails_leaves_what_was_there(model, state, tmp_path, monkeyp
     state.save(tmp_path / "state")
     before = (tmp_path / "state").read_bytes()
 
-    def full_disk(path, data):
-        with path.open("wb") as file:
-            file.write(data[: len(data) // 2])
+    def full_disk(handle):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("pathlib.Path.write_bytes", full_disk)
+    monkeypatch.setattr("os.fsync", full_disk)
     with pytest.raises(OSError, match="no space"):
         model.initial_memory_state(3).save(tmp_path / "state")
     assert (tmp_path / "state").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
+
+
+def test_a_file_is_written_beside_others_and_for_its_owner_alone(state, tmp_path):
+    name = "y" * 255
+    (tmp_path / "state.part").write_text("mine")
+    for path in (tmp_path / "state", tmp_path / name):
+        state.save(path)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    (tmp_path / "usual").touch()
+    write_whole(tmp_path / "results", b"{}")
+    assert (tmp_path / "results").stat().st_mode == (tmp_path / "usual").stat().st_mode
+    assert (tmp_path / "state.part").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["results", "state", "state.part", "usual", name]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_new_file_is_written_over_no_other(tmp_path, monkeypatch, links):
+    if not links:
+        monkeypatch.setattr("os.link", lambda *paths: os.open("/dev/null/x", os.O_RDONLY))
+    write_whole(tmp_path / "file", b"one", new=True)
+    with pytest.raises(FileExistsError):
+        write_whole(tmp_path / "file", b"two", new=True)
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("file", b"one")]
 
 
 def test_a_state_is_shown_in_one_line(model, state):

@@ -152,8 +152,8 @@ class Conversation:
         return self.state.to_bytes(self.kept_in, metadata={"conversation": json.dumps(about)})
 
     def save(self, path: str | Path) -> None:
-        """Write `to_bytes` to a file, whole or not at all."""
-        write_whole(path, self.to_bytes())
+        """Write `to_bytes` to a file for its owner alone, whole or not at all."""
+        write_whole(path, self.to_bytes(), private=True)
 
     def load(self, source: str | Path | bytes) -> None:
         """Go on with a saved conversation, a file or its bytes. On any error this one stays as it was.

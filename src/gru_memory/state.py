@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import secrets
 import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -226,8 +228,8 @@ class MemoryState:
     def save(
         self, path: str | Path, dtype: torch.dtype | str | None = None, metadata: dict[str, str] | None = None
     ) -> None:
-        """Write `to_bytes` to a file, whole or not at all."""
-        write_whole(path, self.to_bytes(dtype, metadata))
+        """Write `to_bytes` to a file for its owner alone, whole or not at all."""
+        write_whole(path, self.to_bytes(dtype, metadata), private=True)
 
     @staticmethod
     def read_metadata(source: str | Path | bytes) -> dict[str, str]:
@@ -372,18 +374,45 @@ def _fullest(one: Tensor, other: Tensor) -> Tensor:
     return one.scatter(2, free, torch.where(taken, other.gather(2, coming), one.gather(2, free)))
 
 
-def write_whole(path: str | Path, data: bytes) -> None:
-    """Write a file in one step: on any error what was there before is still there."""
-    part = Path(path).with_name(Path(path).name + ".part")
+def write_whole(path: str | Path, data: bytes, private: bool = False, new: bool = False) -> None:
+    """Write a file in one step: on any error what was there before is still there.
+
+    Args:
+        path: of the file.
+        data: what it will hold.
+        private: for the owner's eyes alone, as what people say to a model is.
+        new: raise FileExistsError if there is a file already.
+    """
+    part = Path(path).with_name(f".{secrets.token_hex(8)}.part")  # nobody else's, and short whatever the name
+    made = False
     try:
-        part.write_bytes(data)
-        part.replace(path)
+        handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666)
+        made = True
+        with open(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if new:
+            _put_new(part, path)
+        else:
+            os.replace(part, path)
     except OSError as error:
         if error.filename == str(part):
             error.filename = str(path)  # which is the one that the caller knows
         raise
     finally:
-        part.unlink(missing_ok=True)
+        if made:
+            part.unlink(missing_ok=True)
+
+
+def _put_new(part: Path, path: str | Path) -> None:
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        os.replace(part, path)
 
 
 def regular_size(path: Path) -> int:

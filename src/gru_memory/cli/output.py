@@ -162,10 +162,11 @@ def harmless(text: str) -> str:
 
 
 def write_new(file: Path, data: bytes) -> None:
-    """Write a file that is not there yet."""
-    if file.exists():
-        raise ValueError(f"{file} is there already: choose another name")
-    write_whole(file, data)
+    """Write a file that is not there yet, for its owner alone."""
+    try:
+        write_whole(file, data, private=True, new=True)
+    except FileExistsError as error:
+        raise ValueError(f"{file} is there already: choose another name") from error
 
 
 def command_line() -> str:
