@@ -92,6 +92,8 @@ def test_keys_that_are_none(keys):
 def test_keys_from_a_file(tmp_path):
     (tmp_path / "keys").write_text(f"# ours\n{KEYS[0]}  # Ada\n\n{KEYS[1]}\n")
     assert read_keys(tmp_path / "keys") == KEYS
+    (tmp_path / "keys").write_text("  # ours\n0123456789abcdef#Zq8pL2\t# Ada\n")
+    assert read_keys(tmp_path / "keys") == ("0123456789abcdef#Zq8pL2",)
     (tmp_path / "none").write_text("# nothing\n")
     with pytest.raises(ValueError, match="no API key"):
         read_keys(tmp_path / "none")

@@ -19,10 +19,12 @@ from ..store.database import default_url
 from .output import DEVICE_HELP, MEMORY_HELP, MODEL_HELP, STORE_HELP, load, one_line_errors, set_threads
 
 DAY = 86_400
+_FOR_REPLICAS = ("min_replicas", "max_replicas", "target_chats", "replica_cpus", "replica_gpus")
 
 
 @one_line_errors
 def serve_command(
+    context: typer.Context,
     host: Annotated[
         str, typer.Option(help="address to listen on; other than the loopback needs API keys")
     ] = "127.0.0.1",
@@ -94,6 +96,11 @@ def serve_command(
         raise ModuleNotFoundError(
             f"the server needs {error.name}, which is not installed: pip install 'gru-memory[serve]'"
         ) from error
+    if api_keys and no_auth:
+        raise ValueError("--api-keys and --no-auth say two different things: give one of them")
+    for name in _FOR_REPLICAS:
+        if not ray and context.get_parameter_source(name).name != "DEFAULT":
+            raise ValueError(f"--{name.replace('_', '-')} is for replicas: give --ray as well, or leave it out")
     keys = read_keys(api_keys) if api_keys else ()
     if not keys and not no_auth and not is_loopback(host):
         raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,6 +49,11 @@ class ServerSettings:
             self, "context_turns", "default_new_tokens", "most_new_tokens", "max_body_bytes", "max_import_bytes", "body_seconds",
             "purge_seconds",
         )  # fmt: skip
+        if self.default_new_tokens > self.most_new_tokens:
+            raise ValueError(
+                f"the longest reply where a request does not say is {self.default_new_tokens} tokens: give at most "
+                f"{self.most_new_tokens}, the longest that may be asked for"
+            )
         if not 0 <= self.grace_seconds < 86_400:
             raise ValueError(f"grace_seconds is {self.grace_seconds}: it must be 0 to a day")
         for key in self.api_keys:
@@ -58,8 +64,8 @@ class ServerSettings:
 
 
 def read_keys(path: str | Path) -> tuple[str, ...]:
-    """API keys from a file, one a line; # begins a comment."""
-    lines = [line.partition("#")[0].strip() for line in Path(path).read_text().splitlines()]
+    """API keys from a file, one a line; # begins a comment, at the start of a line or after white space."""
+    lines = [re.split(r"(?:^|\s)#", line, maxsplit=1)[0].strip() for line in Path(path).read_text().splitlines()]
     keys = tuple(line for line in lines if line)
     if not keys:
         raise ValueError(f"{path} holds no API key: write one a line")
