@@ -71,6 +71,33 @@ def test_two_at_once_in_one_session_one_wins_and_the_other_is_told(server, clien
     assert server.store.get("contested", ADA).turns == 1
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("memory/busy/remember", {"text": HOME}),
+        ("memory/busy/decay", {"ticks": 1}),
+        ("memory/busy/forget", {"text": BOAT}),
+        ("conversations/busy/items", {"items": [user(HOME)]}),
+    ],
+)
+def test_a_session_in_which_a_reply_comes_is_changed_by_nobody_else(server, client, http, path, body):
+    chat(client, BOAT, **in_session("busy"))
+    before, held = server.store.get("busy", ADA), threading.Event()
+    server.engine.call(held.wait)
+    try:
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            reply = pool.submit(chat, client, WHERE, **in_session("busy"))
+            until(lambda: server.app.state.service._busy)
+            refused = http.post(f"/v1/{path}", json=body, timeout=10)
+            held.set()
+            assert text_of(reply.result(30))
+    finally:
+        held.set()
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "conversation_locked")
+    assert server.store.get("busy", ADA).turns == before.turns + 1
+    assert http.post(f"/v1/{path}", json=body).status_code == 200
+
+
 def test_a_full_server_says_429_and_goes_on(loaded, tmp_path):
     limits = EngineLimits(max_batch=1, max_waiting=1)
     with running(tmp_path / "s", loaded, engine=limits) as server, server.client() as client:

@@ -58,21 +58,22 @@ def item_router(service: Service, owner: Callable[..., str]) -> APIRouter:
     async def create_items(conversation: str, body: ItemsRequest, owner: str = Owner) -> dict[str, Any]:
         """Take messages into memory, up to 20 at a time. Nothing is answered."""
         system, turns = conversation_of(body.items)
-        session = await in_thread(store.get, conversation, owner)
-        if session.head is None:
-            talk = service.new_conversation(system)
-        else:
-            session, talk = await in_thread(service.head_of, conversation, owner)
-            if system is not None:
-                talk.use_system(system)
-        await service.with_model(lambda: [talk.read(*turn) for turn in turns])
+        with service.reserved(owner, conversation):
+            session = await in_thread(store.get, conversation, owner)
+            if session.head is None:
+                talk = service.new_conversation(system)
+            else:
+                session, talk = await in_thread(service.head_of, conversation, owner)
+                if system is not None:
+                    talk.use_system(system)
+            await service.with_model(lambda: [talk.read(*turn) for turn in turns])
 
-        def keep() -> list[TurnRecord]:
-            state = talk.to_bytes(session.keep_text)
-            kept: Session = store.commit(session, turns, state, session.head).session
-            return store.transcript(kept)[-len(turns) :]
+            def keep() -> list[TurnRecord]:
+                state = talk.to_bytes(session.keep_text)
+                kept: Session = store.commit(session, turns, state, session.head).session
+                return store.transcript(kept)[-len(turns) :]
 
-        records = await in_thread(keep)
+            records = await in_thread(keep)
         made = zip(records, turns, strict=True)
         return item_list([item for record, turn in made for item in turn_items(record, *turn)], more=False)
 

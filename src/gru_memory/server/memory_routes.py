@@ -134,25 +134,27 @@ def memory_router(service: Service, owner: Callable[..., str]) -> APIRouter:
     @router.post("/{session}/forget")
     async def forget_text(session: str, body: ForgetRequest, owner: str = Owner) -> dict[str, Any]:
         """Take a message out of memory, word for word as it was told, and what was replied to it, or empty a slot."""
-        found, conversation = await in_thread(service.head_of, session, owner)
-        state, system = conversation.state, conversation.system
-        if body.text is None:
-            state = forget_slot(state, body.head, body.slot)
-        else:
-            said = user_digest(found.salt, body.text)
-            if all(turn.user_digest != said for turn in await in_thread(store.transcript, found)):
-                message = "no message of this conversation reads so, word for word, so nothing was changed"
-                raise ApiError(400, message, "invalid_value", "text")
-            state = await service.with_model(lambda: forget(model, tokenizer, state, body.text, body.reply, system))
-        conversation.state = state
-        return _session(await in_thread(store.replace_state, found, conversation.to_bytes(context=False)))
+        with service.reserved(owner, session):
+            found, conversation = await in_thread(service.head_of, session, owner)
+            state, system = conversation.state, conversation.system
+            if body.text is None:
+                state = forget_slot(state, body.head, body.slot)
+            else:
+                said = user_digest(found.salt, body.text)
+                if all(turn.user_digest != said for turn in await in_thread(store.transcript, found)):
+                    message = "no message of this conversation reads so, word for word, so nothing was changed"
+                    raise ApiError(400, message, "invalid_value", "text")
+                state = await service.with_model(lambda: forget(model, tokenizer, state, body.text, body.reply, system))
+            conversation.state = state
+            return _session(await in_thread(store.replace_state, found, conversation.to_bytes(context=False)))
 
     @router.post("/{session}/decay")
     async def decay(session: str, body: DecayRequest, owner: str = Owner) -> dict[str, Any]:
         """Let ticks of the memory's clock pass without a word."""
-        found, conversation = await in_thread(service.head_of, session, owner)
-        conversation.state = conversation.state.decay(body.ticks)
-        return _session(await in_thread(store.replace_state, found, conversation.to_bytes(found.keep_text)))
+        with service.reserved(owner, session):
+            found, conversation = await in_thread(service.head_of, session, owner)
+            conversation.state = conversation.state.decay(body.ticks)
+            return _session(await in_thread(store.replace_state, found, conversation.to_bytes(found.keep_text)))
 
     @router.post("/{session}/remember")
     async def remember(session: str, body: TextRequest, owner: str = Owner) -> dict[str, Any]:
@@ -162,15 +164,16 @@ def memory_router(service: Service, owner: Callable[..., str]) -> APIRouter:
         def begin() -> Any:
             return store.get_or_begin(session, owner, service.keep_text)
 
-        found = await in_thread(begin)
-        if found.head is None:
-            conversation = service.new_conversation()
-        else:
-            found, conversation = await in_thread(service.head_of, session, owner)
-        await service.with_model(lambda: conversation.read(body.text))
-        turns = [(body.text, None)]
-        kept = await in_thread(store.commit, found, turns, conversation.to_bytes(found.keep_text), found.head)
-        return _session(kept.session)
+        with service.reserved(owner, session):
+            found = await in_thread(begin)
+            if found.head is None:
+                conversation = service.new_conversation()
+            else:
+                found, conversation = await in_thread(service.head_of, session, owner)
+            await service.with_model(lambda: conversation.read(body.text))
+            turns = [(body.text, None)]
+            kept = await in_thread(store.commit, found, turns, conversation.to_bytes(found.keep_text), found.head)
+            return _session(kept.session)
 
     @router.get("/{session}/export")
     async def export(session: str, owner: str = Owner) -> Response:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -116,7 +117,7 @@ class Service:
             raise ApiError(400, f"at most {self.most_new_tokens} new tokens are given out at once", "invalid_value")
         began = time.monotonic()
         plan = await in_thread(self._plan, owner, address, turns, response_id, keep)
-        reserved = self._reserve(plan)
+        reserved = None if plan.session is None or plan.branch else self._reserve(owner, plan.session.name)
         events: asyncio.Queue[Event] = asyncio.Queue()
         loop = asyncio.get_running_loop()
         job = Job(
@@ -203,20 +204,26 @@ class Service:
         plan.committing = asyncio.ensure_future(in_thread(commit))
         await asyncio.shield(plan.committing)
 
-    def _reserve(self, plan: _Plan) -> tuple[str, str] | None:
-        """One turn at a time for each session: a second writer is told before the model works in vain."""
-        if plan.session is None or plan.branch:
-            return None
-        name = plan.session.owner, plan.session.name
-        with self._lock:
-            if name in self._busy:
-                raise ApiError(409, "this conversation is busy with another request", "conversation_locked")
-            self._busy.add(name)
-        return name
+    @contextlib.contextmanager
+    def reserved(self, owner: str, name: str) -> Iterator[None]:
+        """Nobody else changes the session meanwhile. Raises `ApiError` 409 where somebody does already."""
+        reserved = self._reserve(owner, name)
+        try:
+            yield
+        finally:
+            self._release(reserved)
 
-    def _release(self, name: tuple[str, str] | None) -> None:
+    def _reserve(self, owner: str, name: str) -> tuple[str, str]:
+        """One change at a time for each session: a second writer is told before the model works in vain."""
         with self._lock:
-            self._busy.discard(name)
+            if (owner, name) in self._busy:
+                raise ApiError(409, "this conversation is busy with another request", "conversation_locked")
+            self._busy.add((owner, name))
+        return owner, name
+
+    def _release(self, reserved: tuple[str, str] | None) -> None:
+        with self._lock:
+            self._busy.discard(reserved)
 
     async def with_model(self, function: Callable[[], Result]) -> Result:
         """Run something that needs the model, between two of its steps; what does not come to its turn in time never runs."""
