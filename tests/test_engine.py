@@ -292,6 +292,20 @@ def test_calls_run_between_steps(loaded, engine):
         engine.call(lambda: 1 / 0).result(10)
 
 
+def test_of_many_calls_one_runs_between_two_steps(loaded):
+    steps, held = [], threading.Event()
+    engine = Engine(*loaded, on_step=lambda rows, tokens: steps.append(tokens))
+    engine.call(held.wait)
+    job = Watched(Conversation(*loaded), TEXTS[0], max_new_tokens=8)
+    engine.submit(job)
+    calls = [engine.call(lambda: len(steps)) for _ in range(3)]
+    held.set()
+    seen = [call.result(10) for call in calls]
+    assert len(set(seen)) == 3
+    job.wait()
+    engine.close()
+
+
 def test_closing_finishes_what_was_begun_and_takes_nothing_more(loaded):
     engine = Engine(*loaded)
     job = Watched(Conversation(*loaded), TEXTS[0], max_new_tokens=8)

@@ -34,9 +34,9 @@ from clients import (
 from serving import KEYS, MODEL, running
 from tiny import assert_same_state
 
-from gru_memory.server.app import _while_there
 from gru_memory.server.engine import EngineLimits, TimedOut
 from gru_memory.server.errors import ApiError
+from gru_memory.server.http import while_there
 
 # Many at once
 
@@ -274,7 +274,7 @@ def test_what_is_being_done_goes_on_unless_the_client_has_left(says, status):
                 ended.append(True)
 
         try:
-            return await _while_there(Asked(), work()), ended
+            return await while_there(Asked(), work()), ended
         except ApiError as error:
             return error.status, ended
 
@@ -293,3 +293,47 @@ def test_what_waits_for_the_model_too_long_is_told_so_and_never_runs(loaded, tmp
         assert [type(found) for found in asyncio.run(both())] == [TimedOut, TimedOut]
         time.sleep(1)
         assert not ran and asyncio.run(service.with_model(lambda: "well")) == "well"
+
+
+class Heard:
+    """Takes turns in, slowly, and remembers which."""
+
+    def __init__(self, seconds=0.0):
+        self.turns, self.seconds = [], seconds
+
+    def read(self, text, reply):
+        time.sleep(self.seconds)
+        self.turns.append(text)
+
+
+def test_between_the_turns_of_a_request_others_come_to_theirs(server):
+    service, heard = server.app.state.service, Heard()
+
+    async def both():
+        other = service.with_model(lambda: heard.turns.append("other"))
+        await asyncio.gather(service.read(heard, [("one", None), ("two", None)]), other)
+
+    asyncio.run(both())
+    assert heard.turns == ["one", "other", "two"]
+
+
+def test_turns_that_take_too_long_together_end_between_two(loaded, tmp_path):
+    with running(tmp_path / "s", loaded, engine=EngineLimits(request_seconds=0.3)) as server:
+        service, heard = server.app.state.service, Heard(0.2)
+        with pytest.raises(TimedOut):
+            asyncio.run(service.read(heard, [(str(number), None) for number in range(5)]))
+        asyncio.run(service.with_model(lambda: None))
+        assert heard.turns == ["0", "1"]
+
+
+@pytest.mark.parametrize("path", ["conversations", "conversations/left-early/items"])
+def test_who_leaves_while_turns_are_read_has_none_of_them_kept(server, client, http, monkeypatch, path):
+    chat(client, BOAT, **in_session("left-early"))
+    before, heard = [(s.name, s.turns) for s in server.store.list(ADA)], Heard(0.2)
+    monkeypatch.setattr("gru_memory.conversation.Conversation.read", lambda self, *turn: heard.read(*turn))
+    with pytest.raises(Exception, match="timed out"):
+        http.post(f"/v1/{path}", json={"items": [user(str(number)) for number in range(8)]}, timeout=0.5)
+    until(lambda: not server.app.state.service._busy)
+    time.sleep(0.4)
+    assert 1 <= len(heard.turns) < 6
+    assert [(s.name, s.turns) for s in server.store.list(ADA)] == before

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, TypeVar
 
 from fastapi import Depends, FastAPI, Header, Request
@@ -24,7 +24,7 @@ from .. import __version__
 from ..store import SessionStore, StoreError
 from .engine import Done, Engine, Event, Overloaded, ShuttingDown, TimedOut
 from .errors import ApiError, as_api_error
-from .http import BodyLimit, Keys, Observed, OwnNames, as_answer, only_known_parameters
+from .http import BodyLimit, Keys, Observed, OwnNames, as_answer, only_known_parameters, while_there
 from .item_routes import item_router
 from .kept_routes import kept_router
 from .memory_routes import memory_router
@@ -224,7 +224,7 @@ def _model(name: str) -> dict[str, Any]:
 async def _begun(events: AsyncIterator[Event], request: Request) -> AsyncIterator[Event]:
     """Wait for the first event, so that what is wrong with a request has a status of its own."""
     try:
-        await _while_there(request, anext(events))
+        await while_there(request, anext(events))
     except Exception as error:
         _note(error)
         raise as_api_error(error) from error
@@ -242,29 +242,10 @@ async def _last(events: AsyncIterator[Event], request: Request) -> Any:
         return event
 
     try:
-        return await _while_there(request, last())
+        return await while_there(request, last())
     except Exception as error:
         _note(error)
         raise as_api_error(error) from error
-
-
-async def _while_there(request: Request, work: Awaitable[Result]) -> Result:
-    """What comes of `work`, or `ApiError` 499, with `work` cancelled, as soon as the client leaves."""
-
-    async def left() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(left())
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done() and leaving.exception() is None:
-            raise ApiError(499, "the client has left", "client_left")
-        return await working
-    finally:
-        for task in (working, leaving):
-            task.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
 
 
 def _stream(

@@ -197,7 +197,7 @@ class Engine:
             self._changed.notify()
 
     def call(self, function: Callable[[], Any]) -> Future:
-        """Run `function` between two steps, when nothing else uses the model."""
+        """Run `function` between two steps, when nothing else uses the model; of several, one between two steps."""
         future: Future = Future()
         with self._changed:
             if not self._accepting:
@@ -240,10 +240,9 @@ class Engine:
                 if not self._running:
                     self._fail_all(ShuttingDown("the server is shutting down"))
                     return
-                calls = list(self._calls)
-                self._calls.clear()
-            for function, future in calls:
-                self._answer(function, future)
+                call = self._calls.popleft() if self._calls else None  # one, so that replies go on beside many
+            if call is not None:
+                self._answer(*call)
             self._drop()
             self._admit()
             if chosen := self._next_readers():

@@ -10,8 +10,8 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -23,6 +23,8 @@ from .errors import ApiError, as_api_error
 from .metrics import Metrics
 
 logger = logging.getLogger("gru_memory.server")
+
+Result = TypeVar("Result")
 
 
 # Bytes read and dropped of a request that is refused: many clients hear nothing while they send.
@@ -241,3 +243,22 @@ class JsonLines(logging.Formatter):
 
 def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
+
+
+async def while_there(request: Request, work: Awaitable[Result]) -> Result:
+    """What comes of `work`, or `ApiError` 499, with `work` cancelled, as soon as the client leaves."""
+
+    async def left() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(left())
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done() and leaving.exception() is None:
+            raise ApiError(499, "the client has left", "client_left")
+        return await working
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)

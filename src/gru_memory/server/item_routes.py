@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Depends, Query, Request
 
 from ..store import Session, SessionNotFound, TurnRecord
 from .errors import ApiError
+from .http import while_there
 from .openai_format import item_list, turn_items
 from .protocol import ItemsRequest, conversation_of
 from .service import Service, in_thread
@@ -55,7 +56,9 @@ def item_router(service: Service, owner: Callable[..., str]) -> APIRouter:
         return await in_thread(page)
 
     @router.post("")
-    async def create_items(conversation: str, body: ItemsRequest, owner: str = Owner) -> dict[str, Any]:
+    async def create_items(
+        request: Request, conversation: str, body: ItemsRequest, owner: str = Owner
+    ) -> dict[str, Any]:
         """Take messages into memory, up to 20 at a time. Nothing is answered."""
         system, turns = conversation_of(body.items)
         with service.reserved(owner, conversation):
@@ -66,7 +69,7 @@ def item_router(service: Service, owner: Callable[..., str]) -> APIRouter:
                 session, talk = await in_thread(service.head_of, conversation, owner)
                 if system is not None:
                     talk.use_system(system)
-            await service.with_model(lambda: [talk.read(*turn) for turn in turns])
+            await while_there(request, service.read(talk, turns))
 
             def keep() -> list[TurnRecord]:
                 state = talk.to_bytes(session.keep_text)

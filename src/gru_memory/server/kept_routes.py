@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Request
 
 from ..store import Session, SessionNotFound, TurnRecord
+from .http import while_there
 from .openai_format import kept_response
 from .protocol import ConversationRequest, MetadataRequest, conversation_of
 from .service import Service, in_thread, response_id
@@ -42,18 +43,12 @@ def kept_router(service: Service, owner: Callable[..., str]) -> APIRouter:
         return {"id": response, "object": "response", "deleted": True}
 
     @router.post("/conversations")
-    async def new_conversation(body: ConversationRequest, owner: str = Owner) -> dict[str, Any]:
+    async def new_conversation(request: Request, body: ConversationRequest, owner: str = Owner) -> dict[str, Any]:
         """A conversation under a name that is made up; `items` are taken into its memory."""
         name, settings = response_id("conv"), {"metadata": body.metadata}
         system, turns = conversation_of(body.items)
         conversation = service.new_conversation(system)
-        if turns:
-
-            def read() -> None:
-                for turn in turns:
-                    conversation.read(*turn)
-
-            await service.with_model(read)
+        await while_there(request, service.read(conversation, turns))
 
         def keep() -> Session:
             if not turns:

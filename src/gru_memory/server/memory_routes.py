@@ -13,6 +13,7 @@ from ..inspection import said_tokens, slot_words, trace
 from ..store import Session, SessionNotFound
 from ..store.digests import user_digest
 from .errors import ApiError
+from .http import while_there
 from .protocol import DecayRequest, ForgetRequest, ForkRequest, TextRequest
 from .service import Service, check_path_name, in_thread
 
@@ -157,7 +158,7 @@ def memory_router(service: Service, owner: Callable[..., str]) -> APIRouter:
             return _session(await in_thread(store.replace_state, found, conversation.to_bytes(found.keep_text)))
 
     @router.post("/{session}/remember")
-    async def remember(session: str, body: TextRequest, owner: str = Owner) -> dict[str, Any]:
+    async def remember(request: Request, session: str, body: TextRequest, owner: str = Owner) -> dict[str, Any]:
         """Tell the memory something; nothing is answered."""
         check_path_name(session)
 
@@ -170,8 +171,8 @@ def memory_router(service: Service, owner: Callable[..., str]) -> APIRouter:
                 conversation = service.new_conversation()
             else:
                 found, conversation = await in_thread(service.head_of, session, owner)
-            await service.with_model(lambda: conversation.read(body.text))
             turns = [(body.text, None)]
+            await while_there(request, service.read(conversation, turns))
             kept = await in_thread(store.commit, found, turns, conversation.to_bytes(found.keep_text), found.head)
             return _session(kept.session)
 

@@ -7,7 +7,7 @@ import contextlib
 import functools
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -225,13 +225,20 @@ class Service:
         with self._lock:
             self._busy.discard(reserved)
 
-    async def with_model(self, function: Callable[[], Result]) -> Result:
+    async def with_model(self, function: Callable[[], Result], until: float | None = None) -> Result:
         """Run something that needs the model, between two of its steps; what does not come to its turn in time never runs."""
+        seconds = self.engine.limits.request_seconds if until is None else until - time.monotonic()
         try:
             waiting = asyncio.wrap_future(self.engine.call(function))
-            return await asyncio.wait_for(waiting, self.engine.limits.request_seconds)
+            return await asyncio.wait_for(waiting, seconds)
         except (TimeoutError, asyncio.TimeoutError) as error:
             raise TimedOut("the model did not come to this in time: try again later") from error
+
+    async def read(self, conversation: Conversation, turns: Sequence[tuple[str, str | None]]) -> None:
+        """Take turns into a conversation. Between two of them others come to their turn, and who stops waiting ends it."""
+        until = time.monotonic() + self.engine.limits.request_seconds
+        for turn in turns:
+            await self.with_model(functools.partial(conversation.read, *turn), until)
 
     async def kv_bytes_per_token(self) -> int:
         """What a token would cost in a KV cache; measured once."""
