@@ -106,9 +106,15 @@ def test_several_seeds_are_runs_of_their_own(run, tmp_path):
         (["drift"], "error: there is nothing to read: name a folder"),
         (["longdoc", "--books", "nowhere"], "error: no .txt file in nowhere"),
         (["fading", "--sessions", "0"], "error: sessions is 0"),
+        (["general", "--questions", "100000"], "error: questions is 100000: there are 100"),
+        (["drift", "--books", "BOOKS", "--tokens", "1"], "error: tokens is 1: it must be at least 2"),
+        (["longdoc", "--books", "EMPTY", "--windows", "16"], "empty.txt has no text to read"),
     ],
 )
-def test_wrong_settings_are_one_line(options, message, run, tmp_path):
+def test_wrong_settings_are_one_line(options, message, run, tmp_path, small_books, tmp_path_factory):
+    empty = tmp_path_factory.mktemp("books")
+    (empty / "empty.txt").touch()
+    options = [{"BOOKS": small_books, "EMPTY": empty}.get(option, option) for option in options]
     result = run(*options, "--out", tmp_path)
     assert result.exit_code == 1
     assert message in result.output

@@ -120,6 +120,9 @@ def test_a_difference_is_in_the_words_that_were_written(tokenizer):
             assert found.lost[0][1] <= found.gained[0][1]
             back = diff(model, tokenizer, after, empty, top=3)
             assert [word for word, _ in back.lost] == [word for word, _ in found.gained]
+    assert len(diff(model, tokenizer, empty, after, top=10**6).gained) == len(head)  # there are no more
+    with pytest.raises(ValueError, match="top is -1"):
+        diff(model, tokenizer, empty, after, top=-1)
     with pytest.raises(ValueError, match="holds 2 conversations"):
         diff(model, tokenizer, MemoryState.cat([empty, empty]), empty)
 

@@ -155,6 +155,7 @@ def test_recalled_words_are_what_the_logits_gain(model, tokenizer):
     (word, score), *_ = recalled_words(model, tokenizer, asked, top=2)
     assert word == tokenizer.decode([int(gain.argmax())])
     assert score == pytest.approx((gain.max() - gain.mean()).item(), rel=1e-3)
+    assert len(recalled_words(model, tokenizer, asked, top=10**6)) == len(gain)  # there are no more
 
 
 def test_what_cannot_be_inspected_is_said(model, tokenizer):

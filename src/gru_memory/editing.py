@@ -123,7 +123,12 @@ def diff(
     A token is written to one place in every head, so for each token the heads vote: the change of the slot that speaks
     most for it, summed over the heads. Scores are per unit of what the heads can say of that token, so that rare,
     long embeddings do not win by their length.
+
+    Raises:
+        ValueError: a state holds several conversations, or `top` is negative.
     """
+    if top < 0:
+        raise ValueError(f"top is {top}: it must be at least 0")
     module = _site(model, site)
     for state in (before, after):
         if state.batch_size != 1:
@@ -143,5 +148,5 @@ def diff(
 
 
 def _most(scores: torch.Tensor, tokenizer: Any, top: int) -> list[tuple[str, float]]:
-    values, ids = scores.topk(top)
+    values, ids = scores.topk(min(top, len(scores)))
     return [(tokenizer.decode([token]), value) for token, value in zip(ids.tolist(), values.tolist(), strict=True)]

@@ -281,6 +281,6 @@ def _nearest(model: Any, tokenizer: Any, vectors: Tensor, top: int) -> list[list
     head = head_weight(model.get_output_embeddings())  # (V, D)
     vectors = vectors.to(head)
     logits = vectors @ head.T - (vectors @ head.mean(0))[:, None]  # a shift of all logits changes nothing
-    scores, ids = logits.float().topk(top, dim=-1)
+    scores, ids = logits.float().topk(min(top, len(head)), dim=-1)
     rows = zip(ids.tolist(), scores.tolist(), strict=True)
     return [[(tokenizer.decode([token]), score) for token, score in zip(*row, strict=True)] for row in rows]

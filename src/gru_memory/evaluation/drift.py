@@ -35,8 +35,8 @@ class DriftConfig:
     seed: int = field(default=1234, metadata={"help": "of the order of the books"})
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "tokens", "points")
-        at_least(self, 2, "window")
+        at_least(self, 1, "points")
+        at_least(self, 2, "tokens", "window")
         book_paths(self.books)
 
 

@@ -39,6 +39,10 @@ class GeneralConfig:
     def __post_init__(self) -> None:
         at_least(self, 0, "facts", "between")
         at_least(self, 1, "questions", "max_new_tokens", "batch_size")
+        if self.questions > len(GENERAL_QUESTIONS):
+            raise ValueError(
+                f"questions is {self.questions}: there are {len(GENERAL_QUESTIONS)}, so take at most as many"
+            )
 
 
 @torch.no_grad()

@@ -52,9 +52,10 @@ def evaluate_longdoc(model: Any, tokenizer: Any, config: LongDocConfig, progress
     worth = max(1, kept_bytes(state) // per_token)  # tokens
     paths = book_paths(config.books)
     rows: list[Row] = []
-    for number, path in enumerate(paths):
+    stretches = [_stretch(path, tokenizer, config) for path in paths]
+    for number, (path, stretch) in enumerate(zip(paths, stretches, strict=True)):
         tell("books", number, len(paths))
-        ids = _stretch(path, tokenizer, config).to(model.device)
+        ids = stretch.to(model.device)
         for window in config.windows:
             before = -(-max(window, worth) // window) * window  # whole windows
             if window_of(model, window + worth) < window + worth or len(ids) < before + window:
@@ -125,7 +126,10 @@ def _stretch(path: Any, tokenizer: Any, config: LongDocConfig) -> Tensor:
     """`tokens` tokens of a book, from a place that the seed chooses."""
     generator = torch.Generator().manual_seed(config.seed)
     share = 0.05 + 0.55 * torch.rand((), generator=generator).item()
-    return text_tokens(path, tokenizer, config.tokens, skipped=share)
+    ids = text_tokens(path, tokenizer, config.tokens, skipped=share)
+    if not len(ids):
+        raise ValueError(f"{path} has no text to read: leave it out of the books")
+    return ids
 
 
 def plot_longdoc(runs: Sequence[dict[str, Any]], path: Any, title: str) -> None:
