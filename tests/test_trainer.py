@@ -1,5 +1,6 @@
 """Training with transformers' own Trainer: a row says what a conversation says, and nothing on the way changes the curve."""
 
+import copy
 import math
 
 import pytest
@@ -15,6 +16,7 @@ from transformers import Trainer, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 from gru_memory import MemoryConfig, add_memory
+from gru_memory.conversation import TurnTooLong
 from gru_memory.data.sessions import Session, Turn
 from gru_memory.rendering import TurnRenderer
 from gru_memory.training.collator import SessionCollator
@@ -99,6 +101,18 @@ def test_rows_sessions_and_their_json_form_are_one():
         collate([{"meta": {}}])
     with pytest.raises(ValueError, match="no text"):
         collate([Session(())])
+    with pytest.raises(ValueError, match="input_ids, but no position_ids, memory_mask: give sessions"):
+        collate([{"input_ids": [1, 2], "labels": [1, 2]}])
+
+
+def test_a_turn_that_is_longer_than_the_tokenizer_says_is_refused():
+    tokenizer = copy.deepcopy(talking_tokenizer("llama"))
+    longest = max(SessionCollator(tokenizer).row(MIXED[0])["position_ids"]) + 1
+    tokenizer.model_max_length = longest
+    assert len(SessionCollator(tokenizer).row(MIXED[0])["input_ids"]) > longest  # a row may be
+    tokenizer.model_max_length -= 1
+    with pytest.raises(TurnTooLong, match=f"needs {longest} positions, .* is {longest - 1}: make it several turns"):
+        SessionCollator(tokenizer)(MIXED)
 
 
 def test_a_row_of_turns_is_refused_with_a_cache():

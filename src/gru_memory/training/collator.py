@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..conversation import TurnTooLong
 from ..data.sessions import Session, Turn
 from ..rendering import RenderedTurn, TurnRenderer
 
 IGNORED = -100
 PAD_POSITION = 1  # of padding: no turn begins there, and no table of positions is too short for it
+ROW = ("input_ids", "position_ids", "labels", "memory_mask")
 Row = dict[str, list[int]]
 
 
@@ -40,6 +42,7 @@ class SessionCollator:
         self.renderer = TurnRenderer(tokenizer, system)
         known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
         self.pad_id: int = next(token for token in known if token is not None)
+        self.longest: int | None = getattr(tokenizer, "model_max_length", None)  # tokens of a turn
 
     def __call__(self, features: Sequence[Session | Mapping[str, Any]]) -> dict[str, Tensor]:
         return pad_rows([self.row(feature) for feature in features], self.pad_id)
@@ -49,17 +52,23 @@ class SessionCollator:
 
         Raises:
             ValueError: neither a session, nor the JSON form of one, nor a row.
+            TurnTooLong: a turn is longer than the tokenizer's `model_max_length`.
         """
         if isinstance(session, Mapping):
             if "input_ids" in session:
-                return {name: list(session[name]) for name in ("input_ids", "position_ids", "labels", "memory_mask")}
+                if missing := [name for name in ROW if session.get(name) is None]:
+                    raise ValueError(
+                        f"a training example has input_ids, but no {', '.join(missing)}: give sessions, or rows that "
+                        "SessionCollator.row made, for it has to be known where turns begin"
+                    )
+                return {name: list(session[name]) for name in ROW}
             if "messages" not in session:
                 raise ValueError(
                     f"a training example has the columns {sorted(session)}: give Session objects or their JSON form, and set "
                     "remove_unused_columns=False in the TrainingArguments, or the Trainer takes 'messages' away"
                 )
             session = Session.from_json(dict(session))
-        row: Row = {"input_ids": [], "position_ids": [], "labels": [], "memory_mask": []}
+        row: Row = {name: [] for name in ROW}
         greeted = False  # memory has seen the system prompt
         for turn in session.turns:
             prefix = self.renderer.prefix_ids if turn.user is not None else []
@@ -67,6 +76,11 @@ class SessionCollator:
             ids = rendered.ids
             if not ids:
                 continue
+            if self.longest is not None and len(prefix) + len(ids) > self.longest:
+                raise TurnTooLong(
+                    f"a turn needs {len(prefix) + len(ids)} positions, the tokenizer's model_max_length is {self.longest}: make it "
+                    "several turns, or set model_max_length if the model has more positions"
+                )
             first = max(rendered.reply_start, 1)  # nothing comes before the first token of a turn
             learned = ids[first:] if turn.learn == "answer" else []
             row["input_ids"] += prefix + ids
