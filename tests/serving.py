@@ -5,10 +5,10 @@ import socket
 import threading
 import time
 
-import uvicorn
 from talking import talking_model, talking_tokenizer
 
 from gru_memory.server import ServerSettings, create_app
+from gru_memory.server.stopping import GracefulServer
 from gru_memory.store import SessionStore
 
 MODEL = "tiny"
@@ -38,9 +38,7 @@ def running(store_url, loaded=None, limits=None, **settings):
     with SessionStore(str(store_url), configured.limits) as store, socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         app = create_app(*loaded, store, configured)
-        server = uvicorn.Server(
-            uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5, lifespan="on")
-        )
+        server = GracefulServer(app, configured.grace_seconds, lifespan="on")
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         while not server.started:

@@ -34,7 +34,7 @@ from clients import (
 from serving import KEYS, MODEL, running
 from tiny import assert_same_state
 
-from gru_memory.server.engine import EngineLimits, TimedOut
+from gru_memory.server.engine import Engine, EngineLimits, TimedOut
 from gru_memory.server.errors import ApiError
 from gru_memory.server.http import while_there
 
@@ -251,6 +251,32 @@ def test_stopping_lets_replies_end(loaded, tmp_path):
         assert chunks[-1].choices[0].finish_reason
         server.thread.join(30)
         assert server.store.get("last", ADA).turns == 1
+
+
+def test_replies_that_do_not_end_when_the_server_stops_are_told_so(loaded, tmp_path, monkeypatch):
+    step = Engine._decode_step
+    monkeypatch.setattr(Engine, "_decode_step", lambda *arguments: (time.sleep(0.05), step(*arguments)))
+    with (
+        running(tmp_path / "s", loaded, grace_seconds=0.5, default_new_tokens=200) as server,
+        server.client() as client,
+    ):
+        with concurrent.futures.ThreadPoolExecutor(3) as pool:
+            whole = pool.submit(chat, client, BOAT)
+            streams = [
+                pool.submit(list, chat(client, BOAT, stream=True)),
+                pool.submit(list, client.responses.create(model=MODEL, input=BOAT, stream=True)),
+            ]
+            until(lambda: server.engine.active == 3)
+            server.server.should_exit = True
+            with pytest.raises(openai.InternalServerError) as refused:
+                whole.result(30)
+            assert (refused.value.status_code, refused.value.code) == (503, "shutting_down")
+            with pytest.raises(openai.APIError, match="the server is shutting down"):
+                streams[0].result(30)
+            last = streams[1].result(30)[-1]
+            assert (last.type, last.code) == ("error", "shutting_down")
+        server.thread.join(10)
+        assert not server.thread.is_alive()
 
 
 @pytest.mark.parametrize(("says", "status"), [({"type": "http.disconnect"}, 499), (OSError("gone"), None)])

@@ -86,12 +86,11 @@ def serve_command(
 ) -> None:
     """Serve OpenAI's interface, with a memory for every conversation."""
     try:
-        import uvicorn
-
         from ..server import ServerSettings, create_app
         from ..server.engine import EngineLimits
         from ..server.http import JsonLines, is_loopback
         from ..server.settings import read_keys
+        from ..server.stopping import GracefulServer
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"the server needs {error.name}, which is not installed: pip install 'gru-memory[serve]'"
@@ -122,11 +121,7 @@ def serve_command(
     _check_port(host, port)
     with SessionStore(store, limits) as opened:
         app = create_app(*load(model, memory, device), opened, settings)
-        config = uvicorn.Config(
-            app, host=host, port=port, log_config=None, access_log=False, server_header=False,
-            timeout_graceful_shutdown=int(grace) + 1, timeout_keep_alive=30,
-        )  # fmt: skip
-        server = uvicorn.Server(config)
+        server = GracefulServer(app, grace, host=host, port=port, timeout_keep_alive=30)
         # When all replies have ended, uvicorn raises the signal again that it was stopped with.
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
         server.run()
