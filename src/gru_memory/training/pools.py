@@ -88,6 +88,7 @@ def _not_in_their_turns(session: Session) -> Iterator[str]:
 
 
 def session_pools(request: TrainRequest, frozen: FrozenModel) -> tuple[Any, dict[str, Any]]:
+    """What to draw sessions from in training, and by name in validations and calibration."""
     seed = request.training.seed
     if request.data != "facts":
         pool = FilePool(request.data)
