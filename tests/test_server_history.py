@@ -17,12 +17,13 @@ from clients import (
     expected,
     in_session,
     model_and_tokenizer,  # noqa: F401 (a fixture)
+    plain_http,  # noqa: F401 (a fixture)
     shared_server,  # noqa: F401 (a fixture)
     state_of,
     text_of,
     user,
 )
-from serving import running
+from serving import MODEL, running
 from tiny import assert_same_state
 
 from gru_memory import Conversation
@@ -133,6 +134,25 @@ def test_messages_become_turns():
         "s", [("a", None), ("b", "c")], "d",
     )  # fmt: skip
     assert parts(("user", "a"), ("assistant", ""), ("user", "b")) == (None, [("a", "")], "b")
+    cut = (("system", "s"), ("assistant", "z"), ("assistant", "y"), ("user", "a"), ("assistant", "b"), ("user", "c"))
+    assert parts(*cut) == ("s", [("a", "b")], "c")
+    with pytest.raises(ValueError, match="the last message must be the user's"):
+        parts(("assistant", "z"))
+
+
+def test_a_window_that_begins_with_a_reply_goes_on(server, client):
+    messages = [assistant("Welcome.")]
+    for text in (BOAT, HOME, WHERE, "Where is my boat?"):
+        messages.append(user(text))
+        messages.append(assistant(text_of(chat(client, *messages[-4:], **in_session("window")))))
+    told = server.store.transcript(server.store.get("window", ADA))
+    assert [turn.user for turn in told] == [BOAT, HOME, WHERE, "Where is my boat?"]
+
+
+def test_what_is_new_does_not_begin_with_a_reply(http):
+    body = {"model": MODEL, "input": [assistant("Welcome."), user(BOAT)], "max_output_tokens": 2}
+    assert http.post("/v1/responses", json=body).status_code == 200
+    assert http.post("/v1/responses", json={**body, "conversation": "window-2"}).status_code == 400
 
 
 SALT = b"0123456789abcdef"

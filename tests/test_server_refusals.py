@@ -58,7 +58,6 @@ from gru_memory.server.http import BodyLimit
         {"messages": []},
         {"messages": [assistant("Hi.")]},
         {"messages": [user("a"), assistant("b")]},
-        {"messages": [assistant("a"), user("b")]},
         {"messages": [user(" ")]},
         {"messages": [user(" "), assistant("b"), user("c")]},
         {"messages": [{"role": "tool", "content": "a"}]},

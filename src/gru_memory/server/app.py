@@ -133,7 +133,8 @@ def create_app(model: Any, tokenizer: Any, store: SessionStore, settings: Server
         With none of them and `store`, which is on unless it is turned off, the response can be gone on from by its id.
         """
         known(body.model)
-        system, history, message = split(body.messages)
+        goes_on = body.conversation_name is not None or body.previous_response_id is not None
+        system, history, message = split(body.messages, history=not goes_on)
         turns = Turns(system, history, message, Sampling(body.heat, body.top_p), body.max_output_tokens)
         address = Address(
             body.conversation_name, body.previous_response_id,

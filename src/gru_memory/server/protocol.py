@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -202,13 +203,18 @@ class TextRequest(_Strict):
     text: Text
 
 
-def split(messages: list[Message]) -> tuple[str | None, list[tuple[str, str | None]], str]:
+def split(messages: list[Message], history: bool = True) -> tuple[str | None, list[tuple[str, str | None]], str]:
     """System prompt, earlier turns and the new message.
+
+    Args:
+        messages: what a client sent.
+        history: it may be a history, which may have its beginning cut off: messages of the assistant that it begins with, a
+            greeting for example, answer nothing and are left out.
 
     Raises:
         ValueError: messages in an order that is no conversation.
     """
-    turns = turns_of(messages)
+    turns = turns_of(messages, history)
     if not turns or turns[-1][1] is not None:
         raise ValueError("the last message must be the user's")
     return system_of(messages), turns[:-1], turns[-1][0]
@@ -234,13 +240,15 @@ def system_of(messages: list[Message]) -> str | None:
     return "\n".join(message.text for message in messages if message.role in ("system", "developer")) or None
 
 
-def turns_of(messages: list[Message]) -> list[tuple[str, str | None]]:
-    """What users said and, where they got one, the reply.
+def turns_of(messages: list[Message], history: bool = False) -> list[tuple[str, str | None]]:
+    """What users said and, where they got one, the reply; of a `history` without what the assistant said before that.
 
     Raises:
         ValueError: messages in an order that is no conversation.
     """
     rest = [message for message in messages if message.role in ("user", "assistant")]
+    if history:
+        rest = list(itertools.dropwhile(lambda message: message.role == "assistant", rest))
     turns: list[tuple[str, str | None]] = []
     for message in rest:
         if message.role == "user":
