@@ -97,6 +97,10 @@ class BatchReader:
                 memory_mask[row, first : first + len(prefix)] = False
         return {"input_ids": input_ids, "attention_mask": attention_mask, "memory_mask": memory_mask}
 
+    def prefix_fed(self, states: MemoryState) -> int:
+        """How many tokens `read` feeds before those of a turn: the prefix, unless it is kept."""
+        return 0 if self._kept_prefix(states) else len(self.renderer.prefix_ids)
+
     def _kept_prefix(self, states: MemoryState) -> KeptPrefix | None:
         """What every row begins with, if none of them is new."""
         return kept_prefix(self.model, self.renderer.prefix_ids) if bool((states.turns > 0).all()) else None

@@ -141,20 +141,21 @@ def contributions(
         part = rows[start : start + batch_size]
         states = reader.start(len(part))
         for number, turn in enumerate(turns):
-            with unwritten(reader.model, [_columns(reader, seen, place, number) for place in part]):
+            before = reader.prefix_fed(states)
+            with unwritten(reader.model, [_columns(before, seen, place, number) for place in part]):
                 states = reader.read(states, [turn] * len(part))
         scores += _scores(reader, states, question, reply)
     tell("replays", len(rows), len(rows))
     return [scores[0] - score for score in scores[1:]]
 
 
-def _columns(reader: BatchReader, seen: Trace, place: int | None, turn: int) -> list[int]:
-    """Where a traced token stands in the forward pass of a turn; [] if it is in another."""
+def _columns(before: int, seen: Trace, place: int | None, turn: int) -> list[int]:
+    """Where a traced token stands in the forward pass of a turn, `before` tokens in front of it; [] if it is in another."""
     if place is None or max(seen.turns[place], 0) != turn:
         return []
     if turn == 0:  # memory takes the prefix in with the first turn
         return [place]
-    return [len(reader.renderer.prefix_ids) + place - seen.turns.index(turn)]
+    return [before + place - seen.turns.index(turn)]
 
 
 def _scores(reader: BatchReader, states: Any, question: str, reply: str) -> list[float]:
