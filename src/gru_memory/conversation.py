@@ -118,7 +118,7 @@ class Conversation:
         """The prefix of the next turn as the model has run it before; None where it has to be fed with the turn.
 
         For those who run the model themselves, many conversations in one batch: a turn alone is bound by reading the weights, and
-        gains nothing. It has to be fed with the first turn, in which memory takes it in, and to models that `prefix.kept_prefix`
+        gains little. It has to be fed with the first turn, in which memory takes it in, and to models that `prefix.kept_prefix`
         names.
         """
         return kept_prefix(self.model, self.renderer.prefix_ids) if self.turns else None
