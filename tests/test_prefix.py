@@ -12,7 +12,7 @@ from tiny import assert_close, assert_same_state, memory_model, random_ids
 from gru_memory import Conversation, MemoryState
 from gru_memory.cache import keeps_every_token
 from gru_memory.evaluation.batched import BatchReader
-from gru_memory.prefix import _PER_MODEL, cache_of, kept_prefix, turn_begun
+from gru_memory.prefix import cache_of, kept_prefix, turn_begun
 from gru_memory.server.engine import Done, Engine, EngineLimits, Failed, Job
 from gru_memory.server.rows import prefill
 
@@ -183,17 +183,17 @@ def test_it_is_fed_where_it_cannot_be_kept():
     assert kept_prefix(model.train(), PREFIX) is None
 
 
-def test_few_prefixes_are_kept_and_the_last_used_stay():
+def test_so_many_tokens_are_kept_and_the_last_used_stay(monkeypatch):
+    monkeypatch.setattr("gru_memory.prefix._MOST_TOKENS", len(PREFIX) + 2)
     model = memory_model("llama", sites=("top",))
     first = kept_prefix(model, PREFIX)
-    for token in range(3, 3 + _PER_MODEL - 1):
-        kept_prefix(model, [token])
-    assert kept_prefix(model, PREFIX) is first
+    second, third = kept_prefix(model, [3]), kept_prefix(model, [4])
+    assert kept_prefix(model, PREFIX) is first and kept_prefix(model, [4]) is third  # there is room for just these
     kept_prefix(model, [VOCABULARY - 1])
     assert kept_prefix(model, PREFIX) is first
-    for token in range(3, 3 + _PER_MODEL):
-        kept_prefix(model, [token])
-    assert kept_prefix(model, PREFIX) is not first
+    assert kept_prefix(model, [3]) is not second, "the one used longest ago was let go"
+    assert kept_prefix(model, [3] * (len(PREFIX) + 3)) is None
+    assert kept_prefix(model, PREFIX) is first
 
 
 def test_what_is_kept_is_not_written_into():

@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load as deserialize
 from safetensors.torch import save as serialize
 
-from .prefix import KeptPrefix, kept_prefix
 from .rendering import TurnRenderer, require_text
 from .state import AS_KEPT, MemoryState, write_whole
 
@@ -114,14 +113,13 @@ class Conversation:
         require_text(text)
         return self._inputs(self.renderer.prompt(text), max_new_tokens)
 
-    def kept_prefix(self) -> KeptPrefix | None:
-        """The prefix of the next turn as the model has run it before; None where it has to be fed with the turn.
+    def repeated_prefix(self) -> tuple[int, ...]:
+        """The tokens that `inputs` and `prompt` begin with for attention alone; none in the first turn, where memory takes them in.
 
-        For those who run the model themselves, many conversations in one batch: a turn alone is bound by reading the weights, and
-        gains little. It has to be fed with the first turn, in which memory takes it in, and to models that `prefix.kept_prefix`
-        names.
+        With `prefix.kept_prefix` they need not be fed, which counts where many conversations are read in one batch; a turn alone
+        is bound by reading the weights, and gains little.
         """
-        return kept_prefix(self.model, self.renderer.prefix_ids) if self.turns else None
+        return tuple(self.renderer.prefix_ids) if self.turns else ()
 
     def use_system(self, system: str | None) -> None:
         """Let attention see another system prompt from the next turn on. Memory has taken in the first one, once."""

@@ -110,8 +110,7 @@ def bench_prefix(plan: Plan) -> list[Row]:
             )
 
         def kept(new: Tensor = messages, mask: Tensor = mask, states: MemoryState = states) -> None:
-            found = [kept_prefix(remembering, prefix.tolist()) for _ in new]  # looked up for each, as the server does
-            cache, _ = cache_of(remembering, found)
+            cache, _ = cache_of(remembering, [kept_prefix(remembering, prefix.tolist())] * len(new))
             remembering(
                 new, attention_mask=mask, past_key_values=cache, memory_state=turn_begun(states), use_cache=True,
                 logits_to_keep=1,

@@ -16,6 +16,7 @@ import torch
 
 from ..cache import keeps_every_token
 from ..conversation import Conversation
+from ..prefix import kept_prefix
 from .guessing import Guesser
 from .rows import Rows, prefill
 from .sampling import Sampling
@@ -347,9 +348,10 @@ class Engine:
 
     def _read_step(self, jobs: list[Job], segments: list[dict[str, torch.Tensor]]) -> None:
         conversations = [job.conversation for job in jobs]
-        prefixes = [conversation.kept_prefix() for conversation in conversations]
+        begun = [conversation.repeated_prefix() for conversation in conversations]
+        kept = {ids: kept_prefix(self.model, ids) for ids in dict.fromkeys(begun)}  # most begin alike
         states = [conversation.state for conversation in conversations]
-        rows, logits = prefill(self.model, segments, states, self._pad, prefixes)
+        rows, logits = prefill(self.model, segments, states, self._pad, [kept[ids] for ids in begun])
         self.on_step(len(jobs), sum(segment["input_ids"].shape[1] for segment in segments))
         decoding = []
         for row, job in enumerate(jobs):

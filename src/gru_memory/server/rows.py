@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from ..cache import MemoryCacheLayer, attach, find_layer
-from ..prefix import KeptPrefix, cache_of, turn_begun
+from ..prefix import KeptPrefix, cache_of, padded, turn_begun
 from ..state import MemoryState
 
 
@@ -118,7 +118,7 @@ class Rows:
         cache.layers = [
             _layer(
                 *(
-                    torch.cat([_padded(a, length), _padded(b, length)])
+                    torch.cat([padded(a, length), padded(b, length)])
                     for a, b in ((x.keys, y.keys), (x.values, y.values))
                 )
             )
@@ -139,7 +139,7 @@ def prefill(
     """One forward pass over a stretch of tokens a row; the rows after it, and the logits (B, V) of their next tokens.
 
     Each of `rows` is what `Conversation.inputs` and `Conversation.prompt` return, and each of `prefixes`, if there are any, what
-    `Conversation.kept_prefix` does: what the row begins with is not run again then.
+    `kept_prefix` has of its beginning, which is not run again then.
     """
     prefixes = list(prefixes) or [None] * len(rows)
     spared = [0 if prefix is None else prefix.length for prefix in prefixes]
@@ -185,8 +185,3 @@ def _layer(keys: Tensor, values: Tensor) -> RoomyLayer:
     layer.lazy_initialization(keys, values)
     layer.keys, layer.values = keys, values
     return layer
-
-
-def _padded(tensor: Tensor, length: int) -> Tensor:
-    """(B, H, L, d) with zeros before, which the mask hides."""
-    return F.pad(tensor, (0, 0, length - tensor.shape[2], 0))
