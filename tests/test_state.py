@@ -12,7 +12,8 @@ from tiny import assert_close, assert_same_state, base_model, memory_model, one_
 
 import gru_memory.state
 from gru_memory import MemoryState, add_memory
-from gru_memory.state import AS_KEPT, write_whole
+from gru_memory.state import AS_KEPT
+from gru_memory.whole_files import replacing, write_whole
 
 
 @pytest.fixture(scope="module")
@@ -368,6 +369,19 @@ def test_a_new_file_is_written_over_no_other(tmp_path, monkeypatch, links):
     with pytest.raises(FileExistsError):
         write_whole(tmp_path / "file", b"two", new=True)
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("file", b"one")]
+
+
+def test_a_large_file_is_replaced_whole_and_two_that_write_it_at_once_do_not_meet(tmp_path):
+    path = tmp_path / "states.bin"
+    with replacing(path) as one, replacing(path) as two:
+        one.write_text("one")
+        two.write_text("two")
+        assert one != two and not path.exists()
+    assert path.read_text() == "one"  # the later one, for the inner block ends first
+    with pytest.raises(OSError, match="full"), replacing(path) as part:
+        part.write_text("hal")
+        raise OSError("full")
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("states.bin", "one")]
 
 
 def test_a_state_is_shown_in_one_line(model, state):

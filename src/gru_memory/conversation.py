@@ -12,7 +12,8 @@ from safetensors.torch import load as deserialize
 from safetensors.torch import save as serialize
 
 from .rendering import TurnRenderer, require_text
-from .state import AS_KEPT, MemoryState, write_whole
+from .state import AS_KEPT, MemoryState
+from .whole_files import write_whole
 
 USUAL_GENERATION = {"max_new_tokens": 64, "do_sample": False}
 

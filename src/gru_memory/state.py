@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
 import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +18,7 @@ from torch.nn import functional as F
 
 from .config import ADDRESSINGS, KEPT_IN
 from .packing import pack_int4, unpack_int4
+from .whole_files import write_whole
 
 FORMAT_VERSION = 2  # 2: slots may be packed, see `packing`; what is not packed is written as 1
 _KIND = "gru-memory state"
@@ -372,47 +371,6 @@ def _fullest(one: Tensor, other: Tensor) -> Tensor:
     taken = (taken & (others.gather(2, coming) > 0)).unsqueeze(-1)
     free, coming = (index.unsqueeze(-1).expand_as(one) for index in (free, coming))
     return one.scatter(2, free, torch.where(taken, other.gather(2, coming), one.gather(2, free)))
-
-
-def write_whole(path: str | Path, data: bytes, private: bool = False, new: bool = False) -> None:
-    """Write a file in one step: on any error what was there before is still there.
-
-    Args:
-        path: of the file.
-        data: what it will hold.
-        private: for the owner's eyes alone, as what people say to a model is.
-        new: raise FileExistsError if there is a file already.
-    """
-    part = Path(path).with_name(f".{secrets.token_hex(8)}.part")  # nobody else's, and short whatever the name
-    made = False
-    try:
-        handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666)
-        made = True
-        with open(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if new:
-            _put_new(part, path)
-        else:
-            os.replace(part, path)
-    except OSError as error:
-        if error.filename == str(part):
-            error.filename = str(path)  # which is the one that the caller knows
-        raise
-    finally:
-        if made:
-            part.unlink(missing_ok=True)
-
-
-def _put_new(part: Path, path: str | Path) -> None:
-    try:
-        os.link(part, path)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without links
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-        os.replace(part, path)
 
 
 def regular_size(path: Path) -> int:

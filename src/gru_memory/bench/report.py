@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ..evaluation.report import environment
-from ..state import write_whole
+from ..whole_files import write_whole
 from .measure import Plan, Row, ratio
 
 # The case that the others of a benchmark, or of a setting of it, are shown in times of.

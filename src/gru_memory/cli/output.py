@@ -21,8 +21,8 @@ from rich.text import Text
 from .. import embedded
 from ..embedded import EmbeddedModelError
 from ..placement import device_for
-from ..state import write_whole
 from ..store import StoreError
+from ..whole_files import write_whole
 
 MODEL_HELP = "'smollm2' (embedded), a folder, a .gguf file or a hub name"
 MEMORY_HELP = "folder of a trained memory; the one that ships with the library if not given"

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..state import write_whole
+from ..whole_files import write_whole
 
 PACKAGES = ("gru-memory", "torch", "transformers", "safetensors")
 

@@ -20,6 +20,7 @@ import torch
 from transformers import DynamicCache
 
 from ..rendering import RenderedTurn, TurnRenderer
+from ..whole_files import replacing
 
 _TOKENS_PER_BATCH = 4096
 _TURNS_PER_SHARD = 2048
@@ -210,17 +211,15 @@ def _write_shard(paths, model, final_norm, blocks, renderer, texts, key_layers, 
     finally:
         for hook in hooks:
             hook.remove()
-    part = paths[0].with_suffix(".part")
-    features.tofile(part)
-    part.replace(paths[0])
-    part = paths[1].with_suffix(".part.npz")
-    np.savez(
-        part,
-        ids=np.concatenate([np.array(turn.ids, dtype=np.int32) for turn in turns]),
-        lengths=lengths,
-        reply_starts=np.array([turn.reply_start for turn in turns]),
-    )
-    part.replace(paths[1])
+    with replacing(paths[0]) as part:
+        features.tofile(part)
+    with replacing(paths[1]) as part, part.open("wb") as file:  # of a bare name numpy would make another one
+        np.savez(
+            file,
+            ids=np.concatenate([np.array(turn.ids, dtype=np.int32) for turn in turns]),
+            lengths=lengths,
+            reply_starts=np.array([turn.reply_start for turn in turns]),
+        )
 
 
 def _in_range(final: torch.Tensor, layers: dict[int, torch.Tensor]) -> torch.Tensor:

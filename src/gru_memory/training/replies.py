@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..rendering import TurnRenderer
-from ..state import write_whole
+from ..whole_files import write_whole
 from .features import in_eval_mode, template_ids
 
 _ROWS = 64

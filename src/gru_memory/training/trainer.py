@@ -18,6 +18,7 @@ from torch import Tensor
 from ..data.facts import FactPool
 from ..limits import at_least, shares
 from ..memory import GRUMemoryWithDecay
+from ..whole_files import replacing
 from .features import FeatureCache
 from .objective import LossReport, compute_loss, in_mode
 from .rows import Batch, make_batch
@@ -315,6 +316,5 @@ def learning_rate_share(name: str, weight: Tensor) -> float:
 
 
 def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    part = path.with_suffix(".part")
-    save_file(tensors, part, metadata)
-    part.replace(path)
+    with replacing(path) as part:
+        save_file(tensors, part, metadata)
