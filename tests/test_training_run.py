@@ -223,3 +223,17 @@ def test_numbers_that_nothing_can_be_trained_with_are_refused():
         with pytest.raises(ValueError, match=f"{name} is {value}: "):
             TrainRequest("out", **{name: value})
     assert TrainingConfig(steps=0, max_between=0, keep=1).steps == 0
+
+
+def test_sessions_with_turns_between_need_something_to_talk_about():
+    nothing = {"pool_talk": 0, "pool_general": 0}
+    for given in (nothing, nothing | {"books": "books", "pages": 0}):
+        with pytest.raises(ValueError, match="nothing to talk about .* pool_talk"):
+            TrainRequest("out", **given)
+    for enough in (
+        {"pool_general": 1},
+        {"books": "books"},
+        {"data": "books"},
+        {"training": TrainingConfig(max_between=0)},
+    ):
+        TrainRequest("out", **nothing | enough)

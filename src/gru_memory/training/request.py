@@ -63,6 +63,12 @@ class TrainRequest:
         at_least(self, 1, "pool_facts", "passages")
         at_least(self, 0, "pool_talk", "pool_untold", "pool_general", "replied", "pages")
         shares(self, "corrected")
+        talk = self.pool_talk or self.pool_general or (self.books and self.pages)
+        if self.data == "facts" and self.training.max_between and not talk:
+            raise ValueError(
+                "there is nothing to talk about between facts: take a pool_talk or pool_general of at least 1, books and pages, or "
+                "a max_between of 0"
+            )
 
 
 def conversation_memory(num_blocks: int, **changes: Any) -> MemoryConfig:
