@@ -16,7 +16,6 @@ from gru_memory.evaluation.timeline import (
     contributions,
     evaluate_timeline,
     filled,
-    kept_at,
     left_of_turns,
     plot_timeline,
 )
@@ -24,6 +23,7 @@ from gru_memory.inspection import trace
 from gru_memory.scan.reference import scan_reference
 
 TURNS = [("My boat is called Marigold.", "Lovely."), ("I live in Porto.", None), ("Oh.", "Yes.")]
+CONTENT = {"addressing": "content", "address_rank": 6, "signature_size": 5, "slot_size": 10, "num_slots": 6}
 
 
 @pytest.fixture(scope="module")
@@ -72,16 +72,17 @@ def test_a_contribution_is_that_of_a_memory_without_the_write(family):
 
 
 @pytest.mark.parametrize("clock", ["turn", "token"])
-def test_strength_over_time_ends_where_inspection_says(tokenizer, clock):
-    model = talking_model("llama", decay_every=clock, decay=[0.9, 0.7])
+@pytest.mark.parametrize("form", [{}, CONTENT], ids=["learned", "content"])
+def test_strength_over_time_ends_where_inspection_says(tokenizer, clock, form):
+    model = talking_model("llama", decay_every=clock, decay=[0.9, 0.7], **form)
     seen = trace(model, tokenizer, TURNS)
     writes = seen.strength.unsqueeze(-1) * seen.address
-    keep = kept_at(model.memory_sites()["top"], seen)
-    course = filled(writes, keep)
+    assert bool(form) == bool((seen.keep < 0.69).any())  # below the decays only where a place was taken
+    course = filled(writes, seen.keep)
     assert_close(course[-1], seen.left.sum(0), 1e-4)
     half = len(trace(model, tokenizer, TURNS[:2]).tokens)
     assert_close(course[half - 1], trace(model, tokenizer, TURNS[:2]).left.sum(0), 1e-4)
-    left = left_of_turns(writes, keep, seen.turns)
+    left = left_of_turns(writes, seen.keep, seen.turns)
     assert left.shape == (len(seen.tokens), 3)
     of_turn = torch.tensor([number == 0 for number in seen.turns])
     first = trace(model, tokenizer, TURNS[:1])

@@ -39,6 +39,8 @@ class Trace:
         strength: (T, N) how strongly it was written.
         address: (T, N, S) where it was written; sums to 1 over the slots.
         read_address: (T, N, S) where was read for the token after it; sums to 1 over the slots.
+        keep: (T, N, S) what each slot kept of what it held before the token was written: less than 1 where the clock ticked,
+            and with `addressing="content"` where the token took the place of what was told before.
         left: (T, N, S) weight its content still has in each slot at the end. With the `mingru` cell a slot is exactly
             this weighted sum of contents; with the `gru` cell, contents also carry what was there before.
         recalled: (T, D) what the memory added to the hidden state.
@@ -50,6 +52,7 @@ class Trace:
     strength: Tensor
     address: Tensor
     read_address: Tensor
+    keep: Tensor
     left: Tensor
     recalled: Tensor
     state: MemoryState
@@ -195,7 +198,7 @@ def trace(
         hook.remove()
 
     whole = {name: torch.cat([part[name] for part in parts]).float().cpu() for name in parts[0]}
-    write, keep = whole.pop("write"), whole.pop("keep")
+    write, keep = whole.pop("write"), whole["keep"]
     passed = torch.log(
         (keep * (1 - write)).double().clamp_min(1e-30)
     )  # what a token leaves of what was there before it

@@ -18,7 +18,6 @@ from ..data.sessions import Session, read_jsonl
 from ..drawing import PALETTE
 from ..inspection import Trace, trace
 from ..limits import at_least
-from ..memory import GRUMemoryWithDecay
 from .asking import asked
 from .batched import BatchReader, Pair
 from .outcome import Evaluation, Figure, Outcome, Progress
@@ -96,15 +95,14 @@ def evaluate_timeline(model: Any, tokenizer: Any, config: TimelineConfig, progre
         for i, value in sorted(zip(places, found, strict=True), key=lambda pair: -pair[1])
     ]
     writes = seen.strength.unsqueeze(-1) * seen.address  # (T, N, S)
-    keep = kept_at(sites[config.site], seen)
     details = {
         "question": question.user, "reply": reply, "value": question.value, "tokens": seen.tokens, "turns": seen.turns,
         "views": {
             "writes": _rounded(writes[:, : config.heads]),
             "reads": _rounded(seen.read_address[:, : config.heads]),
-            "strength": _rounded(filled(writes, keep)[:, : config.heads]),
+            "strength": _rounded(filled(writes, seen.keep)[:, : config.heads]),
         },
-        "left_of_turns": left_of_turns(writes, keep, seen.turns).tolist(),
+        "left_of_turns": left_of_turns(writes, seen.keep, seen.turns).tolist(),
     }  # fmt: skip
     return Outcome(config, rows, time.perf_counter() - began, details)
 
@@ -166,16 +164,6 @@ def _scores(reader: BatchReader, states: Any, question: str, reply: str) -> list
     output = reader.model(**inputs, memory_state=states, logits_to_keep=len(answer) + 1, use_cache=False)
     chosen = output.logits[:, :-1].float().log_softmax(-1).gather(2, answer.expand(states.batch_size, -1).unsqueeze(2))
     return chosen.double().sum(dim=(1, 2)).tolist()
-
-
-def kept_at(site: GRUMemoryWithDecay, seen: Trace) -> Tensor:
-    """(T, N, S) what the clock keeps of every slot at each token."""
-    ticks = torch.ones(len(seen.turns), dtype=torch.bool)
-    if site.decay_every == "turn":
-        numbers = torch.tensor(seen.turns).clamp_min(0)  # the system prompt is in the first turn
-        ticks[1:] = numbers[1:] != numbers[:-1]
-    decay = site.decay.float().cpu().expand(seen.address.shape[1:])
-    return torch.where(ticks[:, None, None], decay, 1.0)
 
 
 def filled(writes: Tensor, keep: Tensor) -> Tensor:
