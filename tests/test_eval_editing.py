@@ -6,11 +6,11 @@ from talking import talking_model, talking_tokenizer
 from tiny import assert_close, assert_same_state, memory_model
 
 from gru_memory.data import FactGenerator
-from gru_memory.editing import diff, forget, forget_slot
+from gru_memory.editing import diff, forget, forget_slot, kept_share
 from gru_memory.evaluation import editing
 from gru_memory.evaluation.batched import BatchReader
 from gru_memory.evaluation.editing import EDITS, EditingConfig, evaluate_editing, slots_of
-from gru_memory.inspection import trace
+from gru_memory.inspection import slot_words, trace, words_at
 from gru_memory.state import MemoryState
 
 TURN = ("My boat is called Marigold.", "Lovely.")
@@ -70,6 +70,35 @@ def test_a_state_forgets_a_slot_or_a_text(model, tokenizer, states):
         states[0].forget((0, 9))
     with pytest.raises(ValueError, match="give the model and the tokenizer"):
         states[0].forget("My boat is called Marigold.")
+
+
+def test_a_state_of_another_memory_is_not_looked_into(model, tokenizer, states):
+    """It has the same sizes, so that nothing else would tell."""
+    other = talking_model("llama")
+    with torch.no_grad():
+        other.memory_sites()["top"].key.weight.add_(0.01)
+    address = trace(model, tokenizer, [TURN]).address
+    for ask in (
+        lambda state: state.forget(TURN[0], other, tokenizer),
+        lambda state: kept_share(other, tokenizer, state, *TURN),
+        lambda state: diff(other, tokenizer, other.initial_memory_state(1), state),
+        lambda state: slot_words(other, tokenizer, state),
+        lambda state: words_at(other, tokenizer, state, address),
+    ):
+        with pytest.raises(ValueError, match="made by another model or by a memory with other weights"):
+            ask(states[0])
+    with pytest.raises(ValueError, match="is a dict: pass a MemoryState"):
+        slot_words(model, tokenizer, states[0].sites)
+
+
+def test_what_is_asked_of_one_conversation_is_not_answered_for_the_first_of_several(model, tokenizer, states):
+    both, address = MemoryState.cat(states), trace(model, tokenizer, [TURN]).address
+    for ask in (
+        lambda: kept_share(model, tokenizer, both, *TURN),
+        lambda: words_at(model, tokenizer, both, address),
+    ):
+        with pytest.raises(ValueError, match="holds 2 conversations"):
+            ask()
 
 
 def test_a_model_remembers_in_every_conversation_it_has(model, tokenizer):

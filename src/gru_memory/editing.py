@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import normalize
 
 from .conversation import Conversation
-from .inspection import _site, trace
+from .inspection import _site, require_one, trace
 from .state import HOLDS_THE_SAME, MemoryState
 
 _LEAST_WRITTEN = 0.01  # share of a slot below which a turn is not said to have written there
@@ -53,7 +53,12 @@ def forget(
         text: the user's message, word for word as it was told.
         reply: what was answered, if that is to go too.
         system: the system prompt of the conversation.
+
+    Raises:
+        ValueError: the state belongs to another memory, or a site is a module of somebody's own.
     """
+    for site in state.sites:
+        _site(model, site, state)
     for site in state.sites:
         alone = trace(model, tokenizer, [(text, reply)], None, system, site)
         turn = torch.tensor([number == 0 for number in alone.turns])
@@ -82,7 +87,12 @@ def kept_share(
 
     The turn is read into an empty memory; of every slot it wrote to, the part of the present content counts that points
     the same way, weighted by how much the turn wrote there.
+
+    Raises:
+        ValueError: the state belongs to another memory, or holds several conversations.
     """
+    _site(model, site, state)
+    require_one(state)
     alone = trace(model, tokenizer, [(text, reply)], None, system, site)
     written = alone.left[torch.tensor([number == 0 for number in alone.turns])].sum(dim=0).double()  # (N, S)
     fresh = alone.state.sites[site]["slots"][0].double().cpu()  # (N, S, d)
@@ -125,14 +135,13 @@ def diff(
     long embeddings do not win by their length.
 
     Raises:
-        ValueError: a state holds several conversations, or `top` is negative.
+        ValueError: a state belongs to another memory or holds several conversations, or `top` is negative.
     """
     if top < 0:
         raise ValueError(f"top is {top}: it must be at least 0")
-    module = _site(model, site)
+    module = _site(model, site, before, after)
     for state in (before, after):
-        if state.batch_size != 1:
-            raise ValueError(f"a state holds {state.batch_size} conversations: pass one, state.select(row)")
+        require_one(state)
     change = (after.sites[site]["slots"] - before.sites[site]["slots"])[0, ..., : module.value_size]  # (N, S, d)
     head = model.get_output_embeddings().weight
     every = (head @ module.output.weight.to(head)).float()  # (V, N d): what each number of a slot says of each token

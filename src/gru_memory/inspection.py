@@ -96,8 +96,11 @@ def slot_words(
         site: which memory.
         among: ids of the tokens to choose from, `said_tokens` for example; the whole vocabulary, if there are none.
         strongest: only so many slots, those of the largest norms first, without empty ones; None is all of them in order.
+
+    Raises:
+        ValueError: there is no such site, or the state belongs to another memory.
     """
-    module = _site(model, site)
+    module = _site(model, site, state)
     slots = state.select(row).sites[site]["slots"][0].flatten(0, 1)  # (N S, d)
     norms, slots = slots.float().norm(dim=-1), slots[:, : module.value_size]
     chosen = torch.arange(len(norms), device=norms.device)
@@ -163,8 +166,7 @@ def trace(
     module = _site(model, site)
     reader = BatchReader(model, tokenizer, system)
     state = reader.start(1) if state is None else state
-    if state.batch_size != 1:
-        raise ValueError(f"the state holds {state.batch_size} conversations: pass one, state.select(row)")
+    require_one(state)
     parts: list[dict[str, Tensor]] = []
     tokens: list[str] = []
     numbers: list[int] = []
@@ -239,8 +241,12 @@ def words_at(
     """What reads at given addresses (M, N, S) say, all heads together, of a state of one conversation.
 
     With the address at which a token was written this is what the memory holds there now.
+
+    Raises:
+        ValueError: there is no such site, or the state belongs to another memory or holds several conversations.
     """
-    module = _site(model, site)
+    module = _site(model, site, state)
+    require_one(state)
     slots = state.select(0).sites[site]["slots"][0]  # (N, S, d)
     read = torch.einsum("mns,nsd->mnd", address.to(slots), slots[..., : module.value_size]).flatten(1)
     spoken = module.gate * module.output(read.to(module.output.weight.dtype))  # (M, D)
@@ -270,12 +276,21 @@ def recalled_words(
     return _nearest(model, tokenizer, trace.recalled[position][None], top)[0]
 
 
-def _site(model: Any, name: str) -> GRUMemoryWithDecay:
+def require_one(state: MemoryState) -> None:
+    """Raise ValueError unless the state is of one conversation."""
+    if state.batch_size != 1:
+        raise ValueError(f"the state holds {state.batch_size} conversations: pass one, state.select(row)")
+
+
+def _site(model: Any, name: str, *states: MemoryState) -> GRUMemoryWithDecay:
+    """A site of the active memory, to which the states have to belong: those of another one would mean nothing to it."""
     sites = model.memory_sites() if hasattr(model, "memory_sites") else {}
     if name not in sites:
         raise ValueError(f"this model has no memory at site {name!r}: it has {sorted(sites)}")
     if not isinstance(sites[name], GRUMemoryWithDecay):
         raise ValueError(f"site {name!r} is a {type(sites[name]).__name__}: only GRUMemoryWithDecay can be inspected")
+    for state in states:
+        model.check_memory_state(state, getattr(state, "batch_size", 0), whose=True)
     return sites[name]
 
 
