@@ -91,6 +91,18 @@ def test_a_state_of_another_memory_is_not_looked_into(model, tokenizer, states):
         slot_words(model, tokenizer, states[0].sites)
 
 
+def test_what_was_not_said_is_not_forgotten(model, tokenizer, states):
+    """An empty turn writes what every turn begins and ends with, and so would take it from all of them."""
+    for text in ("", " \n", "Oh\ud800"):
+        with pytest.raises(ValueError, match="give some text|no valid Unicode text"):
+            states[0].forget(text, model, tokenizer)
+        with pytest.raises(ValueError, match="give some text|no valid Unicode text"):
+            kept_share(model, tokenizer, states[0], text)
+    with model.disable_memory(), pytest.raises(RuntimeError, match="the memory is disabled here"):
+        states[0].forget(TURN[0], model, tokenizer)
+    assert not model.memory_sites()["top"]._forward_hooks
+
+
 def test_what_is_asked_of_one_conversation_is_not_answered_for_the_first_of_several(model, tokenizer, states):
     both, address = MemoryState.cat(states), trace(model, tokenizer, [TURN]).address
     for ask in (

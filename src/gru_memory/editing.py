@@ -55,7 +55,8 @@ def forget(
         system: the system prompt of the conversation.
 
     Raises:
-        ValueError: the state belongs to another memory, or a site is a module of somebody's own.
+        ValueError: the text is empty, the state belongs to another memory, or a site is a module of somebody's own.
+        RuntimeError: the memory is disabled here.
     """
     for site in state.sites:
         _site(model, site, state)
@@ -89,7 +90,8 @@ def kept_share(
     the same way, weighted by how much the turn wrote there.
 
     Raises:
-        ValueError: the state belongs to another memory, or holds several conversations.
+        ValueError: the text is empty, or the state belongs to another memory or holds several conversations.
+        RuntimeError: the memory is disabled here.
     """
     _site(model, site, state)
     require_one(state)

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from .evaluation.batched import BatchReader, Pair
 from .memory import GRUMemoryWithDecay
 from .placement import head_weight
-from .rendering import TurnRenderer
+from .rendering import TurnRenderer, require_text
 from .state import MemoryState
 
 _AT_ONCE = 8192  # tokens of the vocabulary that are compared with slots
@@ -160,10 +160,18 @@ def trace(
         state: of one conversation, to start from; None for an empty memory.
         system: system prompt; None leaves the default of the chat template.
         site: which memory to watch.
+
+    Raises:
+        ValueError: no turn, one without text, a state of several conversations or of another memory, or no such site.
+        RuntimeError: the memory is disabled here, so that there is nothing to record.
     """
     if not turns:
         raise ValueError("there is nothing to trace: give at least one turn")
+    for user, _ in turns:
+        require_text(user)
     module = _site(model, site)
+    if model.memory_disabled:
+        raise RuntimeError("the memory is disabled here, so it takes nothing in: leave `disable_memory()`")
     reader = BatchReader(model, tokenizer, system)
     state = reader.start(1) if state is None else state
     require_one(state)
