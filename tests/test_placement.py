@@ -8,6 +8,7 @@ import torch
 from accelerate import cpu_offload
 from accelerate.utils import send_to_device
 from decoding import assert_state_after, at_word
+from talking import talking_base, talking_model, talking_tokenizer
 from tiny import (
     SumSite,
     assert_close,
@@ -20,7 +21,7 @@ from tiny import (
 )
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from gru_memory import AutoModelWithGRUMemory, MemoryConfig, MemoryState, add_memory
+from gru_memory import AutoModelWithGRUMemory, Conversation, MemoryConfig, MemoryState, add_memory
 from gru_memory.base_identity import weights_digest
 from gru_memory.placement import device_for
 from gru_memory.scan import registry
@@ -184,6 +185,33 @@ def test_a_device_map_with_a_disk(family, how, fetched, tmp_path):
     if how == "added":
         model.load_memory(tmp_path / "memory")
     assert_works_like(model, plain)
+
+
+@pytest.fixture(params=("gpt2", "llama"))
+def talking(request):
+    """A model all of whose own weights are fetched, the same where they are not, and their tokenizer."""
+    plain, fetched = talking_model(request.param).float(), talking_base(request.param)
+    cpu_offload(fetched, execution_device=torch.device("cpu"))
+    fetched = add_memory(fetched, plain.memory_config)
+    for mine, theirs in zip(fetched.memory_parameters(), plain.memory_parameters(), strict=True):
+        mine.data.copy_(theirs.data)
+    assert fetched.device.type == "meta" and fetched.memory_fingerprint() == plain.memory_fingerprint()
+    return fetched, plain, talking_tokenizer(request.param)
+
+
+def test_a_conversation_with_weights_that_are_fetched(talking):
+    """`model.device` is no place to put tokens then."""
+    *models, tokenizer = talking
+    chats = [Conversation(model, tokenizer, max_new_tokens=4) for model in models]
+    for text in ("My boat is called Marigold.", "Where do you live?"):
+        first, second = (chat.say(text) for chat in chats)
+        assert first == second
+    assert_same_state(chats[0].state, chats[1].state, 1e-5)
+    chats[0].load(chats[1].to_bytes())
+    for model in models:
+        model.remember("I live in Porto.", tokenizer)
+        model.remember("Oh.", tokenizer)
+    assert_same_state(models[0].memory_state, models[1].memory_state, 1e-5)
 
 
 def test_the_digest_of_weights_that_are_elsewhere_is_unknown(tmp_path):

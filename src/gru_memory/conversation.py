@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load as deserialize
 from safetensors.torch import save as serialize
 
+from .placement import fed_on
 from .rendering import TurnRenderer, require_text
 from .state import AS_KEPT, MemoryState
 from .whole_files import write_whole
@@ -178,7 +179,7 @@ class Conversation:
         fresh = self.model.initial_memory_state(1)
         state = replace(state, decay_rates=fresh.decay_rates, kept_in=fresh.kept_in, addressing=fresh.addressing)
         self.renderer = TurnRenderer(self.tokenizer, system)
-        self.state, self.turns, self.system = state.to(self.model.device), turns, system
+        self.state, self.turns, self.system = state.to(fed_on(self.model)), turns, system
         self._context = context[-self.context_turns + 1 :] if self.context_turns > 1 else []
 
     def _inputs(self, ids: list[int], room: int = 0) -> dict[str, torch.Tensor]:
@@ -195,7 +196,7 @@ class Conversation:
                 "tokens, or let attention see fewer context_turns"
             )
         seen = len(context) + (len(prefix) if self.turns else 0)
-        input_ids = torch.tensor([prefix + context + ids], device=self.model.device)
+        input_ids = torch.tensor([prefix + context + ids], device=fed_on(self.model))
         memory_mask = torch.ones_like(input_ids, dtype=torch.bool)
         memory_mask[:, :seen] = False
         return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "memory_mask": memory_mask}

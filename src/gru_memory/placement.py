@@ -60,6 +60,14 @@ def computes_on(module: nn.Module) -> torch.device:
     return device
 
 
+def fed_on(model: nn.Module) -> torch.device:
+    """The device that a causal LM takes token ids on, also while accelerate keeps its embeddings elsewhere.
+
+    `model.device` is that of the first weight: the meta device, where those are fetched.
+    """
+    return computes_on(model.get_input_embeddings())
+
+
 def is_fetched(module: nn.Module) -> bool:
     """Whether accelerate keeps weights of this module elsewhere, and fetches them whenever it runs."""
     return any(getattr(hook, "offload", False) for part in module.modules() for hook in _hooks_of(part))

@@ -19,6 +19,7 @@ from transformers.cache_utils import DynamicCache
 
 from .cache import MemoryCacheLayer, keeps_every_token
 from .fingerprints import optimizer_steps
+from .placement import fed_on
 from .state import MemoryState
 
 _MOST_TOKENS = 4096  # kept for a model, of the prefixes used last: 190 MB with SmolLM2 in float32
@@ -78,8 +79,8 @@ def cache_of(model: Any, rows: Sequence[KeptPrefix | None]) -> tuple[DynamicCach
             given = [nothing if row is None else row.layers[number] for row in rows]
             both = tuple(torch.cat([padded(t, length) for t in part]) for part in zip(*given))
         cache.update(*both, number)
-    lengths = torch.tensor([0 if row is None else row.length for row in rows], device=model.device)
-    return cache, (torch.arange(length, device=model.device) >= length - lengths[:, None]).long()
+    lengths = torch.tensor([0 if row is None else row.length for row in rows], device=fed_on(model))
+    return cache, (torch.arange(length, device=fed_on(model)) >= length - lengths[:, None]).long()
 
 
 def turn_begun(state: MemoryState) -> MemoryState:
@@ -91,7 +92,7 @@ def _run(model: Any, ids: tuple[int, ...]) -> tuple[tuple[Tensor, Tensor], ...]:
     # Outside inference mode: what is kept may be used by code that is not in it.
     with torch.inference_mode(False), torch.no_grad(), model.disable_memory():
         cache = DynamicCache(config=model.config.get_text_config())
-        model(torch.tensor([ids], device=model.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
+        model(torch.tensor([ids], device=fed_on(model)), past_key_values=cache, use_cache=True, logits_to_keep=1)
     return tuple((layer.keys, layer.values) for layer in cache.layers if not isinstance(layer, MemoryCacheLayer))
 
 
@@ -109,7 +110,7 @@ def _looks_of(model: nn.Module) -> tuple | None:
             hooks += (about["_disable_adapters"], repr(about.get("_active_adapter")), repr(about.get("scaling")))
             hooks += (repr(about.get("merged_adapters")),)
         modules.append(hooks)
-    device = model.device.type
+    device = fed_on(model).type
     autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     return optimizer_steps(), weights, tuple(modules), autocast
 

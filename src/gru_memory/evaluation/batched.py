@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..placement import fed_on
 from ..prefix import KeptPrefix, cache_of, kept_prefix, turn_begun
 from ..rendering import TurnRenderer
 from ..state import MemoryState
@@ -89,7 +90,7 @@ class BatchReader:
             raise ValueError(
                 f"a turn has {max(map(len, rows))} tokens, the model has {longest} positions: make it shorter"
             )
-        input_ids, attention_mask = pad(rows, self.pad_id, left, self.model.device)
+        input_ids, attention_mask = pad(rows, self.pad_id, left, fed_on(self.model))
         memory_mask = attention_mask.bool()
         for row, begun in enumerate(states.turns.tolist()):
             if begun:

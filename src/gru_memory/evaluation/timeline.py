@@ -18,6 +18,7 @@ from ..data.sessions import Session, read_jsonl
 from ..drawing import PALETTE
 from ..inspection import Trace, trace
 from ..limits import at_least
+from ..placement import fed_on
 from .asking import asked
 from .batched import BatchReader, Pair
 from .outcome import Evaluation, Figure, Outcome, Progress
@@ -159,7 +160,7 @@ def _columns(before: int, seen: Trace, place: int | None, turn: int) -> list[int
 def _scores(reader: BatchReader, states: Any, question: str, reply: str) -> list[float]:
     """Log-probability of the reply and its end, for every row."""
     turn = reader.renderer.turn(question, reply)
-    answer = torch.tensor(turn.ids[turn.reply_start :], device=reader.model.device)  # (R,)
+    answer = torch.tensor(turn.ids[turn.reply_start :], device=fed_on(reader.model))  # (R,)
     inputs = reader.inputs(states, [turn.ids] * states.batch_size, left=False)
     output = reader.model(**inputs, memory_state=states, logits_to_keep=len(answer) + 1, use_cache=False)
     chosen = output.logits[:, :-1].float().log_softmax(-1).gather(2, answer.expand(states.batch_size, -1).unsqueeze(2))
