@@ -23,6 +23,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gru_memory import AutoModelWithGRUMemory, Conversation, MemoryConfig, MemoryState, add_memory
 from gru_memory.base_identity import weights_digest
+from gru_memory.editing import diff
+from gru_memory.inspection import trace
 from gru_memory.placement import device_for
 from gru_memory.scan import registry
 
@@ -212,6 +214,15 @@ def test_a_conversation_with_weights_that_are_fetched(talking):
         model.remember("I live in Porto.", tokenizer)
         model.remember("Oh.", tokenizer)
     assert_same_state(models[0].memory_state, models[1].memory_state, 1e-5)
+
+
+def test_a_difference_in_words_where_the_head_is_fetched(talking):
+    fetched, plain, tokenizer = talking
+    before = plain.initial_memory_state(1)
+    after = trace(plain, tokenizer, [("My boat is called Marigold.", None)]).state
+    wanted, got = (diff(model, tokenizer, before, after, top=3) for model in (plain, fetched))
+    assert [word for word, _ in got.gained] == [word for word, _ in wanted.gained]
+    assert [score for _, score in got.lost] == pytest.approx([score for _, score in wanted.lost], rel=1e-4)
 
 
 def test_the_digest_of_weights_that_are_elsewhere_is_unknown(tmp_path):

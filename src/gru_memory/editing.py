@@ -10,6 +10,7 @@ from torch.nn.functional import normalize
 
 from .conversation import Conversation
 from .inspection import _site, require_one, trace
+from .placement import head_weight
 from .state import HOLDS_THE_SAME, MemoryState
 
 _LEAST_WRITTEN = 0.01  # share of a slot below which a turn is not said to have written there
@@ -144,8 +145,9 @@ def diff(
     module = _site(model, site, before, after)
     for state in (before, after):
         require_one(state)
-    change = (after.sites[site]["slots"] - before.sites[site]["slots"])[0, ..., : module.value_size]  # (N, S, d)
-    head = model.get_output_embeddings().weight
+    head = head_weight(model.get_output_embeddings())  # (V, E)
+    held, was = (state.sites[site]["slots"][0, ..., : module.value_size].to(head.device) for state in (after, before))
+    change = held - was  # (N, S, d)
     every = (head @ module.output.weight.to(head)).float()  # (V, N d): what each number of a slot says of each token
     every = (every - every.mean(0)).unflatten(1, (module.num_heads, module.value_size))
     gained = lost = lengths = 0.0
