@@ -68,6 +68,9 @@ def test_a_state_forgets_a_slot_or_a_text(model, tokenizer, states):
     assert_same_state(states[0].forget(TURN[0], model, tokenizer, TURN[1]), wanted, 0)
     with pytest.raises(ValueError, match="no slot 9 of head 0"):
         states[0].forget((0, 9))
+    for neither in (3, None, (1, 2, 3)):
+        with pytest.raises(ValueError, match=r"the text of a turn, or \(head, slot\)"):
+            states[0].forget(neither, model, tokenizer)
     with pytest.raises(ValueError, match="give the model and the tokenizer"):
         states[0].forget("My boat is called Marigold.")
 

@@ -180,12 +180,16 @@ class MemoryState:
         A text needs the model and the tokenizer that read it; see `gru_memory.editing.forget`.
 
         Raises:
-            ValueError: there is no such slot, or a text comes without model and tokenizer.
+            ValueError: there is no such slot, a text comes without model and tokenizer, or `what` is neither.
         """
         from . import editing  # which is made of states
 
         if not isinstance(what, str):
-            return editing.forget_slot(self, *what, site=site)
+            try:
+                head, slot = what
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{what!r} is nothing to forget: give the text of a turn, or (head, slot)") from error
+            return editing.forget_slot(self, head, slot, site=site)
         if model is None or tokenizer is None:
             raise ValueError("to forget a text, give the model and the tokenizer that read it")
         return editing.forget(model, tokenizer, self, what, reply, system)
