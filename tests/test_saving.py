@@ -121,6 +121,17 @@ def test_a_memory_loads_in_the_precision_of_its_model_and_loses_no_bit_it_can_ke
     assert {p.requires_grad for p in same.memory_parameters()} == {True}
 
 
+def test_a_folder_at_home_is_the_same_for_saving_and_loading(tmp_path, monkeypatch):
+    home, here = tmp_path / "home", tmp_path / "here"
+    home.mkdir(), here.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(here)
+    model = memory_model()
+    model.save_memory("~/memory")
+    assert not list(here.iterdir()) and (home / "memory" / "memory_config.json").is_file()
+    model.load_memory("~/memory")
+
+
 def test_whole_numbers_of_a_site_of_your_own_are_not_rounded(tmp_path):
     class Counted(SumSite):
         def __init__(self, *ids):

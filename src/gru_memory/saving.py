@@ -158,7 +158,7 @@ class MemorySavingMixin:
         part: all of them must call this, and the first one writes.
 
         Args:
-            folder: made if it does not exist.
+            folder: made if it does not exist; "~" is the user's own, as for `load_memory`.
             name: which memory of the model; the active one if None.
             recall: what `gru-memory eval recall` wrote (recall.json), for the figures on the card.
             card: fields of `huggingface_hub.ModelCardData` to set, such as license, language or base_model.
@@ -169,7 +169,7 @@ class MemorySavingMixin:
             ValueError: no memory of that name, a `recall` of another kind, or a `dtype` that is none of floats. Nothing is written
                 then.
         """
-        self._write_memory(Path(folder), name, recall, card, None, dtype)
+        self._write_memory(Path(folder).expanduser(), name, recall, card, None, dtype)
 
     def load_memory(
         self,
