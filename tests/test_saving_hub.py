@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 from hub import serve
-from huggingface_hub import ModelCard
+from huggingface_hub import EvalResult, ModelCard
 from memory_files import (
     FILES,
     of_two_families,  # noqa: F401 (a fixture)
@@ -86,6 +86,22 @@ def test_the_figures_of_a_recall_run_are_on_the_card(tmp_path):
         assert "`gru-memory eval recall --memory=mine --out results`" in card.text
         assert "srv" not in card.text
         assert "1,234 bytes" in card.text
+
+
+def test_results_and_tags_of_your_own_are_on_the_card(tmp_path):
+    mine = EvalResult("text-generation", "mine", "Mine", "accuracy", 0.5)
+    model, report = memory_model(), recall_report(tmp_path / "recall.json")
+    for recall, values in ((None, [0.5]), (report, [0.5, 0.625, 0.25])):
+        model.save_memory(
+            tmp_path, recall=recall, card={"model_name": "Boats", "eval_results": [mine], "tags": "boats"}
+        )
+        card = ModelCard.load(tmp_path / "README.md")
+        assert [result.metric_value for result in card.data.eval_results] == values
+        assert card.data.model_name == "Boats" and "# Boats" in card.text
+        assert card.data.tags == ["gru-memory", "memory", "recurrent", "boats"]
+    model.save_memory(tmp_path, card={"eval_results": None, "tags": None})
+    with pytest.raises(ValueError, match="give a dict of fields"):
+        model.save_memory(tmp_path, card="mit")
 
 
 @pytest.mark.parametrize(

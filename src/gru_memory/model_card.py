@@ -41,18 +41,26 @@ def memory_card(
         base: what `describe_base` says of the model under it.
         num_parameters: of the memory.
         recall: what `gru-memory eval recall` wrote, as a file or its values; None leaves the figures out.
-        fields: of `huggingface_hub.ModelCardData`, over those that follow from the memory. Tags are added to ours.
+        fields: of `huggingface_hub.ModelCardData`, over those that follow from the memory. Tags and `eval_results` are added
+            to ours.
         repo_id: on the hub, if known.
 
     Raises:
-        ValueError: `recall` is no result of a recall run.
+        ValueError: `recall` is no result of a recall run, or `fields` are none.
     """
+    if not isinstance(fields, dict | None):
+        raise ValueError(f"card is {fields!r}: give a dict of fields, such as {{'license': 'mit'}}")
     fields = dict(fields or {})
     report = None if recall is None else _read_recall(recall)
-    tags = [*TAGS, *(tag for tag in fields.pop("tags", ()) if tag not in TAGS)]
+    further, results = fields.pop("tags", None) or (), fields.pop("eval_results", None) or ()
+    tags = [*TAGS, *(tag for tag in ([further] if isinstance(further, str) else further) if tag not in TAGS)]
+    results = [*([results] if isinstance(results, EvalResult) else results)]
+    results += map(_eval_result, report["results"] if report else ())
     base_model = fields.pop("base_model", base.get("name"))
     under = base_model if isinstance(base_model, str) else f"a {base['model_type']} model"
     title = fields.pop("model_name", f"Memory for {under}")
+    if results:  # which are of a model that has a name
+        fields |= {"model_name": title, "eval_results": results}
     data = ModelCardData(
         library_name=fields.pop("library_name", "gru-memory"),
         base_model=base_model,
@@ -60,8 +68,6 @@ def memory_card(
         pipeline_tag=fields.pop("pipeline_tag", "text-generation"),
         **fields,
     )
-    if report is not None:
-        data.model_name, data.eval_results = title, [_eval_result(row) for row in report["results"]]
     sizes = {
         "sites": ", ".join(config.sites),
         "heads x slots x floats": f"{config.num_heads} x {config.num_slots} x {config.slot_size}",
