@@ -143,6 +143,25 @@ def test_classes_and_modules_that_lack_a_method_are_refused():
         assert type(base) is kind
 
 
+@pytest.mark.parametrize(
+    ("sites", "message"),
+    (
+        (("middle", "top"), r"modules of your own by site.*MemoryConfig\(sites="),  # names, as a config takes them
+        ({"input": Counting(HIDDEN)}, r"for sites \['input'\] that are not in the config's sites \('middle', 'top'\)"),
+        ({"middle": "top"}, "'middle' is given a str"),
+    ),
+)
+def test_what_is_given_for_sites_is_modules_for_sites_that_are_there(sites, message, tmp_path):
+    model, base = model_with(Counting(HIDDEN)), base_model("llama")
+    model.save_memory(tmp_path)
+    kind = type(base)
+    with pytest.raises(ValueError, match=message):
+        add_memory(base, CONFIG, sites)
+    assert type(base) is kind
+    with unchanged(model), pytest.raises(ValueError, match=message):
+        model.load_memory(tmp_path, sites=sites)
+
+
 def test_a_class_may_be_registered_again(kinds, tmp_path):
     """As a cell of a notebook that is run twice does."""
     model_with(Counting(HIDDEN, 1.5)).save_memory(tmp_path)

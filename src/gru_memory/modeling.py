@@ -31,7 +31,7 @@ from .generation import MemoryGenerationMixin
 from .memory import GRUMemoryWithDecay
 from .named import DEFAULT_NAME, NamedMemoriesMixin, check_name
 from .outputs import with_memory_state
-from .own_sites import check_own_site
+from .own_sites import check_given
 from .placement import computes_on, first_parameter, head_weight, is_fetched, run_where_it_lies
 from .rendering import require_text
 from .saving import MemorySavingMixin
@@ -87,13 +87,7 @@ class MemoryMixin(MemoryGenerationMixin, MemorySavingMixin, FingerprintMixin, Na
                 raise ValueError(f"key layer {layer} does not exist: this model has blocks 0 to {len(blocks) - 1}")
             if any(place is not None and place <= layer for place in places.values()):
                 raise ValueError(f"key layer {layer} must come before every site: {places}")
-        given = sites or {}
-        if unknown := set(given) - set(config.sites):
-            raise ValueError(
-                f"modules were given for sites {sorted(unknown)} that are not in config.sites {config.sites}"
-            )
-        for site, module in given.items():
-            check_own_site(site, module)
+        given = check_given(sites, config.sites)
         modules = {site: given[site] if site in given else self.build_site(config, site) for site in config.sites}
         head = self.get_output_embeddings()
         place = computes_on(head)

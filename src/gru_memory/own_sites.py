@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -38,8 +38,27 @@ def register_site(kind: str, module: type[nn.Module]) -> None:
     _KINDS[kind] = module
 
 
-def check_own_site(site: str, module: Any) -> None:
-    """Raise ValueError unless `module` can be a site."""
+def check_given(given: Any, sites: Sequence[str]) -> dict[str, nn.Module]:
+    """The modules that are given for some of the `sites` of a memory, by site; none for None.
+
+    Raises:
+        ValueError: what is given is no dict, for another site, or no module that can be one.
+    """
+    if not isinstance(given, dict | None):
+        raise ValueError(
+            f"sites is {given!r}: it takes modules of your own by site, {{'top': module}}; where a memory hooks in is said by "
+            "MemoryConfig(sites=...)"
+        )
+    if unknown := set(given or ()) - set(sites):
+        raise ValueError(
+            f"modules were given for sites {sorted(unknown)} that are not in the config's sites {tuple(sites)}"
+        )
+    for site, module in (given or {}).items():
+        _check_own_site(site, module)
+    return given or {}
+
+
+def _check_own_site(site: str, module: Any) -> None:
     if not isinstance(module, nn.Module):
         raise ValueError(f"site {site!r} is given a {type(module).__name__}: it must be a torch.nn.Module")
     _check_methods(type(module), ("forward", "initial_state"), f"the module of site {site!r}")

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .base_identity import REPO_ID, check_base, describe_base
 from .config import CONFIG_NAME, MemoryConfig
 from .model_card import CARD_NAME, is_ours, memory_card
-from .own_sites import OWN_SITES_KEY, build_own_sites, describe_own_sites
+from .own_sites import OWN_SITES_KEY, build_own_sites, check_given, describe_own_sites
 from .sharding import has_shards, one_writes, whole
 
 WEIGHTS_NAME = "memory_model.safetensors"
@@ -324,7 +324,7 @@ class MemorySavingMixin:
     def _load_saved(
         self, saved: SavedMemory, name: str | None, given: dict[str, nn.Module] | None, weights_too: bool
     ) -> None:
-        given = given or {}
+        given = check_given(given, saved.config.sites)
         check_base(saved.base, self, saved.where, weights_too)
         # On no device: whatever sizes the config asks for, nothing is allocated before the file is seen to have them.
         own = build_own_sites(saved.own_sites, given, saved.where, "meta")
