@@ -130,6 +130,8 @@ DAMAGES = {
     "huge sizes": (config_with(num_slots=10**12), "do not fit"),
     "no such layer": (config_with(sites=["layer:77", "input", "top"]), "memory"),
     "own sites unread": (config_with(own_sites={"top": "mine.Site"}), r"site 'top'.*mine\.Site.*sites="),
+    "own sites of an odd kind": (config_with(own_sites={"top": {"kind": []}}), r"of the kind \[\].*not registered"),
+    "base as a text": (config_with(base_model="gpt2"), "not a memory config.*base_model is 'gpt2'"),
     "own sites odd": (config_with(own_sites=3), "not a memory config"),
 }
 

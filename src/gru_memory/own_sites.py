@@ -120,7 +120,7 @@ def _describe(site: str, module: nn.Module) -> Any:
 def _build(site: str, entry: Any, where: str, device: torch.device | str) -> nn.Module:
     described = isinstance(entry, dict)
     kind, cls = (entry.get("kind"), entry.get("class")) if described else (None, entry)
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         how = f"of the kind {kind!r} ({cls}), which is not registered" if described else f"({cls})"
         remedy = (
             f"gru_memory.register_site({kind or 'name'!r}, TheClass) before loading{'' if described else ' and saving'}"

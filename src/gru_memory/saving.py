@@ -353,7 +353,10 @@ def _read_config(path: Path) -> tuple[MemoryConfig, dict[str, Any], dict[str, An
         raise ValueError(f"{path} has {path.stat().st_size:,} bytes: no memory config is that large, nothing was read")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        base, own = dict(values.pop(BASE_KEY)), dict(values.pop(OWN_SITES_KEY, {}))
+        base, own = values.pop(BASE_KEY), values.pop(OWN_SITES_KEY, {})
+        for name, found in ((BASE_KEY, base), (OWN_SITES_KEY, own)):
+            if not isinstance(found, dict):
+                raise TypeError(f"{name} is {found!r}")
         return MemoryConfig.from_dict(values), base, own
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a memory config ({error}): save the memory again") from error
