@@ -28,7 +28,7 @@ from tiny import (
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 import gru_memory.saving
-from gru_memory import AutoModelWithGRUMemory, MemoryConfig, MemoryState, add_memory
+from gru_memory import AutoModelWithGRUMemory, MemoryConfig, MemoryState, add_memory, sharding
 from gru_memory.base_identity import weights_digest
 from gru_memory.config import FORMAT_VERSION
 from gru_memory.models import memory_class
@@ -105,6 +105,17 @@ def test_a_save_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space"):
         memory_model("llama").save_memory(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_no_process_waits_for_one_that_could_not_write(monkeypatch):
+    met = []
+    monkeypatch.setattr(sharding, "has_shards", lambda module: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    monkeypatch.setattr(torch.distributed, "barrier", lambda: met.append("barrier"))
+    with pytest.raises(OSError, match="no space"), sharding.one_writes(torch.nn.Linear(2, 2)) as writes:
+        assert writes and not met
+        raise OSError("no space left")
+    assert met == ["barrier"]
 
 
 def test_a_memory_loads_in_the_precision_of_its_model_and_loses_no_bit_it_can_keep(family, tmp_path):

@@ -32,6 +32,8 @@ def whole(tensor: Tensor) -> Tensor:
 def one_writes(module: nn.Module) -> Iterator[bool]:
     """Whether this process is to write what was gathered of `module`. All go on together, when it is written."""
     sharded = has_shards(module)
-    yield not sharded or torch.distributed.get_rank() == 0
-    if sharded:
-        torch.distributed.barrier()
+    try:
+        yield not sharded or torch.distributed.get_rank() == 0
+    finally:  # where writing failed, too: the others would wait for ever
+        if sharded:
+            torch.distributed.barrier()
