@@ -207,6 +207,8 @@ def test_what_cannot_be_done_is_refused_with_reasons(model, family):
         ({"segment_separator": ""}, "empty"),
         ({"as_turns": True, "segment_tokens": 5}, "segment_separator instead"),
         ({"batch_size": "auto"}, "a number"),
+        ({"dtype": "bfloat16", "peft": "adapter"}, "dtype, peft would have no effect"),
+        ({"memory": "folder"}, "memory would have no effect"),
     ):
         with pytest.raises(ValueError, match=message):
             harness_model(model, family, **settings)

@@ -27,6 +27,8 @@ from ..state import MemoryState
 from .batched import pad
 
 NAME = "gru-memory"
+# Of the model `hf`: how it loads a model, which it does not do here. It would report some of them as if it had.
+_OF_LOADING = ("dtype", "revision", "subfolder", "peft", "delta", "autogptq", "gptqmodel", "gguf_file")
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,12 @@ class GRUMemoryLM(HFLM):
         system: system prompt of such turns; None leaves the template's default.
         without_memory: switch the memory off, for comparison: the pieces before the last are then lost.
         batch_size: requests at once, a number.
-        **kwargs: of `lm_eval.models.huggingface.HFLM`.
+        **kwargs: of `lm_eval.models.huggingface.HFLM`, but for those that say how it loads a model, such as dtype or peft.
 
     Without the three arguments that cut, requests go to the model whole, as for the model `hf`.
+
+    Raises:
+        ValueError: an argument out of range, or one that would have no effect.
     """
 
     def __init__(
@@ -84,6 +89,13 @@ class GRUMemoryLM(HFLM):
             raise ValueError("as_turns keeps turns whole: cut with segment_separator instead of segment_tokens")
         if not str(batch_size).isdigit():
             raise ValueError(f"batch_size is {batch_size!r}: give a number, it is not found out by itself")
+        if ignored := [name for name in _OF_LOADING if kwargs.get(name) not in (None, False, "", "auto", "main")]:
+            raise ValueError(
+                f"{', '.join(ignored)} would have no effect: load the model as you want it, and pass it with its tokenizer, "
+                f"{type(self).__name__}(model, tokenizer=tokenizer)"
+            )
+        if memory is not None and not isinstance(pretrained, str):
+            raise ValueError("memory would have no effect on a model that has one: call model.load_memory(...) before")
         if isinstance(pretrained, str):
             pretrained, tokenizer = _load(pretrained, memory)
             pretrained = pretrained.to(_device(device))
