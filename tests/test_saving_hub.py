@@ -194,6 +194,9 @@ def test_branches_and_subfolders_of_the_hub(hub):
     first.push_memory_to_hub("ann/boats", subfolder="en")
     second.push_memory_to_hub("ann/boats", subfolder="en", revision="v2")
     assert set(hub.repositories["ann/boats"]["main"]) == {f"en/{name}" for name in FILES}
+    for revision, arguments in (("main", "subfolder='en'"), ("v2", "revision='v2', subfolder='en'")):
+        card = hub.repositories["ann/boats"][revision]["en/README.md"].decode()
+        assert f"model.load_memory('ann/boats', {arguments})" in card and "from_pretrained(" not in card
     model = add_memory(base_model("llama")).double()
     model.load_memory("ann/boats", subfolder="en")
     assert model.memory_fingerprint() == first.memory_fingerprint()

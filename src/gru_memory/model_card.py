@@ -33,6 +33,7 @@ def memory_card(
     recall: str | Path | dict[str, Any] | None = None,
     fields: dict[str, Any] | None = None,
     repo_id: str | None = None,
+    place: dict[str, str] | None = None,
 ) -> str:
     """The card as text.
 
@@ -44,6 +45,7 @@ def memory_card(
         fields: of `huggingface_hub.ModelCardData`, over those that follow from the memory. Tags and `eval_results` are added
             to ours.
         repo_id: on the hub, if known.
+        place: of the memory in that repository, `revision` and `subfolder` as `load_memory` takes them.
 
     Raises:
         ValueError: `recall` is no result of a recall run, or `fields` are none.
@@ -86,12 +88,20 @@ def memory_card(
         "memory works on the very weights it was trained with.",
         _table(["", ""], [[key, str(value)] for key, value in sizes.items()]),
         "## Use",
-        "```python\nfrom gru_memory import AutoModelWithGRUMemory\n\nmodel = AutoModelWithGRUMemory.from_pretrained("
-        f"{base_model if isinstance(base_model, str) else 'the base model'!r}, memory={repo_id or 'this folder'!r})\n```",
+        f"```python\nfrom gru_memory import AutoModelWithGRUMemory\n\n{_use(base_model, repo_id or 'this folder', place)}\n```",
     ]
     if report is not None:
         parts += ["## Recall", *_recall_section(report)]
     return ModelCard("\n\n".join(parts) + "\n").content
+
+
+def _use(base_model: Any, where: str, place: dict[str, str] | None) -> str:
+    """The code that loads the memory."""
+    base = repr(base_model if isinstance(base_model, str) else "the base model")
+    if not place:
+        return f"model = AutoModelWithGRUMemory.from_pretrained({base}, memory={where!r})"
+    arguments = ", ".join([repr(where), *(f"{name}={value!r}" for name, value in place.items())])
+    return f"model = AutoModelWithGRUMemory.from_pretrained_with_memory({base})\nmodel.load_memory({arguments})"
 
 
 def _read_recall(recall: str | Path | dict[str, Any]) -> dict[str, Any]:

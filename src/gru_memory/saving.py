@@ -248,7 +248,9 @@ class MemorySavingMixin:
                 "this model is sharded over several processes: save_memory(folder) on all of them, then load and push it in one"
             )
         with tempfile.TemporaryDirectory() as folder:
-            self._write_memory(Path(folder), name, recall, card, repo_id)
+            place = {"revision": revision, "subfolder": subfolder}
+            place = {what: where for what, where in place.items() if where and where != "main"}
+            self._write_memory(Path(folder), name, recall, card, repo_id, place=place)
             api = HfApi(token=token, library_name="gru-memory", library_version=__version__)
             repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
             if revision is not None:
@@ -276,6 +278,7 @@ class MemorySavingMixin:
         card: Any,
         repo_id: str | None,
         dtype: torch.dtype | None = None,
+        place: dict[str, str] | None = None,
     ) -> None:
         name = self._require(name)
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
@@ -301,7 +304,7 @@ class MemorySavingMixin:
         values = {**config.to_dict(), BASE_KEY: base}
         if own := describe_own_sites(sites):
             values[OWN_SITES_KEY] = own
-        text = memory_card(config, base, sum(t.numel() for t in weights.values()), recall, card, repo_id)
+        text = memory_card(config, base, sum(t.numel() for t in weights.values()), recall, card, repo_id, place)
         with one_writes(self) as writes:
             if writes:
                 self._write_files(folder, weights, header, values, text)
