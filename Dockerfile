@@ -1,7 +1,7 @@
 # The server with everything it needs inside: at run time it asks no network for anything.
 #
 #   docker build -t gru-memory .       (--build-arg TORCH_INDEX=<index URL> for torch of CPU builds, which is much smaller)
-#   docker run --network none ...      would do for `gru-memory chat`; a server needs a port:
+#   docker run -it --network none gru-memory chat      a conversation in the terminal; a server needs a port:
 #   docker run -p 8000:8000 -v sessions:/data -v ./keys.txt:/run/secrets/api-keys:ro gru-memory
 #
 # The steps are those of `make setup`, without what developers need; tests/test_docker.py compares them.
