@@ -2,7 +2,7 @@
 
     python examples/untrained_influence.py [--model smollm2] [--gates 0 0.1 1]
 
-Prints the table in docs/memory.md. The text is a dozen unrelated chat turns from the library's own generator.
+Prints the table of which docs/memory.md shows some rows. The text is a dozen unrelated chat turns from the library's own generator.
 """
 
 import argparse
