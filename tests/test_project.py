@@ -67,6 +67,12 @@ def test_the_version_is_the_same_everywhere(project, repository):
     assert f"version: {project['version']}\n" in (repository / "CITATION.cff").read_text()
 
 
+def test_type_checkers_are_told_to_read_the_annotations(repository):
+    assert (repository / "src" / "gru_memory" / "py.typed").is_file()
+    package_data = tomllib.loads((repository / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    assert "py.typed" in package_data["*"]
+
+
 def test_no_file_names_a_folder_of_one_machine(repository):
     if shutil.which("git") is None or not (repository / ".git").exists():
         pytest.skip("not a git checkout")
