@@ -239,3 +239,14 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
     ).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="has no tokenizer: put the model's there"):
         embedded.load_model(tmp_path)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"holds no model: config\.json is missing"):
+        embedded.load_model(tmp_path)
+
+
+def test_a_name_that_is_neither_a_folder_nor_on_the_hub_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OSError, match="^there is no folder nowhere, and as the name of a model on the hub: .+"):
+        embedded.load_model("nowhere")

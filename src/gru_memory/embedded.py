@@ -83,6 +83,8 @@ def load_model(
     so that `save_pretrained` works on it. Reading the embedded model takes about 6 seconds.
 
     Raises:
+        FileNotFoundError: a folder without a model.
+        OSError: neither a folder nor, as far as can be found out, a model on the hub.
         ValueError: a folder without a tokenizer.
     """
     source = resolve_model(name)
@@ -90,7 +92,18 @@ def load_model(
         return _load_gguf(source.path_or_name, source.gguf_file, dtype, kwargs)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(source.path_or_name)
+    folder = Path(source.path_or_name)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{folder} holds no model: config.json is missing. Give the folder of one, or a .gguf file"
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.path_or_name)
+    except OSError as error:
+        if folder.is_dir():
+            raise
+        why = " ".join(str(error).split())
+        raise OSError(f"there is no folder {name}, and as the name of a model on the hub: {why}") from error
     # Where there is none, transformers makes one without words, and says nothing.
     if not tokenizer("a", add_special_tokens=False)["input_ids"]:
         raise ValueError(
