@@ -317,3 +317,5 @@ def test_a_device_is_known_by_its_name_or_refused():
     for name in ("no such thing", "cuda:99"):
         with pytest.raises(ValueError, match=f"device is '{name}', which torch cannot use here.*choose 'cpu'"):
             device_for(name)
+    with pytest.raises(ValueError, match="device is 'meta', which holds no numbers"):
+        device_for("meta")

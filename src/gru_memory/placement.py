@@ -33,6 +33,10 @@ def device_for(name: str | None = None) -> torch.device:
             f"device is {name!r}, which torch cannot use here ({reason}): choose 'cpu', or 'cuda' on a machine with a GPU "
             "and a torch built for it"
         ) from error
+    if device.type == "meta":
+        raise ValueError(
+            "device is 'meta', which holds no numbers, so nothing can be computed there: choose 'cpu', or 'cuda'"
+        )
     return device
 
 
