@@ -147,6 +147,8 @@ def test_settings_below_their_least_are_named():
         at_least(config, 1, "n")
     with pytest.raises(ValueError, match="many is 3, 0"):
         at_least(config, 1, "many")
+    with pytest.raises(ValueError, match="n is inf: it must be finite"):
+        at_least(dataclasses.replace(config, n=float("inf")), 1, "n")
 
 
 def test_the_environment_names_the_commit_of_a_checkout(repository):

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..drawing import MARKERS, PALETTE, panels, save
-from ..limits import at_least
+from ..limits import at_least, choices
 from .mixers import KINDS, Mixer, build
 from .outcome import Evaluation, Figure, Needs, Outcome, Progress, Row, curve, labels_of
 
@@ -57,8 +57,7 @@ class AssociativeConfig:
     def __post_init__(self) -> None:
         at_least(self, 1, "pairs", "state_bytes", "steps", "layers", "segment", "tests")
         at_least(self, 0, "learning_rates")
-        if unknown := [kind for kind in self.kinds if kind not in KINDS]:
-            raise ValueError(f"kinds has {', '.join(unknown)}: choose of {', '.join(KINDS)}")
+        choices(self, "kinds", KINDS)
         if self.width < 8 or self.width % 8:
             raise ValueError(f"width is {self.width}: give a multiple of 8")
         if max(self.pairs) >= self.vocabulary // 2:

@@ -18,7 +18,7 @@ from .. import backbones
 from ..data.facts import FactGenerator
 from ..data.sessions import Session, Turn, write_jsonl
 from ..drawing import MARKERS, PALETTE, panels, save
-from ..limits import at_least
+from ..limits import at_least, choices
 from ..rendering import TurnRenderer
 from ..state import MemoryState
 from ..training.features import PREFIX, FeatureCache, build_feature_cache
@@ -63,10 +63,7 @@ class BabiConfig:
     def __post_init__(self) -> None:
         at_least(self, 1, "stories", "talk", "steps", "rows", "tests", "max_new_tokens", "batch_size")
         at_least(self, 0, "turns", "most_noise")
-        if not self.tasks or (unknown := set(self.tasks) - set(TASKS)):
-            raise ValueError(
-                f"tasks has {', '.join(map(str, unknown)) or 'none'}: choose of {', '.join(map(str, TASKS))}"
-            )
+        choices(self, "tasks", TASKS)
 
 
 def evaluate_babi(model: Any, tokenizer: Any, config: BabiConfig, progress: Progress | None = None) -> Outcome:

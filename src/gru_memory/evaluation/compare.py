@@ -17,7 +17,7 @@ from ..config import MemoryConfig
 from ..data.facts import FactGenerator
 from ..data.sessions import Session
 from ..drawing import PALETTE, figure_class, save
-from ..limits import at_least
+from ..limits import at_least, choices
 from ..memory import GRUMemoryWithDecay
 from ..models import add_memory
 from ..training.collator import IGNORED, SessionCollator, pad_rows
@@ -76,8 +76,7 @@ class CompareConfig:
     def __post_init__(self) -> None:
         at_least(self, 1, "steps", "rows", "facts", "tests")
         at_least(self, 0, "between", "learning_rate")
-        if not self.variants or (unknown := [name for name in self.variants if name not in VARIANTS]):
-            raise ValueError(f"variants has {', '.join(unknown) or 'none'}: choose of {', '.join(VARIANTS)}")
+        choices(self, "variants", VARIANTS)
 
 
 @dataclass

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from ..data.facts import FactGenerator, FactTurns
 from ..data.sessions import Turn
 from ..drawing import panels, save
-from ..limits import at_least
+from ..limits import at_least, choices
 from .asking import as_kept, ask_all, kept_bytes
 from .batched import BatchReader, pad
 from .full_history import ask_alone
@@ -54,8 +54,7 @@ class ContinualConfig:
         at_least(self, 2, "sets")
         at_least(self, 1, "facts", "steps", "rows", "wordings", "rank", "max_new_tokens", "batch_size")
         at_least(self, 0, "replayed", "learning_rate")
-        if unknown := [name for name in self.methods if name not in METHODS]:
-            raise ValueError(f"methods has {', '.join(unknown)}: choose of {', '.join(METHODS)}")
+        choices(self, "methods", METHODS)
 
 
 @dataclass
