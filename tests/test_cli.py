@@ -73,6 +73,8 @@ def test_the_version_is_that_of_the_library(run):
         (["eval", "babi", "--tasks", "1,9"], "error: tasks has 9: choose of 1, 2, 3, 4, 5"),
         (["eval", "continual", "--methods", ","], "error: methods has none: choose of "),
         (["eval", "associative", "--kinds", ""], "error: kinds has none: choose of gru, "),
+        (["bench", "scan", "--patience", "-1"], "error: patience is -1.0: it must be at least 0"),
+        (["bench", "scan", "--patience", "nan"], "error: patience is nan: it must be at least 0"),
         (["train", "--out", "x", "--learning-rate", "inf"], "error: learning_rate is inf: it must be finite"),
         (["demo", "--memory", "nowhere"], "error: nowhere holds no memory"),
         (["demo", "--threads", "0"], "error: threads is 0"),

@@ -51,6 +51,8 @@ class Plan:
             raise ValueError(f"rounds is {self.rounds}: it must be at least 1")
         if self.clock not in CLOCKS:
             raise ValueError(f"clock is {self.clock!r}: choose one of {tuple(CLOCKS)}")
+        if not self.patience >= 0:  # NaN is not
+            raise ValueError(f"patience is {self.patience}: it must be at least 0")
         if wrong := [part for part in self.where if not re.fullmatch(r"[^=]+=.+", part)]:
             raise ValueError(f"where is {wrong}: write NAME=VALUE, such as tokens=512")
 
