@@ -88,6 +88,7 @@ def test_the_version_is_that_of_the_library(run):
         (["sessions", "list", "--store", ""], "error: the store is empty"),
         (["sessions", "rm", "a", "--store", ""], "error: the store is empty"),
         (["sessions", "import", "a", "--store", " "], "error: the store is empty"),
+        (["sessions", "import", "nowhere"], "error: nowhere: No such file or directory"),
         (["chat", "--store", ""], "error: the store is empty"),
         (["chat", "--ephemeral", "--system", "Caf\udce9."], "error: the system prompt is no valid UTF-8"),
         (["train", "--out", "x", "--data", "nowhere"], "error: nowhere: No such file or directory"),

@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from ..state import regular_size
 from ..store import SessionStore
 from ..store.database import sqlite_file, url_of_environment
 from .output import STORE_HELP, console, harmless, kilobytes, one_line_errors, write_new
@@ -88,6 +89,9 @@ def import_command(
     store: Store = None,
 ) -> None:
     """Take in a session from a file."""
+    if store is not None:
+        sqlite_file(store)  # refuses what names no store
+    regular_size(file)  # what is not there, or cannot be read, makes none
     with SessionStore(store) as opened:
         session = opened.import_path(file, name=name)
     console.print(Text(f"session {session.name!r}, {session.turns} turns"), soft_wrap=True)
