@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -60,8 +61,11 @@ def chat_command(
     In a pipe, each line is a turn. Replies, and what commands show, go to standard output, all else to standard error.
     """
     set_threads(threads)
-    if temperature < 0:
-        raise ValueError(f"temperature is {temperature}: it must be at least 0")
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature is {temperature}: it must be a finite number, at least 0")
+    for name, count in (("context_turns", context_turns), ("max_new_tokens", max_new_tokens)):
+        if count < 1:
+            raise ValueError(f"{name} is {count}: it must be at least 1")
     _require_unicode(system or "", "the system prompt")
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
     with contextlib.ExitStack() as stack:
