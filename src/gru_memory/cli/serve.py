@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import socket
@@ -105,6 +106,10 @@ def serve_command(
         raise ValueError(
             f"{host} can be reached from elsewhere: give --api-keys FILE, or --no-auth if everybody may come in"
         )
+    if not 0 < ttl_days < math.inf:
+        raise ValueError(f"ttl_days is {ttl_days}: it must be a finite number above 0")
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}: it must be a number above 0")
     set_threads(threads)
     limits = Limits(max_sessions=max_sessions, ttl_seconds=ttl_days * DAY, max_states=max_states, max_turns=max_turns)
     settings = ServerSettings(
