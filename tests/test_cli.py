@@ -135,6 +135,15 @@ def test_a_port_in_use_is_said_before_a_model_is_loaded(run, monkeypatch):
     assert result.exit_code == 1 and f"cannot listen on 127.0.0.1, port {port}" in result.output
 
 
+@pytest.mark.parametrize("command", [["demo"], ["eval", "recall"], ["eval", "grid"], ["bench", "scan", "--quick"]])
+def test_a_folder_that_cannot_be_written_to_is_refused_before_anything_runs(run, command, tmp_path, monkeypatch):
+    monkeypatch.setattr(shipped, "load_with_memory", lambda *arguments: pytest.fail("the model was loaded"))
+    (tmp_path / "file").touch()
+    result = run(*command, "--out", tmp_path / "file" / "below")
+    assert result.exit_code == 1
+    assert result.stderr.endswith(f"error: {tmp_path / 'file'} is a file: name a folder to write to\n")
+
+
 def test_recall_writes_a_table_and_every_reply(run, tiny, tmp_path):
     small = ["--facts", 1, "--between", 1, "--sessions", 2, "--max-new-tokens", 3, "--seed", 5]
     result = run("eval", "recall", *small, "--no-full-history", "--out", tmp_path)

@@ -16,6 +16,7 @@ from .output import (
     DEVICE_HELP,
     MEMORY_HELP,
     MODEL_HELP,
+    check_folder,
     console,
     kilobytes,
     load,
@@ -67,6 +68,7 @@ def demo(
     from ..demo import TOLD, UNRELATED, run_demo, write_plot
 
     set_threads(threads)
+    check_folder(out)
     loaded, tokenizer = load(model, memory, device)
     with progress() as report:
         result = run_demo(loaded, tokenizer, progress=report)

@@ -13,7 +13,7 @@ from ..bench import BENCHMARKS, Plan, Row, check_names, judge, ratio, read_rows,
 from ..bench.measure import DECODING
 from ..bench.peers import missing
 from ..bench.report import against, exponents
-from .output import command_line, console, kilobytes, one_line_errors, option, progress, set_threads
+from .output import check_folder, command_line, console, kilobytes, one_line_errors, option, progress, set_threads
 
 
 @one_line_errors
@@ -34,6 +34,7 @@ def bench_command(
     plan = Plan(rounds, clock, quick, tuple(where or ()), patience)
     check_names(names or ())
     set_threads(threads)
+    check_folder(out)
     if absent := missing():
         console.print(
             f"[yellow]not installed, so left out: {', '.join(absent)} (pip install 'gru-memory\\[bench]')[/yellow]"

@@ -30,7 +30,7 @@ from .evaluations import (
     draw,
     show_table,
 )
-from .output import command_line, console, kilobytes, load, one_line_errors, option, progress, set_threads
+from .output import check_folder, command_line, console, kilobytes, load, one_line_errors, option, progress, set_threads
 
 app = typer.Typer(help="Measure what a memory recalls, and what it costs.", no_args_is_help=True)
 
@@ -69,6 +69,7 @@ def recall(
     check_seeds(seeds)
     rows = [replace(row, seed=row.seed + number) for number in range(seeds) for row in rows]
     set_threads(threads)
+    check_folder(out)
     loaded, tokenizer = load(model, memory, device)
     results: list[RecallResult] = []
     for number, row in enumerate(rows, start=1):

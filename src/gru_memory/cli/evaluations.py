@@ -21,6 +21,7 @@ from .output import (
     DEVICE_HELP,
     MEMORY_HELP,
     MODEL_HELP,
+    check_folder,
     command_line,
     console,
     load,
@@ -89,6 +90,7 @@ def run_evaluation(
     """Run it once a seed, write what was found after every run, and show the table."""
     check_seeds(seeds)
     set_threads(threads)
+    check_folder(out)
     loaded, tokenizer, about = _given(evaluation.needs, model, memory, device)
     path = out / f"{evaluation.name}.json"
     runs: list[dict[str, Any]] = []

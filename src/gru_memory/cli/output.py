@@ -161,6 +161,15 @@ def harmless(text: str) -> str:
     return text.translate(_CONTROLS)
 
 
+def check_folder(folder: Path) -> None:
+    """Raise OSError if nothing could be written into a folder, which need not be there yet: before hours of work are lost."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(f"{there} is a file: name a folder to write to")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(f"nothing can be written into {there}: name another folder")
+
+
 def write_new(file: Path, data: bytes) -> None:
     """Write a file that is not there yet, for its owner alone."""
     try:
