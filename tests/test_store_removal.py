@@ -139,6 +139,111 @@ def test_old_snapshots_lose_their_states_and_then_go(url, states):
         assert store.head(store.get("boat")).id == ids[-1]
 
 
+def stated(store, session):
+    """What the turns said that can be gone on from."""
+    return [turn.user for turn in store.turns(session) if turn.has_state]
+
+
+def go_on(store, states, parent, *texts):
+    """Turns after `parent`, one after the other, as answers to `previous_response_id` are kept; the id of the last."""
+    session = store.get("boat")
+    for text in texts:
+        parent = store.commit(session, [(text, None)], states[2], parent, branch=True).id
+    return parent
+
+
+def test_ends_of_branches_outlive_what_was_continued(url, states):
+    with SessionStore(url, Limits(max_states=8)) as store:
+        session, (root,) = talk(store, states, turns=1)
+        go_on(store, states, root, "busy")
+        quiet = [go_on(store, states, root, f"before {n}", f"quiet {n}") for n in range(3)]
+        busy = go_on(store, states, root, *(f"turn {n}" for n in range(30)))
+        ends = ["busy", "quiet 0", "quiet 1", "quiet 2"]
+        assert stated(store, session) == [*ends, "turn 26", "turn 27", "turn 28", "turn 29"]
+        assert [store.snapshot(id).id for id in (*quiet, busy)] == [*quiet, busy]
+        # Gone on from, it is no end any more, and goes when its turn comes.
+        go_on(store, states, quiet[0], "again")
+        go_on(store, states, busy, *(f"turn {n}" for n in range(30, 34)))
+        assert stated(store, session) == ["busy", *ends[2:], "again", *(f"turn {n}" for n in range(30, 34))]
+
+
+def test_of_more_ends_than_states_the_oldest_goes_but_never_the_head_nor_the_newest(url, states):
+    with SessionStore(url, Limits(max_states=8)) as store:
+        session, (root,) = talk(store, states, turns=1)
+        go_on(store, states, root, "head")
+        for number in range(12):
+            go_on(store, states, root, f"end {number}")
+        assert stated(store, session) == ["head", *(f"end {n}" for n in range(5, 12))]
+        # A client that has not got the last answer asks again.
+        last = go_on(store, states, store.turns(session)[-1].id, "asked")
+        assert go_on(store, states, store.find_turn(last).parent, "asked") != last
+        assert stated(store, session) == ["head", *(f"end {n}" for n in range(6, 11)), "asked", "asked"]
+
+
+def test_two_states_are_kept_where_one_is_not_enough(url, states):
+    """The head's, and that of a response that was just given in another branch."""
+    with SessionStore(url, Limits(max_states=1)) as store:
+        session, (root,) = talk(store, states, turns=1)
+        go_on(store, states, root, "head")
+        assert stated(store, session) == ["head"]
+        other = go_on(store, states, root, "other")
+        assert stated(store, session) == ["head", "other"]
+        go_on(store, states, other, "next")
+        assert stated(store, session) == ["head", "next"]
+        session = store.get("boat")
+        store.commit(session, [("last", None)], states[2], session.head)
+        assert stated(store, session) == ["last"]
+
+
+def test_states_that_were_edited_again_are_no_ends_of_branches(url, states):
+    with SessionStore(url, Limits(max_states=8)) as store:
+        session, (root,) = talk(store, states, turns=1)
+        go_on(store, states, root, "edited")
+        quiet = go_on(store, states, root, "quiet")
+        for _ in range(30):
+            store.replace_state(store.get("boat"), states[3])
+        assert store.snapshot(quiet).state == states[2]
+        assert stated(store, session) == ["quiet", *["edited"] * 7]
+        # Which of two equal answers was edited is not known: both stay.
+        go_on(store, states, quiet, "same")
+        twins = [store.commit(store.get("boat"), [("same", None)], states[2], quiet).id for _ in range(2)]
+        for _ in range(30):
+            store.replace_state(store.get("boat"), states[3])
+        assert [store.snapshot(id).id for id in twins] == twins
+
+
+def test_what_only_deleted_responses_followed_is_the_end_of_its_branch_again(url, states):
+    with SessionStore(url, Limits(max_states=8)) as store:
+        session, (root,) = talk(store, states, turns=1)
+        go_on(store, states, root, "busy")
+        end = go_on(store, states, root, "end")
+        deleted = store.commit(store.get("boat"), [("deleted", None)], states[2], end, branch=True, about={"n": 1}).id
+        store.forget_turn(deleted)
+        read = store.commit(store.get("boat"), [("a", None), ("b", None)], states[2], root, branch=True).id
+        go_on(store, states, root, *(f"turn {n}" for n in range(30)))
+        assert store.snapshot(end).id == end
+        assert store.snapshot(read).id == read  # after a turn that has no state of its own
+        assert len(stated(store, session)) == 8
+
+
+def test_ends_of_branches_outlive_turns_that_are_too_many(url, states):
+    with SessionStore(url, Limits(max_states=4, max_turns=6)) as store:
+        session, (root,) = talk(store, states, turns=1)
+        go_on(store, states, root, "busy")
+        quiet = go_on(store, states, root, "before", "quiet")
+        deleted = store.commit(store.get("boat"), [("deleted", None)], states[2], quiet, branch=True, about={"n": 1}).id
+        store.forget_turn(deleted)
+        for number in range(10):
+            root = go_on(store, states, root, f"turn {number}")
+            copy = store.import_file(store.export(store.get("boat")), name=f"copy {number}")
+            assert [turn.user for turn in store.turns(copy)] == [turn.user for turn in store.turns(session)]
+            assert stated(store, copy) == stated(store, session)
+        assert [turn.user for turn in store.turns(session)] == ["busy", "quiet", *(f"turn {n}" for n in range(4, 10))]
+        assert stated(store, session) == ["busy", "quiet", "turn 8", "turn 9"]
+        go_on(store, states, quiet, "again")
+        assert "quiet" not in [turn.user for turn in store.turns(session)]
+
+
 def test_bounds(url, states):
     limits = Limits(max_state_bytes=len(states[1]), max_text_bytes=10, max_sessions=1)
     with SessionStore(url, limits) as store:

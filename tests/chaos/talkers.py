@@ -112,8 +112,9 @@ def _code(answer: httpx2.Response) -> str:
 def check(store: SessionStore, talks: list[Talk], result: Result, seen: dict[str, int]) -> tuple[int, int]:
     """Every acknowledged turn is there, in order, and every session can be read.
 
-    Of the snapshots, exactly those are gone that `Limits.max_states` lets go of. Returns how many turns were kept that
-    nobody acknowledged, and how many acknowledged ones have lost their snapshots.
+    Of the snapshots, exactly those are gone that `Limits.max_states` lets go of: as there are no branches, those with as
+    many newer ones. Returns how many turns were kept that nobody acknowledged, and how many acknowledged ones have lost
+    their snapshots.
 
     Args:
         store: after whatever happened to it.

@@ -54,7 +54,10 @@ def serve_command(
     ttl_days: Annotated[float, typer.Option(help="days a session lives after its last turn")] = 30.0,
     max_sessions: Annotated[int, typer.Option(help="sessions a key may have")] = 100_000,
     max_states: Annotated[
-        int, typer.Option(help="responses of a session that can be gone on from; older ones lose their states")
+        int,
+        typer.Option(
+            help="responses of a session that can be gone on from; beyond that, those that were continued go first"
+        ),
     ] = Limits.max_states,
     max_turns: Annotated[int, typer.Option(help="turns of which a session remembers the text")] = Limits.max_turns,
     max_batch: Annotated[int, typer.Option(help="conversations in one forward pass")] = 32,

@@ -116,8 +116,6 @@ def unpack(
         about = _about(about, len(rows))
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
         raise ValueError(_damaged(f"{type(error).__name__}: {error}")) from error
-    if len(rows) > limits.max_turns + (about["head"] == 0):  # the head stays, however old it is
-        raise LimitExceeded(f"the session has {len(rows)} turns: at most {limits.max_turns} are kept")
     for name, tensor in tensors.items():
         number = name.removeprefix("state/")
         if number == "none":  # in version 1, which wrote no file without a tensor
@@ -131,9 +129,19 @@ def unpack(
         if held["fingerprint"] != about["fingerprint"]:
             raise ValueError(_damaged("its states are not of one memory"))
         rows[int(number)] |= {"state": state, "turns": held["turns"], "tokens": held["tokens"]}
+    if not _is_within(rows, about["head"], limits):
+        raise LimitExceeded(f"the session has {len(rows)} turns: at most {limits.max_turns} are kept")
     if rows and (about["head"] is None or rows[about["head"]]["state"] is None):
         raise ValueError(_damaged("the state to go on from is missing"))
     return about, rows
+
+
+def _is_within(rows: Sequence[dict[str, Any]], head: int | None, limits: Limits) -> bool:
+    """Whether there are no more turns than `retention.let_go` leaves: the head and ends of branches stay, however old."""
+    parents = {row["parent"] for row in rows}
+    continued = {row["parent"] for row in rows if row["state"] is not None or row["id"] in parents}
+    old = rows[: max(0, len(rows) - int(limits.max_turns))]
+    return all(row["id"] == head or (row["state"] is not None and row["id"] not in continued) for row in old)
 
 
 def _open(data: bytes) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

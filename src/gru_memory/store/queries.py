@@ -22,6 +22,13 @@ def turns_in(session_id: str) -> Any:
     return turns_where(snapshots.c.session_id == session_id).order_by(snapshots.c.number)
 
 
+def kept_states(session_id: str) -> Any:
+    """Query of the snapshots of a session that have a state, the oldest first: what places them in its tree."""
+    columns = (snapshots.c.id, snapshots.c.parent, snapshots.c.number, snapshots.c.turn_digest)
+    mine = snapshots.c.session_id == session_id
+    return select(*columns).where(mine, snapshots.c.state.is_not(None)).order_by(snapshots.c.number)
+
+
 def turns_where(*where: Any) -> Any:
     """Query of turns without their states, which are large."""
     light = [column for column in snapshots.c if column.name != "state"]

@@ -20,7 +20,9 @@ class Limits:
 
     max_state_bytes: int = field(default=4 << 20, metadata={"help": "bytes of one state"})
     max_text_bytes: int = field(default=256 << 10, metadata={"help": "bytes of one message that is kept"})
-    max_states: int = field(default=64, metadata={"help": "states a session keeps; older snapshots lose theirs"})
+    max_states: int = field(
+        default=64, metadata={"help": "states a session keeps; of more, those that were continued go first"}
+    )
     max_turns: int = field(default=5000, metadata={"help": "turns a session remembers the text or digest of"})
     max_sessions: int | None = field(default=None, metadata={"help": "sessions of one owner"})
     ttl_seconds: float | None = field(default=None, metadata={"help": "life of a session after its last turn"})

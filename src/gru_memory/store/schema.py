@@ -15,9 +15,11 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 
 metadata = MetaData()
+_KEPT = text("state IS NOT NULL")
 
 sessions = Table(
     "sessions",
@@ -58,4 +60,6 @@ snapshots = Table(
     Column("state", LargeBinary),
     Column("about", Text),  # JSON, of whoever keeps conversations here
     UniqueConstraint("session_id", "number", name="uq_snapshots_session_number"),
+    Index("ix_snapshots_parent", "parent"),
+    Index("ix_snapshots_kept", "session_id", "number", sqlite_where=_KEPT, postgresql_where=_KEPT),
 )

@@ -20,6 +20,7 @@ from .digests import turn_digest, user_digest
 from .errors import LimitExceeded, SessionConflict, SessionExists, SessionNotFound
 from .queries import path_to, rows_of, session_of, turn_of, turns_in, turns_where
 from .records import EDIT, Limits, Session, Snapshot, TurnRecord, is_edit
+from .retention import let_go
 from .schema import sessions, snapshots
 from .settings import check_strings
 
@@ -430,18 +431,7 @@ class SessionStore:
         for row in rows:
             number += 1
             connection.execute(insert(snapshots).values(**{**row, "session_id": session_id, "number": number}))
-        # The oldest go: first states, far later what was said.
-        kept = select(snapshots.c.number).where(mine, snapshots.c.state.is_not(None))
-        edge = connection.execute(
-            kept.order_by(snapshots.c.number.desc()).offset(self.limits.max_states).limit(1)
-        ).scalar()
-        head = select(sessions.c.head).where(sessions.c.id == session_id).scalar_subquery()
-        if edge is not None:
-            old = and_(mine, snapshots.c.number <= edge, snapshots.c.id != head)
-            connection.execute(update(snapshots).where(old).values(state=None))
-        connection.execute(
-            delete(snapshots).where(mine, snapshots.c.number <= number - self.limits.max_turns, snapshots.c.id != head)
-        )
+        let_go(connection, session_id, number, self.limits)
 
     def _fill(
         self,
