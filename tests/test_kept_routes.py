@@ -17,7 +17,7 @@ from clients import (
     model_and_tokenizer,  # noqa: F401 (a fixture)
     shared_server,  # noqa: F401 (a fixture)
 )
-from serving import MODEL, running
+from serving import KEYS, MODEL, running
 from tiny import assert_same_state
 
 from gru_memory import Conversation, MemoryState
@@ -123,6 +123,28 @@ def test_a_deleted_response_is_gone_and_its_conversation_goes_on(server, client,
     turns = server.store.transcript(session)
     assert [turn.user for turn in turns] == [None, None, WHERE]
     assert [turn.has_state for turn in turns] == [False, True, True]
+
+
+def test_a_response_whose_state_is_not_kept_is_told_from_one_that_never_was(loaded, tmp_path):
+    from gru_memory.store import Limits
+
+    with running(tmp_path / "s", loaded, limits=Limits(max_states=4)) as server, server.client() as client:
+        first = last = say(client, BOAT)
+        quiet = say(client, HOME, previous_response_id=first.id)
+        for _ in range(6):
+            last = say(client, HOME, previous_response_id=last.id)
+        session, extra = server.store.list(ADA)[0].name, {"at": first.id, "name": "copy"}
+        for call in (
+            lambda: say(client, WHERE, previous_response_id=first.id),
+            lambda: client.post(f"/memory/{session}/fork", body=extra, cast_to=object),
+        ):
+            told = not_found(call)
+            assert told["code"] == "state_not_kept" and "go on from a later response" in told["message"]
+        assert client.responses.retrieve(first.id).output_text == first.output_text
+        assert say(client, WHERE, previous_response_id=quiet.id).output_text
+        with server.client(KEYS[1]) as bob:
+            never = not_found(lambda: say(bob, WHERE, previous_response_id="resp_never"))
+            assert not_found(lambda: say(bob, WHERE, previous_response_id=first.id)) == never
 
 
 def test_what_nothing_can_reach_any_more_is_removed(server, client):

@@ -14,7 +14,7 @@ from stored import (
     url_of_a_new_store,  # noqa: F401 (a fixture)
 )
 
-from gru_memory.store import LimitExceeded, Limits, SessionConflict, SessionNotFound, SessionStore
+from gru_memory.store import LimitExceeded, Limits, SessionConflict, SessionNotFound, SessionStore, StateNotKept
 from gru_memory.store.database import transaction
 
 # Deleted
@@ -129,8 +129,9 @@ def test_old_snapshots_lose_their_states_and_then_go(url, states):
         turns = store.turns(session)
         assert [turn.id for turn in turns] == ids[1:]
         assert [turn.has_state for turn in turns] == [False, False, True, True]
-        with pytest.raises(SessionNotFound, match="not any more"):
-            store.snapshot(ids[2])
+        for call in (lambda: store.snapshot(ids[2]), lambda: store.fork(store.get("boat"), "copy", ids[2])):
+            with pytest.raises(StateNotKept, match="not any more"):
+                call()
         # The head stays, however old it is.
         session = store.get("boat")
         parent = ids[-2]

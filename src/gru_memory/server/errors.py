@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from ..conversation import TurnTooLong
-from ..store import LimitExceeded, SessionConflict, SessionExists, SessionNotFound, StoreUnavailable
+from ..store import LimitExceeded, SessionConflict, SessionExists, SessionNotFound, StateNotKept, StoreUnavailable
 from .engine import Overloaded, ShuttingDown, TimedOut
 
 
@@ -27,6 +27,7 @@ class ApiError(Exception):
 NOT_FOUND = "there is nothing of this name or id"  # the same for what never was and for what is somebody else's
 
 _KNOWN: tuple[tuple[type[BaseException], int, str], ...] = (
+    (StateNotKept, 404, "state_not_kept"),
     (Overloaded, 429, "overloaded"),
     (ShuttingDown, 503, "shutting_down"),
     (TimedOut, 503, "timed_out"),
@@ -45,7 +46,7 @@ def as_api_error(error: BaseException) -> ApiError:
     """What to tell a client about an exception; of what nobody expected, nothing."""
     if isinstance(error, ApiError):
         return error
-    if isinstance(error, SessionNotFound):
+    if isinstance(error, SessionNotFound) and not isinstance(error, StateNotKept):
         return ApiError(404, NOT_FOUND, "not_found")
     if isinstance(error, StoreUnavailable):  # the reason names the database
         return ApiError(503, "the session store cannot be reached: try again later", "store_unavailable")

@@ -2,7 +2,15 @@
 
 from .conversation import StoredConversation
 from .database import default_url
-from .errors import LimitExceeded, SessionConflict, SessionExists, SessionNotFound, StoreError, StoreUnavailable
+from .errors import (
+    LimitExceeded,
+    SessionConflict,
+    SessionExists,
+    SessionNotFound,
+    StateNotKept,
+    StoreError,
+    StoreUnavailable,
+)
 from .records import Limits, Session, Snapshot, TurnRecord
 from .sessions import SessionStore
 
@@ -15,6 +23,7 @@ __all__ = [
     "SessionNotFound",
     "SessionStore",
     "Snapshot",
+    "StateNotKept",
     "StoreError",
     "StoreUnavailable",
     "StoredConversation",

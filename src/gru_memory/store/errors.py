@@ -11,6 +11,10 @@ class SessionNotFound(StoreError):
     """No such session or snapshot, or it is somebody else's: the two cannot be told apart."""
 
 
+class StateNotKept(SessionNotFound):
+    """The turn is known, but no state to go on from is kept after it, or not any more."""
+
+
 class SessionExists(StoreError):
     """The name is taken."""
 

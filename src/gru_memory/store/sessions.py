@@ -17,7 +17,7 @@ from ..state import MemoryState, regular_size
 from . import files
 from .database import connect, migrate, scrub, transaction
 from .digests import turn_digest, user_digest
-from .errors import LimitExceeded, SessionConflict, SessionExists, SessionNotFound
+from .errors import LimitExceeded, SessionConflict, SessionExists, SessionNotFound, StateNotKept
 from .queries import path_to, rows_of, session_of, turn_of, turns_in, turns_where
 from .records import EDIT, Limits, Session, Snapshot, TurnRecord, is_edit
 from .retention import let_go
@@ -197,18 +197,19 @@ class SessionStore:
         return Snapshot(last, after, rows[-1]["parent"], now, held["turns"], held["tokens"], state)
 
     def snapshot(self, snapshot_id: str, owner: str = "") -> Snapshot:
-        """What the conversation was after one response. Raises `SessionNotFound` (also when its state was dropped)."""
+        """What the conversation was after one response. Raises `SessionNotFound`; `StateNotKept` if its state was dropped."""
         query = (
             select(snapshots, sessions)
             .join(sessions, sessions.c.id == snapshots.c.session_id)
-            .where(snapshots.c.id == snapshot_id, snapshots.c.state.is_not(None))
-            .where(sessions.c.owner == owner, self._alive())
+            .where(snapshots.c.id == snapshot_id, sessions.c.owner == owner, self._alive())
         )
         with transaction(self.engine, read_only=True) as connection:
             row = None if "\0" in snapshot_id else connection.execute(query).one_or_none()
         if row is None:
             raise SessionNotFound(f"there is no snapshot {snapshot_id!r}, or not any more")
         found, values = row._mapping, {c.name: row._mapping[c] for c in sessions.c}
+        if found[snapshots.c.state] is None:
+            raise _no_state(snapshot_id)
         return Snapshot(
             snapshot_id, session_of(values), found[snapshots.c.parent], found[snapshots.c.created_at],
             found[snapshots.c.turns], found[snapshots.c.tokens], found[snapshots.c.state],
@@ -273,7 +274,7 @@ class SessionStore:
 
         Raises:
             SessionExists: the name is taken.
-            SessionNotFound: no such snapshot in this session, or its state was dropped.
+            SessionNotFound: no such snapshot in this session; `StateNotKept` if its state was dropped.
         """
         check_name(name)
         at = at or session.head
@@ -281,8 +282,10 @@ class SessionStore:
             self._by_id(connection, session.id)
             rows = [row._mapping for row in connection.execute(rows_of(session.id)).all()]
             chain = path_to(rows, at) if at else []
-            if at and (not chain or chain[-1]["state"] is None):
+            if at and not chain:
                 raise SessionNotFound(f"session {session.name!r} has no snapshot {at!r}, or not any more")
+            if at and chain[-1]["state"] is None:
+                raise _no_state(at)
             settings = _of_a_copy(session.settings)
             new = self._create(connection, name, session.owner, session.keep_text, settings, session.salt)
             return self._fill(connection, new, chain, session.fingerprint)
@@ -564,6 +567,13 @@ def new_id(kind: str) -> str:
 def _conflict(session: Session) -> SessionConflict:
     return SessionConflict(
         f"somebody else wrote to session {session.name!r} in the meantime: read it again and repeat the turn"
+    )
+
+
+def _no_state(snapshot_id: str) -> StateNotKept:
+    return StateNotKept(
+        f"no state is kept after {snapshot_id}, or not any more, so nothing can go on from there: go on from a later response, "
+        "or from where the conversation is"
     )
 
 
