@@ -147,6 +147,28 @@ def test_a_response_whose_state_is_not_kept_is_told_from_one_that_never_was(load
             assert not_found(lambda: say(bob, WHERE, previous_response_id=first.id)) == never
 
 
+def test_where_there_is_no_room_nothing_is_removed_to_make_some(loaded, tmp_path):
+    from gru_memory.store import Limits
+
+    with running(tmp_path / "s", loaded, limits=Limits(max_sessions=2)) as server, server.client() as client:
+        once, named = say(client, BOAT), say(client, BOAT, conversation="named")
+        kept = [session.name for session in server.store.list(ADA)]
+        for fields in ({}, {"conversation": "new"}, {"user": "new"}, {"stream": True}):
+            with pytest.raises(openai.APIStatusError) as refused:
+                say(client, HOME, **fields)
+            assert (refused.value.status_code, refused.value.code) == (413, "too_many_sessions")
+            assert "`store` is false" in refused.value.message and "DELETE /v1/memory" in refused.value.message
+        assert say(client, HOME, store=False).output_text
+        assert [session.name for session in server.store.list(ADA)] == kept
+        # What there is goes on, whoever made it.
+        assert say(client, HOME, previous_response_id=once.id).previous_response_id == once.id
+        assert say(client, HOME, conversation="named").id != named.id
+        with server.client(KEYS[1]) as bob:
+            say(bob, BOAT)
+        client.delete(f"/memory/{once.id}", cast_to=object)
+        assert say(client, HOME).output_text
+
+
 def test_what_nothing_can_reach_any_more_is_removed(server, client):
     first = say(client, BOAT)
     second = say(client, HOME, previous_response_id=first.id)

@@ -7,7 +7,15 @@ from typing import Any
 from jinja2 import TemplateError
 
 from ..conversation import TurnTooLong
-from ..store import LimitExceeded, SessionConflict, SessionExists, SessionNotFound, StateNotKept, StoreUnavailable
+from ..store import (
+    LimitExceeded,
+    SessionConflict,
+    SessionExists,
+    SessionNotFound,
+    StateNotKept,
+    StoreUnavailable,
+    TooManySessions,
+)
 from .engine import Overloaded, ShuttingDown, TimedOut
 
 
@@ -25,6 +33,11 @@ class ApiError(Exception):
 
 
 NOT_FOUND = "there is nothing of this name or id"  # the same for what never was and for what is somebody else's
+
+_MAKE_ROOM = (
+    "GET /v1/memory lists them, DELETE /v1/memory/{session} removes one. A response without a conversation makes one, too, "
+    "unless `store` is false, which keeps nothing. What there is can be gone on from as before"
+)
 
 _KNOWN: tuple[tuple[type[BaseException], int, str], ...] = (
     (StateNotKept, 404, "state_not_kept"),
@@ -50,6 +63,8 @@ def as_api_error(error: BaseException) -> ApiError:
         return ApiError(404, NOT_FOUND, "not_found")
     if isinstance(error, StoreUnavailable):  # the reason names the database
         return ApiError(503, "the session store cannot be reached: try again later", "store_unavailable")
+    if isinstance(error, TooManySessions):
+        return ApiError(413, f"{error}. {_MAKE_ROOM}", "too_many_sessions")
     for kind, status, code in _KNOWN:
         if isinstance(error, kind):
             return ApiError(status, str(error), code)

@@ -10,6 +10,7 @@ from .errors import (
     StateNotKept,
     StoreError,
     StoreUnavailable,
+    TooManySessions,
 )
 from .records import Limits, Session, Snapshot, TurnRecord
 from .sessions import SessionStore
@@ -27,6 +28,7 @@ __all__ = [
     "StoreError",
     "StoreUnavailable",
     "StoredConversation",
+    "TooManySessions",
     "TurnRecord",
     "default_url",
 ]

@@ -27,5 +27,9 @@ class LimitExceeded(StoreError):
     """More than `Limits` allow."""
 
 
+class TooManySessions(LimitExceeded):
+    """The owner has as many sessions as allowed. None is removed to make room."""
+
+
 class StoreUnavailable(StoreError):
     """The database does not answer, is locked or full. Trying again later may work."""

@@ -17,7 +17,7 @@ from ..state import MemoryState, regular_size
 from . import files
 from .database import connect, migrate, scrub, transaction
 from .digests import turn_digest, user_digest
-from .errors import LimitExceeded, SessionConflict, SessionExists, SessionNotFound, StateNotKept
+from .errors import LimitExceeded, SessionConflict, SessionExists, SessionNotFound, StateNotKept, TooManySessions
 from .queries import path_to, rows_of, session_of, turn_of, turns_in, turns_where
 from .records import EDIT, Limits, Session, Snapshot, TurnRecord, is_edit
 from .retention import let_go
@@ -82,7 +82,7 @@ class SessionStore:
         Raises:
             ValueError: not a name.
             SessionExists: the owner has one of this name.
-            LimitExceeded: the owner has as many sessions as allowed.
+            TooManySessions: the owner has as many as allowed.
         """
         check_name(name)
         with transaction(self.engine) as connection:
@@ -398,7 +398,7 @@ class SessionStore:
         if (most := self.limits.max_sessions) is not None:
             query = select(func.count()).select_from(sessions).where(sessions.c.owner == owner, self._alive())
             if connection.execute(query).scalar() >= most:
-                raise LimitExceeded(f"there are {most} sessions already: delete one first")
+                raise TooManySessions(f"there are {most} sessions already, as many as may be: delete one first")
 
     def _advance(
         self,
