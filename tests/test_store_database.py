@@ -174,6 +174,25 @@ def test_a_store_of_a_newer_version_is_left_alone(url, store):
         SessionStore(url)
 
 
+def test_sessions_are_counted_and_listed_by_indexes(tmp_path):
+    """An owner may have a hundred thousand, and each new one counts them."""
+    from sqlalchemy import event
+
+    with SessionStore(str(tmp_path / "s"), Limits(max_sessions=3, ttl_seconds=100)) as store:
+        asked = []
+        event.listen(store.engine, "before_cursor_execute", lambda *call: asked.append(call[2:4]))
+        store.get_or_begin("boat")
+        store.list(limit=10)
+        with store.engine.connect() as connection:
+            plans = [
+                " ".join(row[-1] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query}", values))
+                for query, values in list(asked)
+                if query.startswith("SELECT")
+            ]
+    assert any("COVERING INDEX ix_sessions_owner_expires_at" in plan for plan in plans), plans
+    assert any("ix_sessions_owner_updated_at" in plan for plan in plans), plans
+
+
 # Databases
 
 

@@ -41,6 +41,8 @@ sessions = Table(
     Column("expires_at", Float),
     UniqueConstraint("owner", "name", name="uq_sessions_owner_name"),
     Index("ix_sessions_expires_at", "expires_at"),
+    Index("ix_sessions_owner_expires_at", "owner", "expires_at"),
+    Index("ix_sessions_owner_updated_at", "owner", "updated_at"),
 )
 
 snapshots = Table(
