@@ -121,6 +121,25 @@ def test_sessions_live_as_long_after_their_last_turn_as_they_may(url, states, cl
         assert [kept.name for kept in store.list()] == ["idle"]
 
 
+def test_many_sessions_are_removed_some_at_a_time(url, clock, monkeypatch):
+    """So that other writers get in between."""
+    from sqlalchemy import event
+
+    monkeypatch.setattr("gru_memory.store.sessions.PURGED_AT_ONCE", 2)
+    with SessionStore(url, Limits(ttl_seconds=100), clock) as store:
+        for number in range(5):
+            store.create(f"short {number}")
+        clock.now += 60
+        store.create("long")
+        clock.now += 60
+        commits = []
+        event.listen(store.engine, "commit", commits.append)
+        assert store.purge_expired() == 5
+        assert len(commits) == 3
+        assert [kept.name for kept in store.list()] == ["long"]
+        assert store.purge_expired() == 0
+
+
 def test_old_snapshots_lose_their_states_and_then_go(url, states):
     with SessionStore(url, Limits(max_states=2, max_turns=4)) as store:
         session, ids = talk(store, states, turns=1)

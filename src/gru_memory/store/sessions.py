@@ -1,4 +1,4 @@
-"""`SessionStore`: named conversations in a database. Every method is one transaction."""
+"""`SessionStore`: named conversations in a database. Every method is one transaction, but for `purge_expired`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from . import files
 from .database import connect, migrate, scrub, transaction
 from .digests import turn_digest, user_digest
 from .errors import LimitExceeded, SessionConflict, SessionExists, SessionNotFound, StateNotKept, TooManySessions
+from .names import check_name
 from .queries import path_to, rows_of, session_of, turn_of, turns_in, turns_where
 from .records import EDIT, Limits, Session, Snapshot, TurnRecord, is_edit
 from .retention import let_go
@@ -26,9 +27,8 @@ from .settings import check_strings
 
 Turn = tuple[str, "str | None"]  # user message, reply
 
-MAX_NAME = 200
-_JOINERS = {0x200C: None, 0x200D: None}  # ZERO WIDTH NON-JOINER and JOINER
 MAX_SETTINGS_BYTES = 64 << 10
+PURGED_AT_ONCE = 100  # sessions in one transaction, for which other writers wait
 
 
 class SessionStore:
@@ -141,9 +141,13 @@ class SessionStore:
         scrub(self.engine)
 
     def purge_expired(self) -> int:
-        """Remove the sessions whose time is over; returns how many there were."""
-        with transaction(self.engine) as connection:
-            removed = connection.execute(delete(sessions).where(sessions.c.expires_at <= self.clock())).rowcount
+        """Remove the sessions whose time is over, some at a time, so that nobody waits long; returns how many there were."""
+        over = select(sessions.c.id).where(sessions.c.expires_at <= self.clock()).limit(PURGED_AT_ONCE)
+        removed, more = 0, True
+        while more:
+            with transaction(self.engine) as connection:
+                gone = connection.execute(delete(sessions).where(sessions.c.id.in_(over))).rowcount
+            removed, more = removed + gone, gone == PURGED_AT_ONCE
         scrub(self.engine)
         return removed
 
@@ -545,18 +549,6 @@ class SessionStore:
             check_strings(text, "the message")
             if (size := len(text.encode())) > self.limits.max_text_bytes:
                 raise LimitExceeded(f"a message has {size} bytes: at most {self.limits.max_text_bytes} are kept")
-
-
-def check_name(name: str) -> None:
-    """Raise ValueError unless this can be the name of a session."""
-    if not isinstance(name, str) or len(name) > MAX_NAME or not _is_printable(name):
-        raise ValueError(f"a session's name is 1 to {MAX_NAME} printable characters, and {str(name)[:40]!r} is not")
-
-
-def _is_printable(name: str) -> bool:
-    """Joiners, which emoji and Persian words have within them, count where something is on either side."""
-    bare = name.translate(_JOINERS)
-    return bool(bare.strip()) and bare.isprintable() and name == name.strip("".join(map(chr, _JOINERS)))
 
 
 def new_id(kind: str) -> str:
