@@ -16,120 +16,223 @@ babysitter, cleaner, accountant, younger sister, older brother, childhood friend
 NAMES = ("first_name", "nickname", "made_up")
 THINGS = {
     ("colour",): word_list(
-        """favourite colour, lucky colour, bedroom colour, eye colour, hair colour, car colour, front
-door colour, bicycle colour, umbrella colour, suitcase colour, team colour, scarf colour,
-kitchen colour, least favourite colour"""
+        """favourite colour, lucky colour, bedroom colour, eye colour, hair colour, car colour, front door
+colour, bicycle colour, umbrella colour, suitcase colour, team colour, scarf colour, kitchen
+colour, least favourite colour, curtain colour, sofa colour, nail polish colour, school uniform
+colour, tie colour, lipstick colour, toothbrush colour, wedding dress colour, raincoat colour,
+tent colour, backpack colour, bathroom colour, phone case colour, belt colour, yoga mat colour,
+winter coat colour, hat colour, wallet colour"""
     ),
     ("date",): word_list(
-        """birthday, wedding anniversary, moving date, final exam date, graduation date, name day,
-driving test date, job interview date, holiday start date, surgery date, retirement date,
-passport expiry date, first day of work"""
+        """birthday, wedding anniversary, moving date, final exam date, graduation date, name day, driving
+test date, job interview date, holiday start date, surgery date, retirement date, passport
+expiry date, first day of work, due date, wedding date, concert date, court date, vaccination
+date, thesis deadline, contract end date, house viewing date, visa appointment date, opening
+night, school reunion date, tax deadline, delivery date, marathon date, flight date, first
+date, last day of school, baptism date"""
     ),
     ("time",): word_list(
         """alarm time, bedtime, shift start, lunch break, yoga class time, piano lesson time, dinner
 reservation time, check-in time, jogging time, tea time, doctor's appointment time, meeting
-time, school pick-up time"""
+time, school pick-up time, train time, flight time, swimming lesson time, choir practice time,
+closing time, usual dinner time, curfew, pick-up time, boarding time, breakfast time, gym time,
+kick-off time, medication time, prayer time, arrival time, departure time, nap time, curtain
+time"""
     ),
     ("integer",): word_list(
         """lottery number, house number, apartment number, hotel room number, jersey number, PIN, bus
-number, lucky number, employee number, exam score, chess rating, daily step goal, race
-number, office number, shoe box number, high score, queue number"""
+number, lucky number, employee number, exam score, chess rating, daily step goal, race number,
+office number, shoe box number, high score, queue number, student number, account number, table
+number, platform number, extension number, subscriber number, case number, pension number,
+target weight, record in push-ups, number of followers, page number, tax number, draft number,
+typing speed, step count, mileage, bib number, room number, golf score, quiz score"""
     ),
     ("code",): word_list(
-        """locker code, gate code, door code, booking code, alarm code, voucher code, ticket number,
-order number, licence plate, flight number, safe combination, library card number, gift card
-code, seat number, desk label, badge ID, parking space, tracking number, customer number,
-membership number"""
+        """locker code, gate code, door code, booking code, alarm code, voucher code, ticket number, order
+number, licence plate, flight number, safe combination, library card number, gift card code,
+seat number, desk label, badge ID, parking space, tracking number, customer number, membership
+number, booking reference, discount code, serial number, student ID, passport number, patient
+number, gym locker, classroom, promo code, parcel number, meter number, loyalty card number,
+invoice number, boarding gate, storage unit, project code, room key code, bike lock code, cabin
+number, policy number, reservation number, garage code, visa number, lab bench, voter ID,
+flight gate, server rack, account code, security code, model number"""
     ),
     ("noun", "adjective_noun", "made_up", "code", "phrase"): word_list(
-        """password, wifi password, safe word, secret word, passphrase, computer password, bank
-password, club password"""
+        """password, wifi password, safe word, secret word, passphrase, computer password, bank password,
+club password, email password, router password, master password, game password, laptop
+password, secret phrase, magic word, door phrase, phone password, alarm word, screen lock word"""
     ),
     NAMES: word_list(
         """nickname, stage name, pen name, middle name, old nickname, name in the game, codename, baby
-name idea"""
+name idea, first name, screen name, family nickname, artist name, spy name, forum name, school
+nickname, trail name, DJ name, name at work, second name, Roman name, elf name, superhero name"""
     ),
-    ("made_up", "adjective_noun", "code"): word_list("username, gamertag, radio call sign, account name"),
+    ("made_up", "adjective_noun", "code"): word_list(
+        """username, gamertag, radio call sign, account name, email handle, chat handle, forum login,
+login, streaming name, player tag, developer handle, clan tag"""
+    ),
     ("first_name", "full_name", "made_up"): word_list("!name"),
-    ("surname",): word_list("surname, maiden name, family name before the wedding"),
+    ("surname",): word_list(
+        """surname, maiden name, family name before the wedding, birth surname, married name, old surname,
+stage surname"""
+    ),
     ("full_name",): word_list(
         """favourite author, favourite singer, favourite actor, favourite painter, favourite composer,
 favourite footballer, childhood hero, emergency contact, doubles partner, lab partner, first
-love, favourite comedian, thesis advisor, role model, interviewer, biggest rival"""
+love, favourite comedian, thesis advisor, role model, interviewer, biggest rival, favourite
+teacher, favourite poet, favourite director, favourite philosopher, favourite tennis player,
+favourite scientist, best man, maid of honour, dance partner, mentor, travel companion, tennis
+partner, favourite architect, contact at the bank, favourite chef, favourite president, running
+partner, estate agent, first boss, editor, favourite guitarist, favourite novelist, hero,
+surgeon, favourite photographer, campaign manager, bridesmaid, sponsor, line manager, next of
+kin, chess opponent, biggest fan, favourite dancer, favourite journalist, roommate in college,
+witness, new neighbour, family doctor, deputy, successor, predecessor"""
     ),
     ("place",): word_list(
-        """home town, dream destination, next holiday destination, favourite city, honeymoon
-destination, university town, place of work, last stop, favourite village, weekend
-destination, retirement place"""
+        """home town, dream destination, next holiday destination, favourite city, honeymoon destination,
+university town, place of work, last stop, favourite village, weekend destination, retirement
+place, favourite beach, place of birth, meeting place, favourite island, next stop, favourite
+ski resort, favourite lake, former home, destination tonight, port of departure, favourite
+mountain, office location, conference location, wedding location, training camp location,
+favourite harbour, layover city, starting point, favourite capital, holiday home, constituency,
+parents' village, safe haven, favourite market town, first posting"""
     ),
     ("country",): word_list(
-        """favourite country, country of birth, dream country, next country to visit, second home
-country"""
+        """favourite country, country of birth, dream country, next country to visit, second home country,
+country of residence, favourite holiday country, country of origin, destination country,
+ancestral country, host country, first country abroad"""
     ),
     ("job",): word_list(
-        """dream job, first job, previous job, side job, childhood dream job, backup career, summer
-job, next job"""
+        """dream job, first job, previous job, side job, childhood dream job, backup career, summer job,
+next job, current job, weekend job, worst job, ideal job, student job, night job, trade,
+profession, occupation, official title, future job, position, holiday job"""
     ),
     ("food",): word_list(
-        """favourite food, favourite dish, favourite breakfast, comfort food, usual lunch, signature
-dish, least favourite food, favourite snack, pizza topping, secret ingredient, birthday
-meal, standing order, favourite soup"""
+        """favourite food, favourite dish, favourite breakfast, comfort food, usual lunch, signature dish,
+least favourite food, favourite snack, pizza topping, secret ingredient, birthday meal,
+standing order, favourite soup, favourite dessert, favourite sandwich filling, favourite pizza,
+Sunday roast, packed lunch, favourite salad, holiday meal, party dish, midnight snack,
+favourite street food, favourite pie, speciality, dinner tonight, picnic food, favourite curry,
+favourite takeaway, last meal, go-to recipe, first dish, canteen favourite, wedding menu,
+allergy, breakfast tomorrow, cheat meal"""
     ),
     ("animal",): word_list(
         """favourite animal, spirit animal, least favourite animal, team mascot, first pet, dream pet,
-animal tattoo"""
+animal tattoo, favourite zoo animal, totem animal, childhood pet, favourite wild animal, class
+pet, most feared animal, favourite farm animal, soft toy, costume animal, logo animal, heraldic
+animal, house pet, favourite sea animal, sports club mascot"""
     ),
     ("instrument",): word_list(
-        """favourite instrument, first instrument, main instrument, least favourite instrument"""
+        """favourite instrument, first instrument, main instrument, least favourite instrument, childhood
+instrument, school instrument, dream instrument, second instrument, next instrument, rented
+instrument, exam instrument"""
     ),
     ("language",): word_list(
-        """native language, second language, favourite language, worst language, language at work"""
+        """native language, second language, favourite language, worst language, language at work, first
+language, third language, mother tongue, home language, school language, best language, exam
+language, next language, working language"""
     ),
     ("hobby",): word_list(
         """favourite hobby, favourite sport, newest hobby, secret talent, Sunday activity, childhood
-hobby, way to relax, evening class, greatest skill"""
+hobby, way to relax, evening class, greatest skill, favourite pastime, winter hobby, secret
+hobby, summer hobby, first hobby, shared hobby, weekend activity, after-school activity, new
+passion, old passion, daily exercise, biggest passion, strong point, favourite workout, stress
+relief, next challenge"""
     ),
     ("subject",): word_list(
-        """major, minor, favourite school subject, worst subject, thesis subject, research field"""
+        """major, minor, favourite school subject, worst subject, thesis subject, research field, best
+subject, degree, specialisation, evening course, strongest subject, first degree, exam subject,
+lecture topic, PhD topic, elective, favourite lecture, field of work"""
     ),
     ("price",): word_list(
         """monthly rent, phone bill, weekly budget, hourly wage, gym fee, train fare, grocery budget,
-electricity bill, parking fine, pocket money, entry fee, insurance premium"""
+electricity bill, parking fine, pocket money, entry fee, insurance premium, salary, bus fare,
+dinner bill, monthly budget, savings goal, hotel rate, tuition fee, water bill, car insurance,
+loan payment, ticket price, weekly allowance, biggest bet, rent deposit, tax refund, Christmas
+bonus, heating bill, vet bill, starting salary, overdraft limit, shopping budget, daily rate,
+repair bill, holiday budget, mortgage payment, speeding fine, asking price, membership fee"""
     ),
-    ("phone",): word_list("phone number, work number, emergency number, old phone number"),
+    ("phone",): word_list(
+        """phone number, work number, emergency number, old phone number, mobile number, home number,
+office phone number, fax number, landline number, new phone number, hotline number, pager
+number"""
+    ),
     ("address",): word_list(
         """address, work address, old address, meeting point, delivery address, gym address, email
-provider's address"""
+provider's address, home address, office address, holiday address, new address, billing
+address, mailing address, studio address, school address, hotel address, former address, clinic
+address, garage address"""
     ),
     ("title",): word_list(
         """favourite book, favourite film, favourite song, favourite poem, favourite series, favourite
-game, thesis title, first novel, current read, favourite album, favourite painting,
-ringtone, favourite play, next talk"""
+game, thesis title, first novel, current read, favourite album, favourite painting, ringtone,
+favourite play, next talk, favourite musical, favourite opera, favourite TV show, favourite
+comic, favourite documentary, favourite novel, favourite fairy tale, favourite cartoon, first
+film, wedding song, favourite lullaby, next book, essay title, first album, favourite magazine,
+favourite podcast, work in progress, screenplay, karaoke song, workout song, anthem, bedtime
+story, exhibition title, debut novel, dissertation title, favourite ballet, favourite radio
+show, alarm song, column title, audition piece"""
     ),
     ("phrase",): word_list(
         """idea of a perfect Sunday, best memory, happy place, greatest wish, idea of luxury, favourite
-treat, plan for tonight, weekend plan, reward after work, birthday wish"""
+treat, plan for tonight, weekend plan, reward after work, birthday wish, favourite smell,
+favourite view, dream gift, New Year's resolution, plan for Saturday, worst nightmare, greatest
+fear, perfect evening, recurring dream, first memory, biggest regret, guilty pleasure, idea of
+heaven, idea of fun, favourite sound, holiday plan, favourite hiding place, favourite souvenir,
+secret wish, summer plan, idea of home, retirement plan, favourite season, proudest moment,
+strangest dream"""
     ),
     ("noun",): word_list(
-        """favourite word, favourite object, lucky charm, least favourite word, favourite gift,
-costume, design theme"""
+        """favourite word, favourite object, lucky charm, least favourite word, favourite gift, costume,
+design theme, favourite toy, favourite tool, prop, hidden treasure, latest purchase, most
+precious possession, first word, missing item, favourite accessory, desk decoration, team
+emblem, favourite symbol, birthday present, good luck token, prize, keepsake, Secret Santa
+gift, family heirloom, drawing topic, icebreaker word, oldest possession, crossword answer"""
     ),
     ("company", "brand"): word_list(
         """bank, phone provider, internet provider, favourite shop, favourite airline, dream employer,
-insurance company, first employer, favourite brand, letting agency, energy supplier, tailor
-of choice"""
+insurance company, first employer, favourite brand, letting agency, energy supplier, tailor of
+choice, broker, publisher, employer, car insurer, phone company, supplier, record label,
+favourite supermarket, health insurer, moving company, streaming service, gas company, car
+dealer, last employer, travel agency, security firm, dry cleaner, favourite bookshop, water
+supplier, biggest client, favourite store, courier, pension fund, bank abroad, main customer,
+biggest competitor"""
     ),
-    ("car",): word_list("first car, dream car, rental car, favourite car, next car, company car"),
+    ("car",): word_list(
+        """first car, dream car, rental car, favourite car, next car, company car, old car, second car,
+family car, getaway car, work car, favourite racing car, weekend car, wedding car, parents' car"""
+    ),
     ("brand",): word_list(
         """phone brand, laptop brand, favourite perfume, toothpaste brand, coffee brand, running shoe
-brand, beer brand"""
+brand, beer brand, shampoo brand, watch brand, guitar brand, tea brand, camera brand, bicycle
+brand, soap brand, jeans brand, cereal brand, tyre brand, headphone brand, cat food brand, TV
+brand, fridge brand, mattress brand, favourite chocolate brand, ski brand, pen brand, whisky
+brand, tennis racket brand, paint brand"""
     ),
-    ("street",): word_list("bus stop, street, childhood street, favourite street, tram stop"),
-    ("weekday",): word_list("day off, laundry day, gym day, cleaning day, rubbish day, favourite weekday"),
-    ("month",): word_list("favourite month, holiday month, busiest month"),
-    ("zodiac",): word_list("star sign"),
-    ("age",): word_list("age, real age"),
-    ("year",): word_list("graduation year, year of birth"),
+    ("street",): word_list(
+        """bus stop, street, childhood street, favourite street, tram stop, home street, old street,
+jogging route, parking street, shopping street, office street, school street, favourite avenue,
+delivery route, paper round street"""
+    ),
+    ("weekday",): word_list(
+        """day off, laundry day, gym day, cleaning day, rubbish day, favourite weekday, pay day, piano
+day, market day, rest day, date night, lucky day, shopping day, swimming day, chess night, home
+office day, band practice day, training day, library day"""
+    ),
+    ("month",): word_list(
+        """favourite month, holiday month, busiest month, birth month, exam month, moving month, wedding
+month, least favourite month, rainiest month"""
+    ),
+    ("zodiac",): word_list(
+        """star sign, zodiac sign, moon sign, rising sign"""
+    ),
+    ("age",): word_list(
+        """age, real age, retirement age, biological age"""
+    ),
+    ("year",): word_list(
+        """graduation year, year of birth, wedding year, retirement year, year of arrival, favourite year,
+school leaving year"""
+    ),
 }
 
 PEOPLE = ("first_name", "first_name", "full_name", "made_up")
@@ -139,20 +242,41 @@ PROPER = ("adjective_noun", "made_up", "title", "nickname")
 CALLED = {
     "owned": {
         PETS: word_list(
-            """dog, cat, horse, pony, parrot, hamster, rabbit, goldfish, tortoise, guinea pig, ferret,
-donkey, goat, kitten, puppy, canary, budgie, snake, lizard, rat, pig, cow, sheep, llama,
-rooster, hen, duck, turtle, spider, gecko"""
+            """dog, cat, horse, pony, parrot, hamster, rabbit, goldfish, tortoise, guinea pig, ferret, donkey,
+goat, kitten, puppy, canary, budgie, snake, lizard, rat, pig, cow, sheep, llama, rooster, hen,
+duck, turtle, spider, gecko, bulldog, poodle, terrier, beagle, foal, mule, calf, lamb, peacock,
+pigeon, cockatoo, falcon, owl, bearded dragon, chameleon, stick insect, hermit crab, catfish,
+tarantula, python, iguana, gerbil, hedgehog, mouse, monkey, camel, bull, goose, turkey,
+greyhound, spaniel, collie, dachshund, labrador, guide dog, rescue dog, barn cat, alpaca,
+chinchilla, stray cat, sheepdog, Shetland pony, tabby cat, koi carp, swan, piglet"""
         ),
         PROPER: word_list(
             """boat, yacht, canoe, band, choir, quiz team, football team, chess club, blog, podcast,
-newsletter, house, farm, cottage, garden, tree house, teddy bear, doll, robot, drone,
-guitar, violin, bicycle, motorbike, car, van, caravan, tractor, laptop, computer, server,
-video channel, comic, novel, play, short story, board game, video game, app, project,
-recipe, cocktail, dance troupe, theatre group, racehorse, kite, houseplant, snowman, puppet,
-spaceship model, secret island"""
+newsletter, house, farm, cottage, garden, tree house, teddy bear, doll, robot, drone, guitar,
+violin, bicycle, motorbike, car, van, caravan, tractor, laptop, computer, server, video
+channel, comic, novel, play, short story, board game, video game, app, project, recipe,
+cocktail, dance troupe, theatre group, racehorse, kite, houseplant, snowman, puppet, spaceship
+model, secret island, sailboat, kayak, raft, ship, houseboat, orchestra, rock band, jazz trio,
+book club, hockey team, basketball team, volleyball team, rowing team, cricket club, running
+club, magazine, newspaper, radio show, column, webcomic, card game, website, software, phone,
+tablet, printer, vacuum cleaner, camper, scooter, truck, tandem, sledge, surfboard, snowboard,
+skateboard, saxophone, cello, piano, drum kit, ukulele, trumpet, vineyard, orchard, greenhouse,
+cabin, villa, ranch, barn, summer house, beach hut, windmill, doll's house, sourdough starter,
+cactus, bonsai, lemon tree, sculpture, painting, poem, song, album, symphony, musical, film,
+documentary, thesis, invention, research project, perfume, beer, wine, sauce, cake, cheese, toy
+train, rocket, robot vacuum, avatar, imaginary friend, stuffed rabbit, rag doll, rocking horse,
+scarecrow, garden gnome, telescope, sword, fishing boat, beehive, aquarium, hot-air balloon,
+glider, helicopter, chatbot, database, 3D printer, quiz show, sketch group, startup idea,
+training plan, dance, colour scheme, knitting pattern, secret club, board, mountain bike,
+hearse, rowing boat, harp, tent, hammock, snow fort, sandcastle"""
         ),
         ("company", "adjective_noun", "made_up"): word_list(
-            """company, startup, shop, bakery, restaurant, bar, studio, charity, gallery"""
+            """company, startup, shop, bakery, restaurant, bar, studio, charity, gallery, law firm, clinic,
+dental practice, design agency, salon, barbershop, cafe, food truck, flower shop, bookshop,
+butcher's shop, brewery, winery, garage, dance school, driving school, consultancy,
+construction firm, web shop, foundation, music label, publishing house, theatre, pizzeria, ice
+cream parlour, pottery workshop, taxi firm, boutique, riding stable, dairy, bike shop, toy
+shop, tea room, fishing business, translation bureau"""
         ),
     },
     "people": {
@@ -160,16 +284,33 @@ spaceship model, secret island"""
             """sister, brother, son, daughter, cousin, uncle, aunt, niece, nephew, boss, doctor, dentist,
 teacher, neighbour, landlord, lawyer, hairdresser, flatmate, colleague, best friend, tutor,
 plumber, coach, therapist, accountant, gardener, babysitter, vet, pharmacist, optician,
-professor, supervisor, secretary, business partner, godmother, piano teacher, cleaner,
-tailor, postman, physiotherapist"""
+professor, supervisor, secretary, business partner, godmother, piano teacher, cleaner, tailor,
+postman, physiotherapist, stepson, godfather, goddaughter, grandson, granddaughter,
+grandmother, grandfather, great-aunt, twin brother, twin sister, half-brother, stepsister,
+roommate, intern, apprentice, pupil, client, tenant, mechanic, electrician, barber, chef,
+baker, butcher, nanny, nurse, midwife, surgeon, psychologist, banker, notary, estate agent,
+editor, agent, publisher, drummer, singer, guitarist, photographer, dance partner, sparring
+partner, swimming instructor, ski instructor, golf instructor, riding teacher, guide,
+translator, priest, mayor, headmaster, librarian, caretaker, cook, dermatologist,
+paediatrician, stylist, carpenter, painter, team mate, captain, fiance, ex-boyfriend, ex-
+girlfriend, mentor, rival, youngest child, second son, violin teacher, driving examiner,
+lodger, bodyguard, pilot, referee, speech therapist, travel agent, bank clerk, baby, newborn,
+probation officer, godchild"""
         ),
     },
     "place": {
-        ("street", "surname", "made_up"): word_list("first street, neighbourhood, housing estate"),
+        ("street", "surname", "made_up"): word_list(
+            """first street, neighbourhood, housing estate, district, suburb, old quarter, home village"""
+        ),
         PROPER: word_list(
             """school, kindergarten, high school, university, hospital, hotel, church, library, local pub,
 favourite cafe, gym, cinema, swimming pool, office building, train station, ferry, favourite
-park, holiday resort, sailing club, golf course"""
+park, holiday resort, sailing club, golf course, primary school, college, nursery, care home,
+favourite bar, favourite restaurant, local shop, campsite, hostel, health centre, sports hall,
+stadium, museum, youth club, bowling alley, yoga studio, climbing hall, music school, marina,
+airport, nightclub, mosque, synagogue, temple, zoo, hall of residence, ski lodge, dance hall,
+tennis club, corner shop, dog park, rehab centre, art school, veterinary clinic, tower block,
+bus terminal"""
         ),
     },
 }
@@ -271,6 +412,235 @@ date | | was | when | born | | | on |
 place | | was | where | stationed | | | in |
 full_name first_name | | was | who | taught by | | | |
 full_name first_name | | was | who | named after | | | |
+place | | do | where | work | works | | in |
+place | | do | where | go skiing | goes skiing | | in |
+place | | do | where | teach | teaches | | in |
+place | | do | where | go fishing | goes fishing | | near |
+place | | do | where | keep the boat | keeps the boat | | in |
+place | | do | where | own a flat | owns a flat | | in |
+place | | do | where | want to be buried | wants to be buried | | in |
+place | | did | where | break a leg | broke a leg | | in |
+place | | did | where | study | studied | | in |
+place | | did | where | spend New Year's Eve | spent New Year's Eve | | in |
+place | | did | where | buy the house | bought the house | | in |
+place | | did | where | start the company | started the company | | in |
+place | | did | where | see a bear | saw a bear | | near |
+place | | did | where | win the tournament | won the tournament | | in |
+place | | did | where | serve in the army | served in the army | | in |
+place | | did | where | change trains | changed trains | | in |
+place | | did | where | run out of petrol | ran out of petrol | | near |
+place | | did | where | learn to drive | learned to drive | | in |
+place | train | do | where | go | goes | to | to |
+place | ship | do | where | sail | sails | to | to |
+place | flight | do | where | land | lands | | in |
+place | tour | do | where | begin | begins | | in |
+place | car | be | where | parked | | | in |
+place | suitcase | did | where | get lost | got lost | | in |
+place | family | do | where | come | comes | from | from |
+place | grandparents' farm | do | where | lie | lies | | near |
+place | | be | where | stuck | | | in |
+place | | be | where | on holiday | | | in |
+place | | be | where | camping | | | near |
+place | | be | where | doing an internship | | | in |
+place | | was | where | raised | | | in |
+place | | was | where | baptised | | | in |
+place | | was | where | treated | | | in |
+place country | | did | where | spend the honeymoon | spent the honeymoon | | in |
+country | | do | which country | want to visit | wants to visit | | |
+country | | did | which country | emigrate | emigrated | to | to |
+country | | be | which country | a citizen of | | | |
+country place | | be | where | moving to | | | |
+country | | did | which country | cycle | cycled | across | across |
+street | | do | which street | live | lives | on | on |
+street | | did | which street | crash the car | crashed the car | in | in |
+street | bus | do | where | stop | stops | | in |
+street | tram | do | where | turn | turns | | into |
+company | | do | who | buy the bread | buys the bread | from | from |
+company | | do | who | rent the flat | rents the flat | from | from |
+company | | did | which company | sue | sued | | |
+company | | did | who | sell the car | sold the car | to | to |
+company | | did | which company | found | founded | | |
+company | | did | which company | leave | left | | |
+company | | did | who | apply | applied | to | to |
+company | | be | which company | suing | | | |
+company | | be | who | insured by | | | |
+company | phone | was | who | made by | | | |
+car | | did | which car | rent | rented | | {a} |
+car | | did | which car | crash | crashed | | {a} |
+car | | did | which car | sell | sold | | {a} |
+car | | be | which car | repairing | | | {a} |
+car | | did | which car | win | won | | {a} |
+job | | did | what | train | trained | as | as {a} |
+job | | do | what | want to become | wants to become | | {a} |
+job | | did | what | start out | started out | as | as {a} |
+job | | be | what | employed | | as | as {a} |
+job | | did | what | retire | retired | as | as {a} |
+instrument | | did | which instrument | give away | gave away | | the |
+instrument | | be | which instrument | learning | | | the |
+instrument | | do | which instrument | teach | teaches | | the |
+instrument | | did | which instrument | give up | gave up | | the |
+instrument | | do | which instrument | tune | tunes | | the |
+language | | be | which language | learning | | | |
+language | | do | which language | dream in | dreams in | | |
+language | | did | which language | forget | forgot | | |
+language | | do | which language | translate | translates | from | from |
+subject | | do | what | lecture on | lectures on | | |
+subject | | did | what | fail | failed | | |
+subject | | do | what | do research | does research | on | on |
+collection | | did | what | inherit | inherited | | |
+collection | | be | what | looking for | | | |
+collection | | do | what | restore | restores | | |
+hobby | | did | what | take up | took up | | |
+hobby | | be | what | addicted to | | | |
+hobby | | be | what | tired of | | | |
+hobby | | do | what | spend Sundays | spends Sundays | on | on |
+hobby | | do | what | recommend against stress | recommends against stress | | |
+animal | | did | which animal | photograph | photographed | | {a} |
+animal | | did | which animal | rescue | rescued | | {a} |
+animal | | be | which animal | studying | | | the |
+animal | | do | which animal | look after | looks after | | {a} |
+animal | | did | which animal | run over | ran over | | {a} |
+animal | | did | which animal | dress up | dressed up | as | as {a} |
+food | | did | what | burn | burnt | | |
+food | | do | what | crave | craves | | |
+food | | do | what | survive on | survives on | | |
+food | | be | what | cooking | | | |
+food | | be | what | famous for | | | |
+food | | did | what | spill | spilled | | |
+food | | be | what | fed up with | | | |
+food | | do | what | export | exports | | |
+full_name first_name | | do | who | live | lives | with | with |
+full_name first_name | | do | who | work | works | with | with |
+full_name first_name | | do | who | play chess | plays chess | with | with |
+full_name first_name | | do | who | play tennis | plays tennis | against | against |
+full_name first_name | | do | who | miss | misses | | |
+full_name first_name | | do | who | babysit | babysits | for | for |
+full_name first_name | | do | who | sing | sings | with | with |
+full_name first_name | | do | who | carpool | carpools | with | with |
+full_name first_name | | do | who | avoid | avoids | | |
+full_name first_name | | do | who | tutor | tutors | | |
+full_name first_name | | do | who | write letters | writes letters | to | to |
+full_name first_name | | did | who | travel | travelled | with | with |
+full_name first_name | | did | who | dance | danced | with | with |
+full_name first_name | | did | who | forget to call | forgot to call | | |
+full_name first_name | | did | who | borrow the drill | borrowed the drill | from | from |
+full_name first_name | | did | who | sell the bike | sold the bike | to | to |
+full_name first_name | | did | who | hire | hired | | |
+full_name first_name | | did | who | interview | interviewed | | |
+full_name first_name | | did | who | share a room | shared a room | with | with |
+full_name first_name | | did | who | run into | ran into | | |
+full_name first_name | | did | who | lose | lost | to | to |
+full_name first_name | | did | who | propose | proposed | to | to |
+full_name first_name | | did | who | lend the keys | lent the keys | to | to |
+full_name first_name | | be | who | related to | | | |
+full_name first_name | | be | who | angry with | | | |
+full_name first_name | | be | who | jealous of | | | |
+full_name first_name | | be | who | moving in with | | | |
+full_name first_name | | be | who | having dinner with | | | |
+full_name first_name | | be | who | grateful to | | | |
+full_name first_name | | be | who | afraid of meeting | | | |
+full_name first_name | | was | who | raised by | | | |
+full_name first_name | | was | who | trained by | | | |
+full_name first_name | | was | who | beaten by | | | |
+full_name first_name | | was | who | hired by | | | |
+full_name first_name | letter | was | who | written by | | | |
+full_name first_name | house | did | who | belong | belonged | to | to |
+title | | did | which book | borrow | borrowed | | the book |
+title | | did | which book | translate | translated | | |
+title | | did | which play | direct | directed | | |
+title | | did | which song | sing | sang | | |
+title | | did | which film | sleep through | slept through | | |
+title | | be | which film | going to see | | | |
+title | | be | which game | playing | | | |
+title | | be | which novel | writing | | | |
+title | | be | which series | watching | | | |
+title | | do | which song | hum | hums | | |
+title | | do | which magazine | subscribe | subscribes | to | to |
+title | | did | which poem | learn by heart | learned by heart | | |
+noun | | did | what | break | broke | | the |
+noun | | did | what | forget | forgot | | the |
+noun | | did | what | repair | repaired | | the |
+noun | | be | what | hiding | | | the |
+noun | | did | what | drop | dropped | | the |
+noun | | did | what | bury | buried | | the |
+phrase | | be | what | looking forward to | | | |
+phrase | | be | what | scared of | | | |
+phrase | | did | what | dream about | dreamed about | | |
+phrase | | do | what | long for | longs for | | |
+price | | do | how much | owe | owes | | |
+price | | do | how much | save | saves | | |
+price | | did | how much | donate | donated | | |
+price | | did | how much | spend | spent | | |
+price | | did | how much | raise | raised | | |
+price | | did | how much | borrow | borrowed | | |
+price | | did | how much | bet | bet | | |
+price | ticket | do | how much | cost | costs | | |
+price | car | did | how much | cost | cost | | |
+price | flat | do | how much | cost | costs | | |
+price | dinner | did | how much | come | came | to | to |
+price | repair | did | how much | cost | cost | | |
+price | phone bill | do | how much | come | comes | to | to |
+time | | do | when | have lunch | has lunch | | at |
+time | | do | when | start work | starts work | | at |
+time | | do | when | take the pills | takes the pills | | at |
+time | | do | when | walk the dog | walks the dog | | at |
+time | | do | when | pick up the children | picks up the children | | at |
+time | | do | when | go running | goes running | | at |
+time | lesson | do | when | begin | begins | | at |
+time | shift | do | when | end | ends | | at |
+time | concert | do | when | start | starts | | at |
+time | ferry | do | when | leave | leaves | | at |
+time | plane | do | when | land | lands | | at |
+time | party | do | when | begin | begins | | at |
+time | office | do | when | close | closes | | at |
+time | alarm | do | when | go off | goes off | | at |
+time | film | do | when | end | ends | | at |
+time | taxi | do | when | come | comes | | at |
+date | | did | when | start the job | started the job | | on |
+date | | did | when | get engaged | got engaged | | on |
+date | | did | when | adopt the cat | adopted the cat | | on |
+date | | did | when | arrive here | arrived here | | on |
+date | | did | when | break an arm | broke an arm | | on |
+date | | do | when | fly home | flies home | | on |
+date | | do | when | start school | starts school | | on |
+date | | do | when | retire | retires | | on |
+date | | do | when | see the doctor | sees the doctor | | on |
+date | course | do | when | end | ends | | on |
+date | exhibition | do | when | open | opens | | on |
+date | contract | do | when | run out | runs out | | on |
+date | parcel | do | when | arrive | arrives | | on |
+date | baby | be | when | due | | | on |
+date | rent | be | when | due | | | on |
+date | library book | be | when | due | | | on |
+date | operation | be | when | planned | | | for |
+date | trial | do | when | start | starts | | on |
+year | | did | when | move abroad | moved abroad | | in |
+year | | did | when | get a licence | got a licence | | in |
+year | | did | when | buy the car | bought the car | | in |
+year | house | was | when | built | | | in |
+year | company | was | when | founded | | | in |
+colour | | did | what colour | paint the fence | painted the fence | | |
+colour | | did | what colour | paint the door | painted the door | | |
+colour | | did | what colour | dye the curtains | dyed the curtains | | |
+code | | be | which gate | flying from | | | gate |
+code | | be | which cabin | sleeping in | | | cabin |
+code | | did | which room | book | booked | | room |
+integer | | be | which platform | waiting on | | | platform |
+integer | | be | which bus | taking | | | bus |
+integer | | do | which number | wear | wears | | number |
+integer | | did | which lane | swim in | swam in | | lane |
+event | | did | which event | win | won | | the |
+event | | did | which event | miss | missed | | the |
+event | | be | which event | organising | | | the |
+event | | do | which event | volunteer at | volunteers at | | the |
+adjective_noun made_up | | did | which hotel | book | booked | | the hotel |
+adjective_noun made_up | | did | which ship | sail on | sailed on | | the |
+adjective_noun made_up | | do | which pub | drink in | drinks in | | the |
+adjective_noun made_up | | do | which team | play for | plays for | | the |
+animal | | did | which animal | ride | rode | | {a} |
+weekday | | do | which day | work late | works late | | on |
+weekday | | do | which day | play tennis | plays tennis | | on |
+weekday | | do | which day | visit the parents | visits the parents | | on |
 """.strip().split("\n")
 
 # What people tell of themselves first; what of it is held out stays so.

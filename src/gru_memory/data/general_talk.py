@@ -11,14 +11,14 @@ from random import Random
 
 from . import words as w
 from .attribute_lists import OWNERS
-from .attributes import bases
-from .phrasings import american
+from .attributes import Base, attribute, bases
+from .phrasings import american, capital
 from .small_talk import OPENINGS
 from .vocabulary import MAX_TRIES, article, split_of
 
 AMERICAN_SHARE = 0.3  # of the questions are spelt the American way
 OPENED_SHARE = 0.2  # get one of small talk's openings ("Just curious: "), half of which are empty
-YOURS_SHARE = 0.15  # ask of the assistant what others are asked of the user
+YOURS_SHARE = 0.3  # ask of the assistant what others are asked of the user
 
 # Wordings | what to put into them. Every wording takes everything of its row.
 _TABLE = """
@@ -121,6 +121,22 @@ Can {}? | cats swim, parrots talk, people live on Mars, plants hear, horses slee
 Give me {}. / I need {}. / Can you give me {}? | a name for a cat, a title for a talk, a synonym for big, an example of irony,
  a word that rhymes with light, three words with q, a list of fruits, the first ten numbers, an idea for dinner, a slogan for
  a shop, a reason to smile, a definition of love, a good password, a plan for a garden, a date in history, a random number
+What should I {}? / What could I {}? / Any idea what I should {}? / What do you think I should {}? | eat for lunch, wear
+ tomorrow, read on the train, bake this weekend, plant in spring, do on a rainy day, watch with the children, draw, write
+ about, pack for the beach, say in a toast, buy with 50 euros, learn next, drink with fish, give up for Lent, put in a salad,
+ bring to a party, visit first in Rome, ask in an interview, sing at a wedding, collect, study after school, wear in the rain,
+ cook with beans, name a goldfish, do about spiders, paint on a wall, order in a Greek restaurant
+What should I call my {}? / What is a good name for my {}? / Suggest a name for my {}. / How should I name my {}? | parrot,
+ goldfish, band, blog, novel, hamster, horse, cafe, robot, houseplant, podcast, quiz team, rabbit, tractor, puppy, boat, new
+ company, baby girl, song, garden
+How do I {}? / How can I {}? / What's the best way to {}? / Can you help me to {}? | clean my shoes, train my dog, wash my car,
+ water my plants, tune my guitar, fix my bike, get my cat to sleep, tidy my room, charge my phone faster, back up my laptop,
+ find my keys, improve my handwriting, teach my son to swim, get my daughter to eat vegetables, thank my teacher, calm my
+ baby, remember my password, choose my major, change my name, find out my star sign, check my phone number, look up my flight,
+ plan my birthday, decorate my bedroom, shorten my commute, learn my lines, save my salary, insure my boat, sell my house,
+ ask my neighbour for quiet, write my will, move my piano
+I'm {}. What can I do? / I am {}. What should I do? / What helps when I'm {}? | bored, tired, cold, nervous, thirsty, ill, lost,
+ late, angry, sleepy, lonely, new in town, in love, out of milk, stuck in traffic, afraid of flying
 """
 _PEOPLE = w.word_list(
     """Napoleon, Mozart, Marie Curie, Isaac Newton, Cleopatra, Charles Darwin, Frida Kahlo, Julius Caesar, Queen Victoria,
@@ -152,7 +168,8 @@ _ABOUT_OWNERS = (
     *("How do I write a thank-you card to my {}?", "Should I lend my {} money?", "What can I talk about with my {}?"),
 )
 _YOURS = ("What is your {}?", "What's your {}?", "Tell me your {}.", "Can you tell me your {}?", "Do you have {a} {}?")
-_SPARED_YOURS = {"name", "favourite colour", "age", "real age"}
+_SPARED_YOURS = {"noun:name", "noun:favourite colour", "noun:age", "noun:real age", "verb:live in"}
+_TURNED = {"my": "your", "I": "you", "am": "are", "was": "were", "me": "you"}
 
 
 @cache
@@ -167,8 +184,20 @@ def _rows() -> tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]:
 
 
 @cache
-def _yours() -> tuple[str, ...]:
-    return tuple(base.row[0] for base in bases("train") if base.family == "noun" and base.row[0] not in _SPARED_YOURS)
+def _yours() -> tuple[Base, ...]:
+    return tuple(base for base in bases("train") if base.id not in _SPARED_YOURS)
+
+
+def _asked_of_you(rng: Random) -> str:
+    """What users ask about themselves, asked of the assistant."""
+    base = rng.choice(_yours())
+    if base.family == "noun":
+        thing = base.row[0]
+        return rng.choice(_YOURS).replace("{a}", article(thing)).format(thing)
+    direct = rng.choice(attribute(base).asks["train"][: 3 if base.family == "called" else 1]).direct
+    mine = "my" not in direct.split()  # "when was I born", but "when was my house built"
+    words = [word if word == "was" and not mine else _TURNED.get(word, word) for word in direct.split()]
+    return capital(" ".join(words)) + "?"
 
 
 def general_questions(rng: Random, count: int, split: str = "train") -> list[str]:
@@ -191,8 +220,7 @@ def general_questions(rng: Random, count: int, split: str = "train") -> list[str
 
 def _question(rng: Random) -> str:
     if rng.random() < YOURS_SHARE:
-        thing = rng.choice(_yours())
-        question = rng.choice(_YOURS).replace("{a}", article(thing)).format(thing)
+        question = _asked_of_you(rng)
     else:
         wordings, things = rng.choice(_rows())
         question = rng.choice(wordings).format(rng.choice(things))

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from ..addressing import SAME_KEY
 from ..memory import GRUMemoryWithDecay, Prepared
 from ..scan import ScanInputs
 from .rows import Batch
@@ -109,6 +110,32 @@ def address_loss(inputs: ScanInputs, batch: Batch) -> Tensor:
     return -torch.log(share.clamp_min(1e-9)).mean() if len(share) else share.sum()
 
 
+def apart_loss(memory: GRUMemoryWithDecay, prepared: Prepared, batch: Batch) -> Tensor:
+    """A question finds the key of its own answer among those of everybody else's: -log of its share of a read that has the slots of
+    all other rows to choose from as well.
+
+    Rows tell a dozen facts, which is soon learned; a batch tells a hundred. Keys that would pass for a correction of the right one
+    are left out: other rows tell other values of the same attribute.
+    """
+    told, asks = (batch.told > 0) & batch.mask, (batch.asked > 0) & batch.mask
+    if memory.addressing != "content" or not asks.any():
+        return prepared.inputs.values.new_zeros(())
+    keys, asked = prepared.inputs.values[..., memory.value_size :][told], prepared.signature[asks].to(memory.state_dtype)
+    (row, at), (asked_row, asked_at) = told.nonzero().unbind(1), asks.nonzero().unbind(1)
+    own = asked_row[:, None] == row
+    right = own & (batch.asked[asks][:, None] == batch.told[told]) & (at < asked_at[:, None])  # (A, M)
+    logits = memory.sharpness * torch.einsum("anf,mnf->am", asked, keys)
+    with torch.no_grad():
+        flat = F.normalize(keys.flatten(1), dim=-1)
+        which = right.int().argmax(dim=1)
+        alike = (flat[which] @ flat.t()) > SAME_KEY[0]
+    counted = right | (~own & ~alike)
+    there = right.any(dim=1)
+    every = logits.masked_fill(~counted, -torch.inf)[there].logsumexp(dim=1)
+    mine = logits.masked_fill(~right, -torch.inf)[there].logsumexp(dim=1)
+    return (every - mine).mean() if len(mine) else logits.sum() * 0
+
+
 def write_loss(told: Tensor, batch: Batch) -> Tensor:
     """What was told is written, the rest is not: cross-entropy of `Prepared.told` over all tokens.
 
@@ -154,6 +181,7 @@ def compute_loss(
     speech_weight: float = 0.0,
     margin: float = 0.0,
     opening_weight: float = 1.0,
+    apart_weight: float = 0.0,
 ) -> LossReport:
     """Cross-entropy on answers, plus `base_weight` times KL(base || memory) on turns that must stay as they were, plus
     `address_weight` times `address_loss`, `write_weight` times `write_loss` and `speech_weight` times `speech_loss`.
@@ -195,7 +223,8 @@ def compute_loss(
         + base_weight * base_kl
         + address_weight * addressing
         + write_weight * writing
-        + speech_weight * speech_loss(memory, prepared, reads, batch),
+        + speech_weight * speech_loss(memory, prepared, reads, batch)
+        + (apart_weight * apart_loss(memory, prepared, batch) if apart_weight else 0.0),
         answer_loss.item(),
         base_kl.item(),
         addressing.item(),

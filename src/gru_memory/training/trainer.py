@@ -53,6 +53,9 @@ class TrainingConfig:
     )
     base_weight: float = field(default=1.5, metadata={"help": "weight of staying close to the base model"})
     address_weight: float = field(default=1.0, metadata={"help": "weight of reading where the answer was written"})
+    apart_weight: float = field(
+        default=0.0, metadata={"help": "weight of finding an answer among those of all other sessions of a step, too"}
+    )
     write_weight: float = field(default=1.0, metadata={"help": "weight of writing what is told and nothing else"})
     speech_weight: float = field(
         default=0.3, metadata={"help": "weight of speaking at values asked for and nowhere else"}
@@ -178,6 +181,7 @@ class MemoryTrainer:
             speech_weight=config.speech_weight,
             margin=config.margin,
             opening_weight=config.opening_weight,
+            apart_weight=config.apart_weight,
         )
 
     @torch.no_grad()
