@@ -64,8 +64,10 @@ def run(out: Path, arguments: argparse.Namespace) -> None:
     request = TrainRequest(
         out=str(memory),
         model=str(base),
-        training=TrainingConfig(steps=arguments.steps, validate_every=max(1, arguments.steps // 7), floor_from=1.0),
-        memory={"num_heads": 4, "num_slots": 8} if tiny else {"key_layers": KEY_LAYERS},
+        training=TrainingConfig(
+            steps=arguments.steps, validate_every=max(1, arguments.steps // 7), floor_from=1.0, base_weight=1.5
+        ),
+        memory={"num_heads": 4, "num_slots": 8} if tiny else {"key_layers": KEY_LAYERS, "persistent_floor": 0.1},
         pool_facts=arguments.facts,
         pool_talk=max(8, arguments.facts // 8),
         replied=0,

@@ -148,6 +148,10 @@ def test_general_questions_of_training_are_wide_well_formed_and_none_that_evalua
         bare = re.sub(r"^(Quick one|Something else|Next|A different question|Just curious|Okay, next): ", "", question)
         assert p.american(bare).lower() not in asked, question
     assert not any(question.startswith("What is my ") for question in train)
+    yours = [question for question in train if re.search(r"\b(you|your)\b", question)]
+    assert len(yours) > 0.25 * len(train)
+    assert not any(re.search(r"\b(am|was) you\b|\byou (am|has|is)\b", question) for question in yours)
+    assert any(re.match(r"(Where|When|Who|Which|What) (do|did|are|were) you ", question) for question in yours)
     with pytest.raises(ValueError, match="ask for fewer than 1000000"):
         general_questions(random.Random(0), 1_000_000, "test")
 

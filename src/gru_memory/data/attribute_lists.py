@@ -223,12 +223,8 @@ office day, band practice day, training day, library day"""
         """favourite month, holiday month, busiest month, birth month, exam month, moving month, wedding
 month, least favourite month, rainiest month"""
     ),
-    ("zodiac",): word_list(
-        """star sign, zodiac sign, moon sign, rising sign"""
-    ),
-    ("age",): word_list(
-        """age, real age, retirement age, biological age"""
-    ),
+    ("zodiac",): word_list("""star sign, zodiac sign, moon sign, rising sign"""),
+    ("age",): word_list("""age, real age, retirement age, biological age"""),
     ("year",): word_list(
         """graduation year, year of birth, wedding year, retirement year, year of arrival, favourite year,
 school leaving year"""

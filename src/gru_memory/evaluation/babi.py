@@ -166,6 +166,8 @@ def train_memory(model: Any, tokenizer: Any, config: BabiConfig, work: Path, tel
         seed=config.seed,
         validate_every=75,
         warmup_steps=50,
+        base_weight=1.5,
+        apart_weight=0.0,  # stories tell the same of the same few things
     )
     request = TrainRequest(
         out=str(out),

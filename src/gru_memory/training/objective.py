@@ -120,7 +120,10 @@ def apart_loss(memory: GRUMemoryWithDecay, prepared: Prepared, batch: Batch) -> 
     told, asks = (batch.told > 0) & batch.mask, (batch.asked > 0) & batch.mask
     if memory.addressing != "content" or not asks.any():
         return prepared.inputs.values.new_zeros(())
-    keys, asked = prepared.inputs.values[..., memory.value_size :][told], prepared.signature[asks].to(memory.state_dtype)
+    keys, asked = (
+        prepared.inputs.values[..., memory.value_size :][told],
+        prepared.signature[asks].to(memory.state_dtype),
+    )
     (row, at), (asked_row, asked_at) = told.nonzero().unbind(1), asks.nonzero().unbind(1)
     own = asked_row[:, None] == row
     right = own & (batch.asked[asks][:, None] == batch.told[told]) & (at < asked_at[:, None])  # (A, M)
@@ -184,7 +187,8 @@ def compute_loss(
     apart_weight: float = 0.0,
 ) -> LossReport:
     """Cross-entropy on answers, plus `base_weight` times KL(base || memory) on turns that must stay as they were, plus
-    `address_weight` times `address_loss`, `write_weight` times `write_loss` and `speech_weight` times `speech_loss`.
+    `address_weight` times `address_loss`, `apart_weight` times `apart_loss`, `write_weight` times `write_loss` and `speech_weight`
+    times `speech_loss`.
 
     The right token of a value asked for, of a reply that says that nothing was told, and the first of every reply has to be ahead
     by `margin` nats: what comes out just ahead in training falls behind where turns between have worn the trace away, or it was

@@ -34,7 +34,7 @@ class TrainRequest:
     pool_untold: int = field(default=1500, metadata={"help": "distinct questions about things that were not told"})
     replied: int = field(default=550, metadata={"help": "turns that get the model's own reply"})
     pool_general: int = field(
-        default=1200,
+        default=1600,
         metadata={
             "help": "distinct questions about the world, with the model's own replies, on which memory stays silent"
         },
@@ -45,7 +45,7 @@ class TrainRequest:
             "help": "folder of .txt files: pages on which memory stays silent, or with --data books what it learns"
         },
     )
-    pages: int = field(default=500, metadata={"help": "pages drawn from the books on which memory stays silent"})
+    pages: int = field(default=1200, metadata={"help": "pages drawn from the books on which memory stays silent"})
     passages: int = field(default=2000, metadata={"help": "with --data books: passages drawn from them"})
     cache: str | None = field(default=None, metadata={"help": "folder for hidden states; `out`/cache if not given"})
     device: str | None = field(
@@ -85,7 +85,7 @@ def conversation_memory(num_blocks: int, **changes: Any) -> MemoryConfig:
         "signature_size": 128,
         "address_rank": 128,
         "persistent_slots": 64,
-        "persistent_floor": 0.1,
+        "persistent_floor": 0.2,
         "decay": 0.998,
         "decay_every": "turn",
         "cell": "mingru",

@@ -35,7 +35,7 @@ _LESS_DOUBT = (0.0, 2.0, 4.0, 6.0)  # shifts of the bias of trust that a validat
 class TrainingConfig:
     """How long and on what; see `MemoryTrainer`. Raises ValueError for numbers that nothing can be trained with."""
 
-    steps: int = field(default=1200, metadata={"help": "optimiser steps"})
+    steps: int = field(default=1600, metadata={"help": "optimiser steps"})
     rows: int = field(default=16, metadata={"help": "sessions in a step of three facts; more facts, fewer sessions"})
     learning_rate: float = field(default=1e-3, metadata={"help": "peak; linear warm-up, then a cosine to 2%"})
     warmup_steps: int = field(default=100, metadata={"help": "steps of warm-up"})
@@ -51,10 +51,10 @@ class TrainingConfig:
     key_dropout: float = field(
         default=0.2, metadata={"help": "share of the key layers' output dropped at every other position"}
     )
-    base_weight: float = field(default=1.5, metadata={"help": "weight of staying close to the base model"})
+    base_weight: float = field(default=2.0, metadata={"help": "weight of staying close to the base model"})
     address_weight: float = field(default=1.0, metadata={"help": "weight of reading where the answer was written"})
     apart_weight: float = field(
-        default=0.0, metadata={"help": "weight of finding an answer among those of all other sessions of a step, too"}
+        default=0.5, metadata={"help": "weight of finding an answer among what all other sessions of a step tell, too"}
     )
     write_weight: float = field(default=1.0, metadata={"help": "weight of writing what is told and nothing else"})
     speech_weight: float = field(
@@ -75,7 +75,9 @@ class TrainingConfig:
         at_least(self, 1, "rows", "max_facts", "validate_every")
         at_least(self, 0, "steps", "warmup_steps", "curriculum_steps", "max_between", "max_untold")
         at_least(self, 0, "learning_rate", "weight_decay", "clip_norm", "margin")
-        at_least(self, 0, "base_weight", "address_weight", "write_weight", "speech_weight", "opening_weight")
+        at_least(
+            self, 0, "base_weight", "address_weight", "apart_weight", "write_weight", "speech_weight", "opening_weight"
+        )
         shares(self, "keep", "key_dropout", "floor_from")
         if self.key_dropout == 1:
             raise ValueError("key_dropout is 1: nothing would be left of the key layers' output, so take less")
@@ -295,8 +297,8 @@ def check_resumable(folder: str | Path, config: TrainingConfig, about: dict) -> 
         return None
     with safe_open(path, "pt") as file:
         progress = json.loads(file.metadata()["progress"])
-    # Earlier versions kept little or nothing about it, and left no learned slot out.
-    theirs = {"floor_from": 1.0, **progress["config"], **about, **progress.get("about", {})}
+    # Earlier versions kept little or nothing about it, left no learned slot out, and told keys apart within a session alone.
+    theirs = {"floor_from": 1.0, "apart_weight": 0.0, **progress["config"], **about, **progress.get("about", {})}
     mine = {**asdict(config), **about}
     differ = {name for name in mine if mine[name] != theirs.get(name)} - {"steps"}
     if differ:
