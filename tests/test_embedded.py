@@ -247,6 +247,12 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
 
 
 def test_a_name_that_is_neither_a_folder_nor_on_the_hub_is_named(tmp_path, monkeypatch):
+    def ask(name, **kwargs):
+        raise OSError("the hub\nknows of none")
+
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(OSError, match="^there is no folder nowhere, and as the name of a model on the hub: .+"):
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", ask)
+    with pytest.raises(
+        OSError, match="^there is no folder nowhere, and as the name of a model on the hub: the hub knows of none"
+    ):
         embedded.load_model("nowhere")

@@ -6,6 +6,7 @@ from talking import talking_model, talking_tokenizer
 from tiny import assert_close, assert_same_state, memory_model
 
 from gru_memory.data import FactGenerator
+from gru_memory.data.sessions import Turn
 from gru_memory.editing import diff, forget, forget_slot, kept_share
 from gru_memory.evaluation import editing
 from gru_memory.evaluation.batched import BatchReader
@@ -192,7 +193,10 @@ def test_the_slots_of_a_turn_are_found_again_where_later_ones_went_elsewhere(tok
     model = talking_model(
         "llama", addressing="content", num_heads=1, num_slots=160, slot_size=12, address_rank=8, signature_size=6, decay=0.99
     )  # fmt: skip
-    first, second = (FactGenerator(seed, values="test").fact().tell for seed in (3, 4))
+    first, second = (
+        Turn("My boat is called Marigold.", "Noted.", value="Marigold"),
+        Turn("By the way, I live in Porto.", "Good to know.", value="Porto"),
+    )
     alone = trace(model, tokenizer, [(second.user, second.assistant)])
     both = trace(model, tokenizer, [(first.user, first.assistant), (second.user, second.assistant)])
     found = slots_of(model, tokenizer, second, both.state)

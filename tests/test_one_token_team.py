@@ -68,7 +68,7 @@ def test_teams_do_not_meet(in_team):
     wanted = [go_on({**given}) for given in inputs]
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(go_on, [{**given} for given in inputs]))
-    assert all(map(torch.equal, found, wanted))
+    assert_same(found, wanted, 1e-12)  # on a machine that is busy the last bit of a number may be another one
 
 
 def test_threads_come_and_go_between_tokens(in_team):

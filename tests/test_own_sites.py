@@ -147,7 +147,7 @@ def test_classes_and_modules_that_lack_a_method_are_refused():
     ("sites", "message"),
     (
         (("middle", "top"), r"modules of your own by site.*MemoryConfig\(sites="),  # names, as a config takes them
-        ({"input": Counting(HIDDEN)}, r"for sites \['input'\] that are not in the config's sites \('middle', 'top'\)"),
+        ({"input": Counting(HIDDEN)}, r"for sites \['input'\] that are not in config.sites \('middle', 'top'\)"),
         ({"middle": "top"}, "'middle' is given a str"),
     ),
 )

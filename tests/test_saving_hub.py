@@ -153,6 +153,9 @@ def hub(server, monkeypatch, tmp_path):
     template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(
+        "transformers.utils.hub._hf_api", None, raising=False
+    )  # made with the address of whoever asked first
     return server
 
 

@@ -50,9 +50,7 @@ def check_given(given: Any, sites: Sequence[str]) -> dict[str, nn.Module]:
             "MemoryConfig(sites=...)"
         )
     if unknown := set(given or ()) - set(sites):
-        raise ValueError(
-            f"modules were given for sites {sorted(unknown)} that are not in the config's sites {tuple(sites)}"
-        )
+        raise ValueError(f"modules were given for sites {sorted(unknown)} that are not in config.sites {tuple(sites)}")
     for site, module in (given or {}).items():
         _check_own_site(site, module)
     return given or {}
