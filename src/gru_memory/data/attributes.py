@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from . import attribute_lists as lists
+from .attribute_verbs import VERBS
 from .vocabulary import split_of
 
 PAST = "did"  # auxiliaries of a verb row; "do" is its present form
@@ -88,7 +89,7 @@ def _called_bases():
 
 
 def _verb_bases():
-    for line in lists.VERBS:
+    for line in VERBS:
         kinds, *row = (cell.strip() for cell in line.split("|"))
         subject, _, _, base, _, _, tail, _ = row
         name = " ".join(part for part in (subject, base, tail) if part).replace("{a}", "a")
