@@ -101,6 +101,8 @@ def test_the_page_shows_every_view_and_every_token(tokenizer, tmp_path):
     result = evaluate_timeline(model, tokenizer, config)
     seen = trace(model, tokenizer, TURNS)
     assert result.details["tokens"] == seen.tokens
+    shown = torch.tensor(result.details["views"]["strength"])[-1]  # (N, S)
+    assert (shown - seen.left[:, :2].sum(0)).abs().max() < 1e-3 < (1 - seen.keep).max()
     assert [row["contribution"] for row in result.rows] == sorted(
         (row["contribution"] for row in result.rows), reverse=True
     )
